@@ -1,0 +1,226 @@
+//! The `Provider` and `Instance` traits: contracts, records and errors.
+
+use async_trait::async_trait;
+use offshoot_types::{
+    Bytes, CpuCount, Generation, ImageDigest, IsolationClass, MemMib, ProviderKind, VmId, VmName,
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt::Debug, path::PathBuf, time::Duration};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+/// The byte pipe to the agent inside a VM.
+pub trait GuestIo: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestIo for T {}
+
+/// What a provider can do on this host, found by probing; never a constant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub kind: ProviderKind,
+    /// The class proven on this host, or why there is none (missing package, no permission).
+    pub isolation: Result<IsolationClass, String>,
+    /// Name and version of the VMM, e.g. `QEMU 7.2.22`.
+    pub vmm: Option<String>,
+    /// How the class was proven, or why a stronger one was not: one sentence each, for `doctor`.
+    pub notes: Vec<String>,
+    pub pause: bool,
+    pub live_snapshot: bool,
+}
+
+/// Everything needed to boot a VM once. Paths are absolute; files named here exist and were verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootPlan {
+    pub vm: VmId,
+    pub name: VmName,
+    pub generation: Generation,
+    pub image: ImageDigest,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub root: PathBuf,
+    /// qcow2 made by us; its header never comes from a guest.
+    pub data_disk: PathBuf,
+    pub memory: MemMib,
+    pub cpus: CpuCount,
+    /// `vms/<id>/g<generation>`: console log, records. Made by the caller, mode 0700.
+    pub state_dir: PathBuf,
+    /// Short directory for sockets. Made by the caller, mode 0700.
+    pub runtime_dir: PathBuf,
+    /// From VMM start to the guest agent's handshake.
+    pub boot_deadline: Duration,
+}
+
+/// What is written down to find an instance again after the daemon died. Stored before the process exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    pub provider: ProviderKind,
+    pub isolation: IsolationClass,
+    pub vm: VmId,
+    pub generation: Generation,
+    pub state_dir: PathBuf,
+    pub runtime_dir: PathBuf,
+}
+
+/// How a VMM process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// The guest powered off and the VMM left with status 0.
+    PoweredOff,
+    Code(i32),
+    Signal(i32),
+    /// The guest's kernel panicked (seen on the console), then the VMM left.
+    GuestPanic {
+        line: String,
+    },
+    /// The keeper itself is gone; the VMM died with it.
+    KeeperLost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootStep {
+    #[error("probe")]
+    Probe,
+    #[error("keeper")]
+    Keeper,
+    #[error("vmm")]
+    Vmm,
+    #[error("channel")]
+    Channel,
+    #[error("handshake")]
+    Handshake,
+}
+
+/// What was taken back after a failure, and what could not be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoReport {
+    pub undone: Vec<String>,
+    pub failed: Vec<String>,
+}
+
+/// A boot that failed: the step, the cause, and what became of what had been built.
+#[derive(Debug, thiserror::Error)]
+#[error("boot failed at {step}: {message}")]
+pub struct BootError {
+    pub step: BootStep,
+    /// Says what failed, on what, in the VMM's or guest's own words where it had some (bounded).
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// The last console lines, bounded and made printable; guest data.
+    pub console_tail: Vec<String>,
+    pub undo: UndoReport,
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    #[error("the VM's process has ended ({exit:?})")]
+    Ended { exit: Exit },
+    #[error("{operation} was not answered by the VMM within {after:?}")]
+    Timeout { operation: &'static str, after: Duration },
+    #[error("the VMM refused {operation}: {message}")]
+    Refused { operation: &'static str, message: String },
+    #[error("{operation} is not supported by provider `{provider}`")]
+    Unsupported { operation: &'static str, provider: ProviderKind },
+    #[error("{operation} failed")]
+    Io {
+        operation: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Measured, never configured, figures of a running instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub pss: Bytes,
+    pub rss: Bytes,
+    pub cpu_time: Duration,
+}
+
+/// One rung of the stop ladder that was tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopStep {
+    /// The agent was asked to sync and power off (done by the caller, who holds the channel).
+    GuestShutdown,
+    /// The VMM was asked to quit.
+    VmmQuit,
+    Term,
+    Kill,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopReport {
+    /// Each rung tried, in order, with the time it was given; the last one worked.
+    pub steps: Vec<(StopStep, Duration)>,
+    pub exit: Exit,
+}
+
+/// What a reconciling daemon found of a recorded instance.
+#[derive(Debug)]
+pub enum Adoption {
+    /// The keeper answered: it runs on, undisturbed.
+    Running(Box<dyn Instance>),
+    /// It had ended, in this way if the keeper could still tell. Nothing of it is left.
+    Ended(Option<Exit>),
+    /// No process was ever started, and none can be any more.
+    NeverStarted,
+}
+
+/// What [`Provider::reclaim`] removed and observed gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReclaimReport {
+    pub removed: Vec<String>,
+    pub failed: Vec<String>,
+}
+
+/// A kind of VMM on this host.
+///
+/// Callers: the engine's driver tasks, one VM each; calls for different VMs run concurrently. Every method may
+/// be cancelled by dropping its future; what it leaves is found again through the `InstanceRecord`, which the
+/// caller stores *before* calling `boot`.
+#[async_trait]
+pub trait Provider: Send + Sync + Debug {
+    fn kind(&self) -> ProviderKind;
+
+    /// Probes if it has not been done since the host booted, else answers from memory.
+    async fn capabilities(&self) -> Capabilities;
+
+    /// Starts a keeper and under it the VMM, and returns once the channel to the guest can be opened. The
+    /// guest's own readiness is the caller's to await (`Instance::channel`, then the handshake).
+    /// On failure everything this call made is gone, or is named in `BootError::undo.failed`.
+    async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError>;
+
+    /// Finds a recorded instance again after a daemon restart. Never signals a process it cannot prove to be
+    /// the recorded one.
+    async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError>;
+
+    /// Ends whatever is left of a recorded instance and removes its sockets and cgroup; idempotent. After it
+    /// returns without `failed` entries no process of this instance exists and none can start.
+    async fn reclaim(&self, record: &InstanceRecord) -> ReclaimReport;
+}
+
+/// A running VMM.
+#[async_trait]
+pub trait Instance: Send + Sync + Debug {
+    fn record(&self) -> &InstanceRecord;
+
+    /// The byte pipe to the guest agent. Opening it again invalidates the earlier one: bytes in flight are
+    /// lost, which the protocol's resync layer expects.
+    async fn channel(&self) -> Result<Box<dyn GuestIo>, InstanceError>;
+
+    async fn pause(&self) -> Result<(), InstanceError>;
+    async fn resume(&self) -> Result<(), InstanceError>;
+
+    /// Ends the VMM: waits `grace` for an exit already under way (the guest was asked to power off), then VMM
+    /// quit, TERM and KILL, each rung with its own deadline. Returns once the process is observed gone.
+    async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError>;
+
+    /// `Some` once the VMM has ended.
+    fn exit(&self) -> watch::Receiver<Option<Exit>>;
+
+    async fn usage(&self) -> Result<Usage, InstanceError>;
+}

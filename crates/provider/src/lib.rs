@@ -1,0 +1,16 @@
+//! What runs VMs: the seam between the engine and a virtual machine monitor.
+//!
+//! ```text
+//! engine driver --(typed)--> vm::Vm<Running|Paused> --(dyn)--> Instance --unix socket--> offshoot keeper --> VMM
+//!                                     ^                                                        (survives the daemon)
+//!                            Provider::boot / Provider::adopt
+//! ```
+//! One conformance suite (`conformance`) runs on the fake and on every real provider. Only this crate spawns
+//! host processes for VMs; the engine never names a hypervisor.
+
+pub mod instance;
+
+pub use instance::{
+    Adoption, BootError, BootPlan, BootStep, Capabilities, Exit, GuestIo, Instance, InstanceError,
+    InstanceRecord, Provider, ReclaimReport, StopReport, StopStep, UndoReport, Usage,
+};

@@ -1,0 +1,109 @@
+//! Stable error codes. Each has one page in `docs/errors/`, one HTTP status and one exit code.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:literal, $exit:literal, $retryable:literal;)*) => {
+        /// A stable code, the same in every transport.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum ErrorCode { $($(#[$doc])* #[serde(rename = $text)] $variant,)* }
+        impl ErrorCode {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            pub const fn as_str(self) -> &'static str { match self { $(Self::$variant => $text,)* } }
+            /// HTTP status of the JSON API.
+            pub const fn http_status(self) -> u16 { match self { $(Self::$variant => $status,)* } }
+            /// Exit code of the CLI (`run` and `exec` use 124 and 125 instead).
+            pub const fn exit_code(self) -> u8 { match self { $(Self::$variant => $exit,)* } }
+            /// Whether the same request may succeed later without anyone changing it.
+            pub const fn retryable(self) -> bool { match self { $(Self::$variant => $retryable,)* } }
+        }
+    };
+}
+
+codes! {
+    /// The request is malformed or names an impossible value.
+    InvalidArgument = "invalid_argument", 400, 2, false;
+    /// No such VM, operation, image or exec.
+    NotFound = "not_found", 404, 3, false;
+    /// The name is taken.
+    AlreadyExists = "already_exists", 409, 4, false;
+    /// The VM's state does not allow the verb.
+    WrongState = "wrong_state", 409, 4, false;
+    /// The VM moved on since the handle was made.
+    StaleGeneration = "stale_generation", 409, 4, false;
+    /// Another daemon or operation holds it.
+    Busy = "busy", 409, 4, true;
+    /// Policy said no.
+    Denied = "denied", 403, 5, false;
+    /// A deadline passed.
+    Timeout = "timeout", 504, 6, true;
+    /// Memory, disk, VM count or another ledger is exhausted.
+    NoResource = "no_resource", 507, 7, true;
+    /// The host cannot do this: a missing program, permission or proven isolation class.
+    Unavailable = "unavailable", 503, 8, false;
+    /// The VMM failed.
+    Backend = "backend", 502, 8, true;
+    /// The image is missing parts, or they do not match their digests.
+    Image = "image", 502, 8, false;
+    /// The guest does not answer, or answers nonsense.
+    Guest = "guest", 502, 8, true;
+    /// Not built yet, or not possible with this provider.
+    Unsupported = "unsupported", 501, 8, false;
+    /// The caller or a signal ended it.
+    Interrupted = "interrupted", 499, 130, true;
+    /// A defect of ours. Please report it.
+    Internal = "internal", 500, 8, false;
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A failure as it is stored, sent and printed. `message` and `hint` are for callers; `cause` is the chain of
+/// underlying errors, already free of secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub code: ErrorCode,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), cause: None, hint: None }
+    }
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// Records the chain of `error` and its sources, outermost first.
+    pub fn caused_by(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
+        let chain: Vec<String> =
+            std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect();
+        self.cause = Some(chain.join(": "));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ErrorCode;
+    use std::collections::HashSet;
+
+    #[test]
+    fn codes_are_unique_and_serialise_as_their_text() {
+        let texts: HashSet<_> = ErrorCode::ALL.iter().map(|c| c.as_str()).collect();
+        assert_eq!(texts.len(), ErrorCode::ALL.len());
+        for code in ErrorCode::ALL {
+            assert_eq!(serde_json::to_string(code).unwrap(), format!("\"{code}\""));
+            assert!((400..600).contains(&code.http_status()), "{code}");
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! What a VM is to be. A `VmSpec` that exists is valid; defaults that depend on the image (memory) are filled
+//! in before it is made, so every layer sees the same numbers.
+
+use crate::{
+    CpuCount, DiskMib, ImageDigest, ImageRef, IsolationClass, Labels, MemMib, ProviderChoice, VmName,
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    pub name: VmName,
+    /// As asked for; the digest below is what the VM is bound to.
+    pub image: ImageRef,
+    pub image_digest: ImageDigest,
+    pub provider: ProviderChoice,
+    /// Creation fails rather than run anything weaker than this.
+    pub min_isolation: Option<IsolationClass>,
+    pub memory: MemMib,
+    pub cpus: CpuCount,
+    pub disk: DiskMib,
+    pub lifetime: Lifetime,
+    pub labels: Labels,
+}
+
+/// How long a VM is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lifetime {
+    /// Until somebody destroys it.
+    #[default]
+    Kept,
+    /// Belongs to one request (`offshoot run`): destroyed when that request ends, however it ends, the death
+    /// of caller or daemon included.
+    Request,
+}
