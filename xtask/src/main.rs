@@ -1,1 +1,63 @@
-fn main() {}
+//! The project's commands: everything CI does, anyone can do with one `cargo xtask` verb.
+
+mod artifacts;
+mod bench;
+mod check;
+mod demo;
+mod openapi;
+mod packages;
+mod run;
+mod soak;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, show, test and measure Offshoot")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Do all set-up, then run Python, JavaScript and bash in fresh micro-VMs.
+    Demo(demo::Args),
+    /// Build a complete `target/release/offshoot` (guest agent included).
+    Build,
+    /// Do all set-up, then run every test, real VMs included.
+    Test(test::Args),
+    /// Formatting, lints, repository rules, OpenAPI document: what CI checks besides the tests.
+    Check,
+    /// Measure, print a table and write JSON.
+    Bench(bench::Args),
+    /// Run random operations and kills against real VMs for a long time, checking invariants.
+    Soak(soak::Args),
+    /// Build a guest image (`base` unless named).
+    Image { name: Option<String> },
+    /// Write `openapi/v1.json` from the code.
+    Openapi,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().verb {
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Build => {
+            packages::ensure_build()?;
+            let built = artifacts::build()?;
+            println!("{}", built.offshoot.display());
+            Ok(())
+        }
+        Verb::Test(args) => test::run(&args),
+        Verb::Check => check::run(),
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Soak(args) => soak::run(&args),
+        Verb::Image { name } => {
+            packages::ensure()?;
+            let built = artifacts::build()?;
+            artifacts::image(&built, name.as_deref().unwrap_or("base"))
+        }
+        Verb::Openapi => openapi::write(),
+    }
+}

@@ -1,0 +1,42 @@
+//! `cargo xtask bench`: measures on this machine, prints a table, writes JSON.
+
+use crate::{artifacts, packages, run};
+use anyhow::Result;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only measurements whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Fewer samples, for a quick look; the record says so.
+    #[arg(long)]
+    quick: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    packages::ensure()?;
+    let built = artifacts::build()?;
+    artifacts::image(&built, "base")?;
+    run::checked(run::cargo().args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "offshoot-testkit",
+        "--bin",
+        "bench",
+    ]))?;
+    let mut bench = std::process::Command::new(run::target_dir().join("release/bench"));
+    bench
+        .env("OFFSHOOT_BIN", &built.offshoot)
+        .args(["--guest", &built.guest.display().to_string()])
+        .args(["--revision", &artifacts::revision()?])
+        .args(["--out", &run::root().join("bench-results").display().to_string()]);
+    if let Some(only) = &args.only {
+        bench.args(["--only", only]);
+    }
+    if args.quick {
+        bench.arg("--quick");
+    }
+    run::checked(&mut bench)
+}

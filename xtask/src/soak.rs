@@ -1,0 +1,34 @@
+//! `cargo xtask soak`: the heavy tests, for as long as asked.
+
+use crate::{artifacts, packages, run};
+use anyhow::Result;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// How long each soak runs, in minutes.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    packages::ensure()?;
+    let built = artifacts::build()?;
+    artifacts::image(&built, "base")?;
+    run::checked(
+        run::cargo()
+            .args([
+                "nextest",
+                "run",
+                "--profile",
+                "soak",
+                "--package",
+                "offshoot-testkit",
+                "--locked",
+                "-E",
+                "test(heavy_soak)",
+            ])
+            .env("OFFSHOOT_BIN", &built.offshoot)
+            .env("OFFSHOOT_GUEST_BIN", &built.guest)
+            .env("OFFSHOOT_SOAK_SECONDS", (args.minutes * 60).to_string()),
+    )
+}
