@@ -1,0 +1,71 @@
+//! What a permit is made of. Both types have private fields and no public constructor, and `Authorized` is
+//! neither `Clone` nor `Deserialize`: one decision, one use.
+
+use crate::{PolicyRevision, RuleId};
+use offshoot_types::{Action, Actor, Generation, VmId};
+
+/// A `T` that policy permitted, with the evidence. Minted by [`crate::Policy::decide`] alone.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a permit that is not carried out was asked for in vain"]
+pub struct Authorized<T> {
+    inner: T,
+    grant: Grant,
+}
+
+impl<T> Authorized<T> {
+    pub(crate) const fn mint(inner: T, grant: Grant) -> Self {
+        Self { inner, grant }
+    }
+    pub const fn get(&self) -> &T {
+        &self.inner
+    }
+    pub const fn grant(&self) -> &Grant {
+        &self.grant
+    }
+    /// Takes the permit apart to carry it out. The parts cannot be put together again.
+    pub fn into_parts(self) -> (T, Grant) {
+        (self.inner, self.grant)
+    }
+}
+
+/// The evidence of a permit: who, what, by which rules, and on which state of the VM it was judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    actor: Actor,
+    action: Action,
+    revision: PolicyRevision,
+    rules: Vec<RuleId>,
+    judged: Option<(VmId, Generation)>,
+}
+
+impl Grant {
+    pub(crate) const fn new(
+        actor: Actor,
+        action: Action,
+        revision: PolicyRevision,
+        rules: Vec<RuleId>,
+        judged: Option<(VmId, Generation)>,
+    ) -> Self {
+        Self { actor, action, revision, rules, judged }
+    }
+    pub const fn actor(&self) -> &Actor {
+        &self.actor
+    }
+    pub const fn action(&self) -> Action {
+        self.action
+    }
+    pub const fn revision(&self) -> &PolicyRevision {
+        &self.revision
+    }
+    pub fn rules(&self) -> &[RuleId] {
+        &self.rules
+    }
+    /// The VM the decision was about; `None` for commands that name no existing VM.
+    pub fn vm(&self) -> Option<VmId> {
+        self.judged.map(|(vm, _)| vm)
+    }
+    /// The generation of that VM when it was judged. If it has moved on since, ask again before acting.
+    pub fn generation(&self) -> Option<Generation> {
+        self.judged.map(|(_, generation)| generation)
+    }
+}

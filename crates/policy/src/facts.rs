@@ -1,0 +1,36 @@
+//! What a decision may rest on besides actor and command. Gathered by the caller just before it asks.
+
+use offshoot_types::{Command, Generation, Labels, Owner, Target, VmId, VmName, VmRef, VmStateName};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The VM the command names; `None` if it names none, or none that exists.
+    pub vm: Option<VmFacts>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmFacts {
+    pub id: VmId,
+    pub name: VmName,
+    pub owner: Owner,
+    pub labels: Labels,
+    pub state: VmStateName,
+    pub generation: Generation,
+}
+
+impl Facts {
+    pub const NONE: Self = Self { vm: None };
+
+    /// Whether these facts can be about what `command` acts on. Judging one VM by the facts of another would
+    /// let a foreign VM through, so a mismatch is denied before any rule is asked.
+    pub(crate) fn are_about(&self, command: &Command) -> bool {
+        match (&self.vm, command.target()) {
+            (Some(vm), Target::Vm(VmRef::Id(id))) => vm.id == id,
+            (Some(vm), Target::Vm(VmRef::Name(name))) => vm.name == name,
+            // An operation belongs to some VM, which only the caller can look up.
+            (Some(_), Target::Operation(_)) => true,
+            (Some(_), Target::NewVm(_) | Target::Image(_) | Target::Daemon) => false,
+            (None, _) => true,
+        }
+    }
+}
