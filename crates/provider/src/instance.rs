@@ -37,8 +37,9 @@ pub struct BootPlan {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub root: PathBuf,
-    /// qcow2 made by us; its header never comes from a guest.
+    /// qcow2 made by [`crate::disk::create_overlay`]; its header never comes from a guest.
     pub data_disk: PathBuf,
+    pub durability: Durability,
     pub memory: MemMib,
     pub cpus: CpuCount,
     /// `vms/<id>/g<generation>`: console log, records. Made by the caller, mode 0700.
@@ -47,6 +48,19 @@ pub struct BootPlan {
     pub runtime_dir: PathBuf,
     /// From VMM start to the guest agent's handshake.
     pub boot_deadline: Duration,
+    /// `boot` fails rather than run anything weaker than this.
+    pub min_isolation: Option<IsolationClass>,
+}
+
+/// What a guest's `fsync` on its data disk means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// It reaches the host's disk: for every VM that outlives one request.
+    #[default]
+    Flushed,
+    /// It is answered at once: for VMs that are destroyed with the request that made them.
+    Volatile,
 }
 
 /// What is written down to find an instance again after the daemon died. Stored before the process exists.
@@ -140,6 +154,17 @@ pub struct Usage {
     pub cpu_time: Duration,
 }
 
+/// What to look at when a VM misbehaves. Everything here is bounded; the console is guest data.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnostics {
+    /// The last console lines, made printable.
+    pub console_tail: Vec<String>,
+    /// The last lines the VMM itself complained with.
+    pub vmm_stderr: Vec<String>,
+    /// The limits in force on the VM's processes, and why others are not: one sentence each.
+    pub limits: Vec<String>,
+}
+
 /// One rung of the stop ladder that was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -214,6 +239,8 @@ pub trait Instance: Send + Sync + Debug {
 
     async fn pause(&self) -> Result<(), InstanceError>;
     async fn resume(&self) -> Result<(), InstanceError>;
+    /// What the VMM says, not what was last asked of it.
+    async fn is_paused(&self) -> Result<bool, InstanceError>;
 
     /// Ends the VMM: waits `grace` for an exit already under way (the guest was asked to power off), then VMM
     /// quit, TERM and KILL, each rung with its own deadline. Returns once the process is observed gone.
@@ -223,4 +250,7 @@ pub trait Instance: Send + Sync + Debug {
     fn exit(&self) -> watch::Receiver<Option<Exit>>;
 
     async fn usage(&self) -> Result<Usage, InstanceError>;
+
+    /// Also answers after the VMM has ended.
+    async fn diagnostics(&self) -> Diagnostics;
 }

@@ -8,9 +8,14 @@
 //! One conformance suite (`conformance`) runs on the fake and on every real provider. Only this crate spawns
 //! host processes for VMs; the engine never names a hypervisor.
 
+pub mod disk;
+pub mod fake;
 pub mod instance;
+pub mod keeper;
+pub mod qemu;
+pub mod vm;
 
 pub use instance::{
-    Adoption, BootError, BootPlan, BootStep, Capabilities, Exit, GuestIo, Instance, InstanceError,
-    InstanceRecord, Provider, ReclaimReport, StopReport, StopStep, UndoReport, Usage,
+    Adoption, BootError, BootPlan, BootStep, Capabilities, Diagnostics, Durability, Exit, GuestIo, Instance,
+    InstanceError, InstanceRecord, Provider, ReclaimReport, StopReport, StopStep, UndoReport, Usage,
 };
