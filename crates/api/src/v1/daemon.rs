@@ -1,0 +1,72 @@
+//! The daemon itself.
+
+use super::schema;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use utoipa::ToSchema;
+
+/// Answered from memory, without touching disk or guests: the cheapest round trip there is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Always `ok`: the socket appears only once the engine has brought record and world together.
+    pub status: String,
+    pub version: String,
+    pub pid: u32,
+}
+
+/// Also the content of `daemon.json` in the state directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Daemon {
+    pub pid: u32,
+    #[schema(schema_with = schema::timestamp)]
+    pub started: Timestamp,
+    pub mode: DaemonMode,
+    pub version: String,
+    #[schema(value_type = String)]
+    pub socket: PathBuf,
+    #[schema(value_type = String)]
+    pub state_dir: PathBuf,
+    #[schema(value_type = String)]
+    pub images_dir: PathBuf,
+    /// VMs that have a process.
+    pub running_vms: u64,
+    /// Open connections, this one included.
+    pub connections: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DaemonMode {
+    /// Started by a verb that needed one; ends by itself when idle, and yields to an explicit one.
+    Autostarted,
+    /// Started by `offshoot serve`.
+    Explicit,
+}
+
+impl DaemonMode {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Autostarted => "autostarted",
+            Self::Explicit => "explicit",
+        }
+    }
+}
+
+/// End the daemon. VMs live on unless `vms`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopDaemon {
+    /// Stop all VMs first.
+    #[serde(default)]
+    pub vms: bool,
+    /// Asked by a daemon that takes over: refused with `busy` by an explicit one.
+    #[serde(default)]
+    pub handover: bool,
+}
+
+/// The daemon ends once open requests have drained; its lock is free when it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stopping {
+    pub pid: u32,
+}

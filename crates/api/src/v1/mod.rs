@@ -1,0 +1,54 @@
+//! Version 1 of the wire format.
+//!
+//! A field may be added to an answer at any time, and to a request if leaving it out keeps its old meaning;
+//! anything else is a new version beside this one.
+
+mod daemon;
+mod error;
+mod event;
+mod exec;
+mod files;
+mod frame;
+mod image;
+mod invalid;
+mod operation;
+mod run;
+mod schema;
+mod vm;
+
+pub use daemon::{Daemon, DaemonMode, Health, StopDaemon, Stopping};
+pub use error::ErrorBody;
+pub use event::{Event, EventDetail, EventPage, EventQuery};
+pub use exec::{
+    AttachQuery, CollectRequest, ExecLimits, ExecList, ExecRequest, ExecResult, ExecSummary, ExitStatus,
+    NewCollect, Output, PtySize, Stream,
+};
+pub use files::{
+    DirectoryEntry, DirectoryList, FileKind, FileStat, ListQuery, MakeDirectory, ReadQuery, RemoveFile,
+    RenameFile, SetMode, StatQuery, Symlink, WriteQuery, absolute_path,
+};
+pub use frame::{
+    ClientMessage, Durations, Ended, InvalidFrame, Lost, ProgressState, ServerMessage, Started, StepProgress,
+    decode_output, decode_stdin, encode_output, encode_stdin,
+};
+pub use image::{Image, ImageFile, ImageList, ImageVerified};
+pub use invalid::InvalidField;
+pub use operation::{Operation, OperationList, OperationQuery, OperationStateName, OutcomeName, Problem};
+pub use run::{NewRun, RunRequest};
+pub use vm::{
+    Change, Changed, CreateVm, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_GRACE, DestroyQuery, Guest, GuestHealth,
+    NewVm, TcpQuery, Usage, Vm, VmFailure, VmList, VmSettings, WaitOutcome, WaitQuery,
+};
+
+/// Longest a request may make the server wait; callers that want to wait longer ask again.
+pub const MAX_WAIT_MS: u64 = 60_000;
+/// Largest JSON body of a request, and largest text frame of a WebSocket.
+pub const MAX_JSON: usize = 1024 * 1024;
+/// Largest binary frame of a WebSocket, its leading byte included.
+pub const MAX_FRAME: usize = 256 * 1024 + 1;
+/// Text frame that ends one direction of a TCP stream; its bytes are binary frames.
+pub const TCP_END: &str = "end";
+/// Header that carries the request id, on every response.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Header of a file download: the file's `FileStat` as JSON.
+pub const FILE_STAT_HEADER: &str = "x-offshoot-file-stat";
