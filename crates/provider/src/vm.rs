@@ -14,7 +14,7 @@
 //! handle back unchanged together with the error, because the VM is still what it was.
 
 use crate::{Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, StopReport, Usage};
-use std::{fmt, marker::PhantomData, time::Duration};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 mod sealed {
@@ -43,7 +43,7 @@ impl State for Paused {
 
 /// A live VM in state `S`.
 pub struct Vm<S: State> {
-    instance: Box<dyn Instance>,
+    instance: Arc<dyn Instance>,
     state: PhantomData<fn() -> S>,
 }
 
@@ -57,8 +57,13 @@ impl<S: State> fmt::Debug for Vm<S> {
 }
 
 impl<S: State> Vm<S> {
-    fn assume(instance: Box<dyn Instance>) -> Self {
+    fn assume(instance: Arc<dyn Instance>) -> Self {
         Self { instance, state: PhantomData }
+    }
+
+    /// Opens channels to the guest while the handle is elsewhere; valid as long as the VMM lives.
+    pub fn dialer(&self) -> Dialer {
+        Dialer { instance: self.instance.clone() }
     }
 
     pub fn record(&self) -> &InstanceRecord {
@@ -90,7 +95,7 @@ impl<S: State> Vm<S> {
 impl Vm<Running> {
     /// For an instance as `Provider::boot` returns it.
     pub fn booted(instance: Box<dyn Instance>) -> Self {
-        Self::assume(instance)
+        Self::assume(instance.into())
     }
 
     /// A new channel to the guest agent; see [`Instance::channel`].
@@ -115,6 +120,35 @@ impl Vm<Paused> {
     }
 }
 
+/// The way to a guest for whoever keeps the connection to it, without the power to change the VM's state.
+#[derive(Clone)]
+pub struct Dialer {
+    instance: Arc<dyn Instance>,
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dialer").field(&self.instance.record().vm).finish()
+    }
+}
+
+impl Dialer {
+    /// A new channel to the guest agent; see [`Instance::channel`]. While the VM is paused nobody answers on it.
+    pub async fn channel(&self) -> Result<Box<dyn GuestIo>, InstanceError> {
+        self.instance.channel().await
+    }
+
+    /// `Some` once the VMM has ended.
+    pub fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.instance.exit()
+    }
+
+    /// Reads figures only; works in any state.
+    pub async fn usage(&self) -> Result<Usage, InstanceError> {
+        self.instance.usage().await
+    }
+}
+
 /// An adopted VM, in the state its VMM says it is in.
 #[derive(Debug)]
 pub enum Adopted {
@@ -126,8 +160,8 @@ impl Adopted {
     /// For an instance as `Provider::adopt` returns it.
     pub async fn observe(instance: Box<dyn Instance>) -> Result<Self, (Box<dyn Instance>, InstanceError)> {
         match instance.is_paused().await {
-            Ok(true) => Ok(Self::Paused(Vm::assume(instance))),
-            Ok(false) => Ok(Self::Running(Vm::assume(instance))),
+            Ok(true) => Ok(Self::Paused(Vm::assume(instance.into()))),
+            Ok(false) => Ok(Self::Running(Vm::assume(instance.into()))),
             Err(error) => Err((instance, error)),
         }
     }
