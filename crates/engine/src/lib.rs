@@ -1,1 +1,42 @@
-//! placeholder
+//! The engine: one host's VMs, from request to observed effect.
+//!
+//! ```text
+//!                       Engine (handle)                     the only way in: Authorized<Command>
+//!                          |  journal first (store)
+//!                          v
+//!   Manager: names, ledger, one queue per VM                synchronous, behind one short lock
+//!      |            |            |
+//!   Driver a     Driver b     Driver c                      one task per VM, the only writer of its row
+//!      |  admission -> saga (steps, undo) -> provider, guest link
+//!      v
+//!   store (row + event + audit in one transaction) -> watch (views) -> callers wait by generation
+//! ```
+//! Start reconciles record and world; the reaper destroys what nobody wants; shutdown drains and leaves VMs
+//! running with their keepers. This crate knows no HTTP, no hypervisor and no SQL.
+
+mod admission;
+mod console;
+mod engine;
+mod error;
+mod images;
+mod ledger;
+mod options;
+mod request_vm;
+mod saga;
+mod session;
+mod state_dir;
+mod tasks;
+mod trace;
+mod view;
+
+pub use console::{Console, Follow};
+pub use engine::{AttachFrom, Engine, OnShutdown, OperationPage, ShutdownReport, VmCondition};
+pub use error::StartError;
+pub use images::{BootFiles, Images};
+pub use options::{Clock, Deadlines, Limits, Options};
+pub use request_vm::RequestVm;
+pub use saga::{Checkpoint, Checkpoints, Fault, Phase};
+pub use session::{ExecEnd, ExecEvent, ExecEvents, ExecInput, ExecSession, OnDrop, OutputStream, SessionClosed};
+pub use state_dir::{LockError, StateDirLock};
+pub use trace::TraceEvent;
+pub use view::{Census, ExecState, ExecView, GuestHealth, GuestView, ProviderView, VmView};

@@ -1,0 +1,100 @@
+//! What an engine is made from. Everything ambient (clock, paths, providers) is handed in here.
+
+use crate::{Images, saga::Checkpoints};
+use jiff::Timestamp;
+use offshoot_policy::Policy;
+use offshoot_provider::Provider;
+use offshoot_types::{Bytes, MemMib, NodeName};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+/// Everything [`Engine::start`](crate::Engine::start) needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Short directory for sockets, private to this state directory; made (0700) if it is not there.
+    pub runtime_dir: PathBuf,
+    /// Usually a [`StoredImages`](crate::StoredImages).
+    pub images: Arc<dyn Images>,
+    /// In order of preference among equal isolation classes. A provider that is not listed cannot be named.
+    pub providers: Vec<Arc<dyn Provider>>,
+    /// Asked again when a VM has moved since a command was judged.
+    pub policy: Policy,
+    pub limits: Limits,
+    pub deadlines: Deadlines,
+    pub clock: Clock,
+    pub node: NodeName,
+    /// Where a test may stop the engine between two lines; does nothing by default.
+    pub checkpoints: Checkpoints,
+}
+
+/// What all VMs together may take. `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// VMs that exist, those still being created included.
+    pub max_vms: Option<u32>,
+    /// Sum of the memory of VMs that have, or are about to have, a process.
+    pub memory: Option<Bytes>,
+    /// Sum of the data disks of all VMs at their full size.
+    pub disk: Option<Bytes>,
+    /// Largest memory of one VM; guards against an absurd request on an unlimited host.
+    pub memory_per_vm: Option<MemMib>,
+}
+
+/// How long each change may take before it is given up and undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Reserving, directories and the data disk.
+    pub create: Duration,
+    /// From the start of the VMM to the guest agent's handshake.
+    pub boot: Duration,
+    /// Checks and bookkeeping around a boot.
+    pub start_overhead: Duration,
+    /// Beyond the caller's grace: VMM quit, TERM, KILL and their observation.
+    pub stop: Duration,
+    pub destroy: Duration,
+    pub pause: Duration,
+    /// One attempt to reach the guest again after its channel was lost.
+    pub reconnect: Duration,
+    /// How long a silent guest may overrun an exec's timeout before the host gives it up.
+    pub exec_backstop: Duration,
+    /// How long [`Engine::shutdown`](crate::Engine::shutdown) waits for running operations.
+    pub drain: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            create: Duration::from_secs(60),
+            boot: Duration::from_secs(60),
+            start_overhead: Duration::from_secs(30),
+            stop: Duration::from_secs(15),
+            destroy: Duration::from_secs(30),
+            pause: Duration::from_secs(10),
+            reconnect: Duration::from_secs(10),
+            exec_backstop: Duration::from_secs(1),
+            drain: Duration::from_secs(20),
+        }
+    }
+}
+
+/// The wall clock, as a parameter: tests set their own.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(Timestamp::now)
+    }
+}
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Clock").field(&self.now()).finish()
+    }
+}

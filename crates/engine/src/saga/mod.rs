@@ -1,0 +1,259 @@
+//! Changes of several steps, written as tables: name, act, undo.
+//!
+//! ```text
+//!          journal step i        act i            journal step i+1 ...               outcome
+//! ---------------o-----------------o------------------o--------------------------------o---->
+//!                        | fails, is cancelled, or the deadline passes
+//!                        v
+//!                 undo i, undo i-1, ..., undo 0        each bounded in time; a failed undo is
+//!                                                      reported and does not stop the others
+//!
+//! after a crash at step i:   OnCrash::Undo      undo i ... undo 0            create, start
+//!                            OnCrash::Complete  act i, act i+1, ...          stop, restart, destroy, pause, resume
+//! ```
+//! Every act and every undo is idempotent, and an undo works on a step that was done in part or not at all:
+//! after a crash nobody can tell. Acts may be dropped at any await; what they leave, their undo finds again
+//! through the VM's row, its instance record and the fixed layout of directories.
+
+mod checkpoint;
+pub(crate) mod create;
+pub(crate) mod destroy;
+pub(crate) mod pause;
+pub(crate) mod start;
+pub(crate) mod stop;
+
+pub use checkpoint::{Checkpoint, Checkpoints, Fault, Phase};
+
+use crate::machine::Machine;
+use crate::trace::TraceEvent;
+use futures::future::BoxFuture;
+use offshoot_provider::UndoReport;
+use offshoot_types::{Actor, ErrorCode, Failure, OperationId, OperationKind};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long one undo may take before the next one is tried.
+const UNDO_DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) type StepFuture<'a> = BoxFuture<'a, Result<(), Failure>>;
+pub(crate) type StepFn = for<'a> fn(&'a mut Machine, &'a Change) -> StepFuture<'a>;
+
+pub(crate) struct Step {
+    pub name: &'static str,
+    pub act: StepFn,
+    pub undo: Undo,
+}
+
+pub(crate) enum Undo {
+    Run(StepFn),
+    /// Why there is nothing to take back.
+    Nothing(&'static str),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnCrash {
+    Undo,
+    Complete,
+}
+
+pub(crate) struct Saga {
+    pub kind: OperationKind,
+    pub steps: &'static [&'static [Step]],
+    pub on_crash: OnCrash,
+}
+
+/// One request being carried out.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    pub operation: OperationId,
+    pub kind: OperationKind,
+    pub actor: Actor,
+    /// Goes into the event of every move this change makes.
+    pub reason: String,
+    /// For stop and restart: how long the guest may take to power off.
+    pub grace: Duration,
+    pub deadline: Instant,
+}
+
+/// A saga that did not reach its end: the step and cause, and what became of the steps before it.
+#[derive(Debug)]
+pub(crate) struct Unwound {
+    pub step: &'static str,
+    pub failure: Failure,
+    pub undo: UndoReport,
+}
+
+impl Saga {
+    pub fn steps(&self) -> impl DoubleEndedIterator<Item = &'static Step> {
+        self.steps.iter().flat_map(|part| part.iter())
+    }
+
+    fn position(&self, step: &str) -> Option<usize> {
+        self.steps().position(|s| s.name == step)
+    }
+
+    /// Carries out all steps, or takes back those begun. Cancelling makes it unwind at once; the future itself
+    /// must be polled to its end, or the daemon's next start has to finish it.
+    pub async fn run(
+        &self,
+        machine: &mut Machine,
+        change: &Change,
+        cancel: &CancellationToken,
+    ) -> Result<(), Unwound> {
+        self.run_from(0, machine, change, cancel).await
+    }
+
+    /// Goes on with step `step` of a run that was cut off, or from the start if it is not known.
+    pub async fn resume(
+        &self,
+        step: Option<&str>,
+        machine: &mut Machine,
+        change: &Change,
+        cancel: &CancellationToken,
+    ) -> Result<(), Unwound> {
+        let first = step.and_then(|step| self.position(step)).unwrap_or(0);
+        self.run_from(first, machine, change, cancel).await
+    }
+
+    async fn run_from(
+        &self,
+        first: usize,
+        machine: &mut Machine,
+        change: &Change,
+        cancel: &CancellationToken,
+    ) -> Result<(), Unwound> {
+        for (index, step) in self.steps().enumerate().skip(first) {
+            if let Err(failure) = self.perform(step, machine, change, cancel).await {
+                let (saga, error) = (self.name(), failure.message.as_str());
+                TraceEvent::StepFailed { saga, step: step.name, error }.emit(&machine.scope(change));
+                let undo = self.unwind(index, machine, change).await;
+                return Err(Unwound { step: step.name, failure, undo });
+            }
+        }
+        Ok(())
+    }
+
+    async fn perform(
+        &self,
+        step: &'static Step,
+        machine: &mut Machine,
+        change: &Change,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        TraceEvent::StepStarted { saga: self.name(), step: step.name }.emit(&machine.scope(change));
+        let vm = machine.name().clone();
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(cancelled(self.name(), &vm)),
+            () = tokio::time::sleep_until(change.deadline) => Err(timed_out(self.name(), step.name, &vm)),
+            done = self.act(step, machine, change) => done,
+        }
+    }
+
+    async fn act(&self, step: &'static Step, machine: &mut Machine, change: &Change) -> Result<(), Failure> {
+        let checkpoints = machine.checkpoints();
+        let at = |phase| checkpoints.visit(Checkpoint { kind: self.kind, step: step.name, phase });
+        proceed(at(Phase::BeforeJournal).await)?;
+        machine.journal_step(change, step.name).await?;
+        proceed(at(Phase::BeforeAct).await)?;
+        (step.act)(machine, change).await?;
+        if at(Phase::AfterAct).await.repeats()? {
+            (step.act)(machine, change).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes back the steps up to and including the one named; all of them if it is not known.
+    pub async fn undo_from(&self, step: Option<&str>, machine: &mut Machine, change: &Change) -> UndoReport {
+        let last = step.and_then(|step| self.position(step));
+        let last = last.unwrap_or_else(|| self.steps().count().saturating_sub(1));
+        self.unwind(last, machine, change).await
+    }
+
+    async fn unwind(&self, last: usize, machine: &mut Machine, change: &Change) -> UndoReport {
+        let mut report = UndoReport::default();
+        let begun: Vec<&'static Step> = self.steps().take(last + 1).collect();
+        for step in begun.into_iter().rev() {
+            let Undo::Run(undo) = step.undo else { continue };
+            let undone = tokio::time::timeout(UNDO_DEADLINE, self.undo(step, undo, machine, change)).await;
+            let scope = machine.scope(change);
+            match undone {
+                Ok(Ok(())) => {
+                    TraceEvent::StepUndone { saga: self.name(), step: step.name }.emit(&scope);
+                    report.undone.push(step.name.into());
+                }
+                failed => {
+                    let error = match failed {
+                        Ok(Err(failure)) => failure.to_string(),
+                        _ => format!("not done within {UNDO_DEADLINE:?}"),
+                    };
+                    TraceEvent::UndoFailed { saga: self.name(), step: step.name, error: &error }.emit(&scope);
+                    report.failed.push(format!("{}: {error}", step.name));
+                }
+            }
+        }
+        report
+    }
+
+    async fn undo(
+        &self,
+        step: &'static Step,
+        undo: StepFn,
+        machine: &mut Machine,
+        change: &Change,
+    ) -> Result<(), Failure> {
+        let checkpoints = machine.checkpoints();
+        let at = |phase| checkpoints.visit(Checkpoint { kind: self.kind, step: step.name, phase });
+        proceed(at(Phase::BeforeUndo).await)?;
+        undo(machine, change).await?;
+        if at(Phase::AfterUndo).await.repeats()? {
+            undo(machine, change).await?;
+        }
+        Ok(())
+    }
+
+    pub fn name(&self) -> &'static str {
+        verb(self.kind)
+    }
+}
+
+/// The word for an operation in steps, reasons and messages.
+pub(crate) const fn verb(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Create => "create",
+        OperationKind::Start => "start",
+        OperationKind::Stop => "stop",
+        OperationKind::Restart => "restart",
+        OperationKind::Pause => "pause",
+        OperationKind::Resume => "resume",
+        OperationKind::Destroy => "destroy",
+        OperationKind::Exec => "exec",
+        OperationKind::WriteFiles => "write-files",
+        OperationKind::Reconcile => "reconcile",
+    }
+}
+
+impl Fault {
+    /// Whether the act is to be repeated.
+    fn repeats(self) -> Result<bool, Failure> {
+        match self {
+            Self::Continue => Ok(false),
+            Self::Repeat => Ok(true),
+            Self::Fail(failure) => Err(failure),
+        }
+    }
+}
+
+fn proceed(fault: Fault) -> Result<(), Failure> {
+    fault.repeats().map(|_| ())
+}
+
+fn cancelled(saga: &str, vm: &offshoot_types::VmName) -> Failure {
+    Failure::new(ErrorCode::Interrupted, format!("{saga} of VM `{vm}` was cancelled and taken back"))
+}
+
+fn timed_out(saga: &str, step: &str, vm: &offshoot_types::VmName) -> Failure {
+    Failure::new(ErrorCode::Timeout, format!("{saga} of VM `{vm}` ran out of time at step `{step}`"))
+        .hint(format!("`offshoot logs {vm} --console` may show why; what was begun has been taken back"))
+}

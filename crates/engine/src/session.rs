@@ -1,0 +1,165 @@
+//! The caller's end of one exec: input, and a bounded stream of events.
+//!
+//! ```text
+//! caller --ExecInput--> [bounded] --> exec pump --> guest
+//! caller <--ExecEvents-- [bounded] <-- exec pump <-- guest        (Ended or Failed is always the last event)
+//! ```
+//! A caller that reads slowly slows the process down, nothing else: the pump stops reading the guest's stream
+//! when the buffer is full, and flow control does the rest. Loss of the guest channel is repaired by the pump
+//! (reconnect, attach at the next offset) and not seen here.
+
+use bytes::Bytes;
+use offshoot_types::{ExecId, ExecStatus, Failure, OperationId, PtySize, VmId};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Events buffered between the pump and a caller; each holds at most one chunk of the guest protocol.
+pub(crate) const EVENT_DEPTH: usize = 16;
+/// Inputs buffered between a caller and the pump.
+pub(crate) const INPUT_DEPTH: usize = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    Stdout,
+    Stderr,
+}
+
+/// How a process ended, with what it used; times as measured in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExecEnd {
+    pub status: ExecStatus,
+    /// Output beyond the limit was dropped.
+    pub truncated: bool,
+    pub wall: Duration,
+    pub user: Duration,
+    pub system: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum ExecEvent {
+    Started {
+        pid: u32,
+    },
+    Output {
+        stream: OutputStream,
+        /// Bytes of this stream before `data`.
+        offset: u64,
+        data: Bytes,
+    },
+    /// This many bytes were overwritten in the guest's ring before anyone read them.
+    Lost {
+        stream: OutputStream,
+        bytes: u64,
+    },
+    /// Another caller attached and has the streams now. The last event of this session, not of the process.
+    Detached,
+    /// The last event: the process and its whole tree are gone.
+    Ended(ExecEnd),
+    /// The last event: it never ran, or how it ended cannot be known.
+    Failed(Failure),
+}
+
+#[derive(Debug)]
+pub(crate) enum Input {
+    Stdin(Bytes),
+    StdinEnd,
+    Resize(PtySize),
+    Signal(i32),
+    Kill,
+}
+
+/// What becomes of a process when the caller's session is dropped before the process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDrop {
+    /// Killed with its tree: nobody is left who wants it. The default of a session made by `exec`.
+    Kill,
+    /// Runs on, attachable by its id. The default of a session made by `attach`.
+    Detach,
+}
+
+/// The process ended or the session was taken over; nothing more can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the process has ended or the session was taken over")]
+pub struct SessionClosed;
+
+/// One process in a VM, as seen by the caller who started it or attached to it.
+#[derive(Debug)]
+pub struct ExecSession {
+    pub vm: VmId,
+    pub exec: ExecId,
+    pub operation: OperationId,
+    input: ExecInput,
+    events: ExecEvents,
+}
+
+impl ExecSession {
+    pub(crate) fn new(
+        vm: VmId,
+        exec: ExecId,
+        operation: OperationId,
+        input: mpsc::Sender<Input>,
+        events: mpsc::Receiver<ExecEvent>,
+        on_drop: tokio::sync::watch::Sender<OnDrop>,
+    ) -> Self {
+        Self { vm, exec, operation, input: ExecInput(input), events: ExecEvents { events, on_drop } }
+    }
+
+    pub fn split(self) -> (ExecInput, ExecEvents) {
+        (self.input, self.events)
+    }
+    pub fn input(&self) -> &ExecInput {
+        &self.input
+    }
+    /// `None` after the last event.
+    pub async fn next(&mut self) -> Option<ExecEvent> {
+        self.events.next().await
+    }
+    /// Lets the process run on without us; it stays attachable by its id.
+    pub fn detach(self) {
+        self.events.on_drop(OnDrop::Detach);
+    }
+}
+
+/// Sends to the process; clones share one bounded buffer.
+#[derive(Debug, Clone)]
+pub struct ExecInput(mpsc::Sender<Input>);
+
+impl ExecInput {
+    async fn send(&self, input: Input) -> Result<(), SessionClosed> {
+        self.0.send(input).await.map_err(|_| SessionClosed)
+    }
+    /// Waits while the process does not read.
+    pub async fn stdin(&self, data: Bytes) -> Result<(), SessionClosed> {
+        self.send(Input::Stdin(data)).await
+    }
+    pub async fn end_stdin(&self) -> Result<(), SessionClosed> {
+        self.send(Input::StdinEnd).await
+    }
+    pub async fn resize(&self, size: PtySize) -> Result<(), SessionClosed> {
+        self.send(Input::Resize(size)).await
+    }
+    pub async fn signal(&self, signal: i32) -> Result<(), SessionClosed> {
+        self.send(Input::Signal(signal)).await
+    }
+    /// SIGKILL to the whole tree.
+    pub async fn kill(&self) -> Result<(), SessionClosed> {
+        self.send(Input::Kill).await
+    }
+}
+
+/// Receives from the process. Dropping it decides the process's fate by [`OnDrop`].
+#[derive(Debug)]
+pub struct ExecEvents {
+    events: mpsc::Receiver<ExecEvent>,
+    on_drop: tokio::sync::watch::Sender<OnDrop>,
+}
+
+impl ExecEvents {
+    /// `None` after the last event. Cancel-safe.
+    pub async fn next(&mut self) -> Option<ExecEvent> {
+        self.events.recv().await
+    }
+    pub fn on_drop(&self, what: OnDrop) {
+        self.on_drop.send_replace(what);
+    }
+}
