@@ -1,1 +1,50 @@
-//! placeholder
+//! The durable record: VMs, operations, saga steps, instances, events and the audit chain, in one SQLite file.
+//!
+//! ```text
+//!  callers --transaction(|tx| ..)--> bounded queue --> writer thread: BEGIN
+//!     ^                                                  SAVEPOINT  job 1   (its own failure undoes only itself)
+//!     |                                                  SAVEPOINT  job 2
+//!     +------------- answered after --------------------- COMMIT + fsync, once for the whole group
+//!
+//!  callers --read(|view| ..)--> pool of read-only connections: never wait for the writer
+//! ```
+//! What a caller was told is on disk. Every change of a VM's state writes its row, an event and an audit row in
+//! one transaction. SQL exists in this crate only; [`Tx`] and [`View`] speak in domain types.
+//!
+//! The caller holds the lock that makes this process the only daemon of the state directory.
+
+mod audit;
+mod audit_chain;
+mod clock;
+mod database;
+mod error;
+mod events;
+pub mod fault;
+mod instances;
+mod ledger;
+mod migrations;
+mod moves;
+mod operations;
+mod readers;
+mod retention;
+mod row;
+mod steps;
+mod store;
+mod tx;
+mod vms;
+mod writer;
+
+pub use audit::{AuditDecision, AuditEntry, AuditRow};
+pub use audit_chain::{AuditFault, AuditHead, AuditReport, AuditVerdict};
+pub use clock::{Clock, SystemClock};
+pub use error::{OpenError, StoreError};
+pub use events::{EventPage, NewEvent};
+pub use instances::{InstanceRow, NewInstance};
+pub use ledger::{LedgerExceeded, LedgerResource, LedgerUse, Limits};
+pub use moves::Move;
+pub use operations::{Begun, Idempotency, NewOperation, OperationFilter};
+pub use retention::{Keep, Pruned, Retention};
+pub use steps::{Step, StepState};
+pub use store::{Options, Store};
+pub use tx::{Tx, View};
+pub use vms::{NewVm, VmRecord};

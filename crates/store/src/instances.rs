@@ -1,0 +1,115 @@
+//! Instances: what finds a VMM process again. Recorded before the process exists, forgotten after it was seen gone.
+
+use crate::{
+    StoreError, Tx, View,
+    row::{json, named, parsed, time, to_json, to_name},
+};
+use jiff::Timestamp;
+use offshoot_types::{Generation, IsolationClass, ProviderKind, VmId};
+use rusqlite::{Row, params};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// An instance about to be booted. `record` is the provider's own, opaque here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewInstance {
+    pub vm: VmId,
+    pub generation: Generation,
+    pub provider: ProviderKind,
+    pub isolation: IsolationClass,
+    pub record: Value,
+}
+
+impl NewInstance {
+    pub fn new(
+        vm: VmId,
+        generation: Generation,
+        provider: ProviderKind,
+        isolation: IsolationClass,
+        record: &impl Serialize,
+    ) -> Result<Self, StoreError> {
+        let record = serde_json::to_value(record)
+            .map_err(|error| StoreError::Invalid { what: "instance record", detail: error.to_string() })?;
+        Ok(Self { vm, generation, provider, isolation, record })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRow {
+    pub vm: VmId,
+    pub generation: Generation,
+    pub provider: ProviderKind,
+    pub isolation: IsolationClass,
+    pub record: Value,
+    pub recorded: Timestamp,
+}
+
+impl InstanceRow {
+    /// The provider's record in its own type.
+    pub fn decode<R: DeserializeOwned>(&self) -> Result<R, StoreError> {
+        R::deserialize(&self.record).map_err(|error| StoreError::Invalid {
+            what: "instance record",
+            detail: format!("VM {} generation {}: {error}", self.vm, self.generation),
+        })
+    }
+}
+
+const COLUMNS: &str = "vm, generation, provider, isolation, record, recorded";
+
+fn from_row(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
+    Ok(InstanceRow {
+        vm: parsed(row, "vm")?,
+        generation: Generation(row.get("generation")?),
+        provider: named(row, "provider")?,
+        isolation: named(row, "isolation")?,
+        record: json(row, "record")?,
+        recorded: time(row, "recorded")?,
+    })
+}
+
+impl View<'_> {
+    /// Every recorded instance, by VM and generation.
+    pub fn instances(&self) -> Result<Vec<InstanceRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM instances ORDER BY vm, generation");
+        self.many("list instances", &sql, [], from_row)
+    }
+
+    pub fn instances_of(&self, vm: VmId) -> Result<Vec<InstanceRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM instances WHERE vm = ?1 ORDER BY generation");
+        self.many("list a VM's instances", &sql, params![vm.to_string()], from_row)
+    }
+}
+
+impl Tx<'_> {
+    /// Records an instance; its VM takes over provider and isolation class. Call it, and await its answer, before
+    /// the process is started. The VM must be in a state that has a process. Repeating it replaces the record.
+    pub fn record_instance(&self, instance: &NewInstance) -> Result<(), StoreError> {
+        let vm = self.expect_vm(instance.vm)?;
+        if !vm.state.name().has_process() {
+            return Err(StoreError::NoProcessInState { vm: vm.id, state: vm.state.name() });
+        }
+        let (provider, isolation) = (to_name(&instance.provider), to_name(&instance.isolation));
+        let sql = "INSERT INTO instances (vm, generation, provider, isolation, record, recorded)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            ON CONFLICT (vm, generation) DO UPDATE SET provider = excluded.provider,
+                isolation = excluded.isolation, record = excluded.record, recorded = excluded.recorded";
+        let params = params![
+            instance.vm.to_string(),
+            instance.generation.0,
+            provider,
+            isolation,
+            to_json(&instance.record),
+            self.now_micros(),
+        ];
+        self.execute("record an instance", sql, params)?;
+        let sql = "UPDATE vms SET provider = ?2, isolation = ?3 WHERE id = ?1";
+        let params = params![instance.vm.to_string(), provider, isolation];
+        self.execute("bind a VM to its instance", sql, params).map(drop)
+    }
+
+    /// Forgets an instance whose process was seen gone. Forgetting what is not recorded changes nothing.
+    pub fn forget_instance(&self, vm: VmId, generation: Generation) -> Result<(), StoreError> {
+        let sql = "DELETE FROM instances WHERE vm = ?1 AND generation = ?2";
+        self.execute("forget an instance", sql, params![vm.to_string(), generation.0]).map(drop)
+    }
+}

@@ -1,0 +1,118 @@
+//! What may be promised in all. Checked in the transaction that makes the promise, so two requests can never
+//! both get the last of something.
+
+use crate::{StoreError, View};
+use offshoot_types::{Bytes, VmSpec, VmStateName};
+use rusqlite::params;
+use std::fmt;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// VMs that exist, whatever their state.
+    pub vms: u64,
+    /// Memory of VMs that have, or are about to have, a process.
+    pub memory: Bytes,
+    /// Full size of all data disks, whatever part of it is written.
+    pub disk: Bytes,
+}
+
+impl Limits {
+    pub const UNBOUNDED: Self = Self { vms: u64::MAX, memory: Bytes(u64::MAX), disk: Bytes(u64::MAX) };
+}
+
+/// What is promised now, under the same rules as [`Limits`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LedgerUse {
+    pub vms: u64,
+    pub memory: Bytes,
+    pub disk: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LedgerResource {
+    Vms,
+    Memory,
+    Disk,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub struct LedgerExceeded {
+    pub resource: LedgerResource,
+    pub limit: u64,
+    pub in_use: u64,
+    pub asked: u64,
+}
+
+impl fmt::Display for LedgerExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { resource, limit, in_use, asked } = *self;
+        match resource {
+            LedgerResource::Vms => write!(f, "no VM is left: {in_use} of {limit} exist"),
+            LedgerResource::Memory | LedgerResource::Disk => write!(
+                f,
+                "not enough {}: {} asked, {} of {} promised already",
+                if resource == LedgerResource::Memory { "memory" } else { "disk" },
+                Bytes(asked),
+                Bytes(in_use),
+                Bytes(limit)
+            ),
+        }
+    }
+}
+
+impl LedgerExceeded {
+    pub const fn hint(&self) -> &'static str {
+        match self.resource {
+            LedgerResource::Vms => "destroy a VM that is no longer needed, or raise the limit of the daemon",
+            LedgerResource::Memory => "stop a VM, ask for less memory, or raise the limit of the daemon",
+            LedgerResource::Disk => "destroy a VM, ask for a smaller disk, or raise the limit of the daemon",
+        }
+    }
+}
+
+/// States whose memory is promised: a process exists or is to come. `Creating` is among them because most VMs
+/// are made to be started, and a create that could only be refused a second later helps nobody.
+fn holds_memory(state: VmStateName) -> bool {
+    state == VmStateName::Creating || state.has_process()
+}
+
+impl View<'_> {
+    pub fn ledger(&self) -> Result<LedgerUse, StoreError> {
+        let holding: Vec<&str> =
+            VmStateName::ALL.into_iter().filter(|s| holds_memory(*s)).map(VmStateName::as_str).collect();
+        let holding = serde_json::Value::from(holding).to_string();
+        // A VM with two recorded instances (two generations at once) counts twice; one that failed but whose
+        // process may still live counts once.
+        let sql = "SELECT count(*),
+                coalesce(sum(memory_mib * max(
+                    state IN (SELECT value FROM json_each(?1)),
+                    (SELECT count(*) FROM instances WHERE instances.vm = vms.id))), 0),
+                coalesce(sum(disk_mib), 0)
+            FROM vms WHERE state <> 'destroyed'";
+        let used = self.one("sum the ledger", sql, params![holding], |row| {
+            let mib = |index| row.get::<_, u64>(index).map(|mib| Bytes(mib << 20));
+            Ok(LedgerUse { vms: row.get(0)?, memory: mib(1)?, disk: mib(2)? })
+        })?;
+        Ok(used.unwrap_or_default())
+    }
+
+    pub(crate) fn admit_create(&self, limits: &Limits, spec: &VmSpec) -> Result<(), StoreError> {
+        let used = self.ledger()?;
+        check(LedgerResource::Vms, limits.vms, used.vms, 1)?;
+        check(LedgerResource::Memory, limits.memory.0, used.memory.0, spec.memory.bytes().0)?;
+        check(LedgerResource::Disk, limits.disk.0, used.disk.0, spec.disk.bytes().0)?;
+        Ok(())
+    }
+
+    pub(crate) fn admit_start(&self, limits: &Limits, memory: Bytes) -> Result<(), StoreError> {
+        check(LedgerResource::Memory, limits.memory.0, self.ledger()?.memory.0, memory.0)?;
+        Ok(())
+    }
+}
+
+const fn check(resource: LedgerResource, limit: u64, in_use: u64, asked: u64) -> Result<(), LedgerExceeded> {
+    match in_use.checked_add(asked) {
+        Some(total) if total <= limit => Ok(()),
+        _ => Err(LedgerExceeded { resource, limit, in_use, asked }),
+    }
+}

@@ -1,0 +1,107 @@
+//! The schema's history. A migration that was released is never edited; a change is a new file.
+
+use rusqlite::Connection;
+
+#[derive(Debug)]
+pub(crate) struct Migration {
+    pub number: u32,
+    pub sql: &'static str,
+}
+
+macro_rules! migrations {
+    ($($number:literal => $file:literal,)*) => {
+        pub(crate) const MIGRATIONS: &[Migration] =
+            &[$(Migration { number: $number, sql: include_str!(concat!("../migrations/", $file)) },)*];
+        #[cfg(test)]
+        const FILES: &[(u32, &str)] = &[$(($number, $file),)*];
+    };
+}
+
+migrations! {
+    1 => "0001_initial.sql",
+}
+
+/// The newest schema this program knows.
+pub(crate) const LATEST: u32 = MIGRATIONS[MIGRATIONS.len() - 1].number;
+
+pub(crate) fn schema_version(connection: &Connection) -> Result<u32, rusqlite::Error> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Applies what is missing, each migration in a transaction of its own together with its number.
+pub(crate) fn migrate(connection: &mut Connection) -> Result<(), rusqlite::Error> {
+    let version = schema_version(connection)?;
+    for Migration { number, sql } in MIGRATIONS.iter().filter(|migration| migration.number > version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "user_version", number)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn columns(connection: &Connection) -> BTreeMap<String, BTreeSet<String>> {
+        let mut statement = connection
+            .prepare(
+                "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c
+                 WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%'",
+            )
+            .unwrap();
+        let mut tables: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        for row in rows {
+            let (table, column) = row.unwrap();
+            tables.entry(table).or_default().insert(column);
+        }
+        tables
+    }
+
+    #[test]
+    fn every_file_in_the_folder_is_listed_in_order_without_gaps() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+        let mut found: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort();
+        assert_eq!(found, FILES.iter().map(|(_, file)| *file).collect::<Vec<_>>());
+        for (index, (number, file)) in FILES.iter().enumerate() {
+            assert_eq!(*number as usize, index + 1);
+            assert!(file.starts_with(&format!("{number:04}_")), "{file}");
+        }
+    }
+
+    #[test]
+    fn migration_0001_makes_an_empty_record_whose_things_all_have_owner_labels_and_node() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        assert!(schema_version(&connection).unwrap() >= 1);
+        let tables = columns(&connection);
+        for table in ["vms", "snapshots", "images", "contexts", "operations", "keys"] {
+            for column in ["owner", "labels", "node"] {
+                assert!(tables[table].contains(column), "{table}.{column}");
+            }
+            let rows: u32 =
+                connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
+            assert_eq!(rows, 0, "{table}");
+        }
+        for table in ["operation_steps", "instances", "events", "audit", "audit_head", "audit_checkpoint"] {
+            assert!(tables.contains_key(table), "{table}");
+        }
+    }
+
+    #[test]
+    fn migrating_twice_changes_nothing() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        let before = columns(&connection);
+        migrate(&mut connection).unwrap();
+        assert_eq!(columns(&connection), before);
+        assert_eq!(schema_version(&connection).unwrap(), LATEST);
+    }
+}

@@ -1,0 +1,197 @@
+//! VM rows: making and finding them. `moves` changes them.
+
+use crate::{
+    AuditDecision, AuditEntry, Begun, NewEvent, NewOperation, StoreError, Tx, View,
+    row::{json, named, parsed, time, time_option, to_json, to_name},
+};
+use jiff::Timestamp;
+use offshoot_types::{
+    EventKind, Generation, ImageDigest, IsolationClass, Labels, NodeName, Owner, ProviderKind, VmId, VmName,
+    VmRef, VmSpec, VmState, VmStateName,
+};
+use rusqlite::{Row, params};
+use std::collections::BTreeSet;
+
+/// A VM as recorded. Its driver task is the only one that changes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRecord {
+    pub id: VmId,
+    pub name: VmName,
+    pub owner: Owner,
+    pub labels: Labels,
+    pub node: NodeName,
+    pub spec: VmSpec,
+    /// Of the latest instance; before the first one, what admission chose.
+    pub provider: ProviderKind,
+    pub isolation: IsolationClass,
+    pub state: VmState,
+    pub generation: Generation,
+    pub created: Timestamp,
+    /// The last move.
+    pub updated: Timestamp,
+    /// Since when it runs without interruption; `None` without a process.
+    pub started: Option<Timestamp>,
+}
+
+/// A VM to be made. Name, image, sizes and labels are those of its spec.
+#[derive(Debug, Clone)]
+pub struct NewVm {
+    pub id: VmId,
+    pub owner: Owner,
+    pub node: NodeName,
+    pub spec: VmSpec,
+    pub provider: ProviderKind,
+    pub isolation: IsolationClass,
+}
+
+const COLUMNS: &str = "id, name, owner, labels, node, spec, provider, isolation, state, failure, generation, \
+     created, updated, started";
+
+fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
+    let state = match named::<VmStateName>(row, "state")? {
+        VmStateName::Creating => VmState::Creating,
+        VmStateName::Stopped => VmState::Stopped,
+        VmStateName::Starting => VmState::Starting,
+        VmStateName::Running => VmState::Running,
+        VmStateName::Paused => VmState::Paused,
+        VmStateName::Suspending => VmState::Suspending,
+        VmStateName::Suspended => VmState::Suspended,
+        VmStateName::Stopping => VmState::Stopping,
+        VmStateName::Migrating => VmState::Migrating,
+        VmStateName::Failed => VmState::Failed(json(row, "failure")?),
+        VmStateName::Destroyed => VmState::Destroyed,
+    };
+    Ok(VmRecord {
+        id: parsed(row, "id")?,
+        name: parsed(row, "name")?,
+        owner: parsed(row, "owner")?,
+        labels: json(row, "labels")?,
+        node: parsed(row, "node")?,
+        spec: json(row, "spec")?,
+        provider: named(row, "provider")?,
+        isolation: named(row, "isolation")?,
+        state,
+        generation: Generation(row.get("generation")?),
+        created: time(row, "created")?,
+        updated: time(row, "updated")?,
+        started: time_option(row, "started")?,
+    })
+}
+
+impl View<'_> {
+    /// A VM by id, destroyed ones included while their row is kept.
+    pub fn vm(&self, id: VmId) -> Result<Option<VmRecord>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM vms WHERE id = ?1");
+        self.one("read a VM", &sql, params![id.to_string()], from_row)
+    }
+
+    /// A VM as a caller names it, destroyed ones excluded. A name is looked up among those of `owner`.
+    pub fn find_vm(&self, vm: &VmRef, owner: &Owner) -> Result<Option<VmRecord>, StoreError> {
+        match vm {
+            VmRef::Id(id) => Ok(self.vm(*id)?.filter(|vm| vm.state != VmState::Destroyed)),
+            VmRef::Name(name) => {
+                let sql = format!(
+                    "SELECT {COLUMNS} FROM vms WHERE owner = ?1 AND name = ?2 AND state <> 'destroyed'"
+                );
+                self.one("find a VM by name", &sql, params![owner.as_str(), name.as_str()], from_row)
+            }
+        }
+    }
+
+    /// Every VM that is not destroyed, oldest first.
+    pub fn vms(&self) -> Result<Vec<VmRecord>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM vms WHERE state <> 'destroyed' ORDER BY id");
+        self.many("list VMs", &sql, [], from_row)
+    }
+
+    /// VMs that have a process by their state, or may have one by a recorded instance: what a starting daemon
+    /// must adopt or reclaim.
+    pub fn vms_with_process(&self) -> Result<Vec<VmRecord>, StoreError> {
+        let recorded: BTreeSet<VmId> = self.instances()?.into_iter().map(|instance| instance.vm).collect();
+        let mut vms = self.vms()?;
+        vms.retain(|vm| vm.state.name().has_process() || recorded.contains(&vm.id));
+        Ok(vms)
+    }
+
+    /// Images some VM that is not destroyed was made from; these must not be removed.
+    pub fn images_in_use(&self) -> Result<BTreeSet<ImageDigest>, StoreError> {
+        let sql = "SELECT DISTINCT image FROM vms WHERE state <> 'destroyed'";
+        let images = self.many("list images in use", sql, [], |row| parsed(row, "image"))?;
+        Ok(images.into_iter().collect())
+    }
+
+    pub(crate) fn expect_vm(&self, id: VmId) -> Result<VmRecord, StoreError> {
+        let found = self.vm(id)?.filter(|vm| vm.state != VmState::Destroyed);
+        found.ok_or_else(|| StoreError::NotFound { what: "VM", id: id.to_string() })
+    }
+}
+
+impl Tx<'_> {
+    /// Records the operation and its new VM, `Creating` at generation 1, if the ledger has room for it. Repeating
+    /// it with the same request key changes nothing and returns the first operation, whose `vm` is the VM made then.
+    pub fn create_vm(&self, operation: &NewOperation, vm: &NewVm) -> Result<Begun, StoreError> {
+        if operation.vm != Some(vm.id) {
+            let detail = format!("operation {} is not about VM {}", operation.id, vm.id);
+            return Err(StoreError::Invalid { what: "operation", detail });
+        }
+        if let Some(first) = self.repeated(operation)? {
+            return Ok(Begun::Repeated(first));
+        }
+        if let Some(other) = self.find_vm(&VmRef::Name(vm.spec.name.clone()), &vm.owner)? {
+            let (name, owner) = (other.name, other.owner);
+            return Err(StoreError::NameTaken { name, owner, by: other.id });
+        }
+        self.admit_create(self.limits(), &vm.spec)?;
+        self.insert_vm(vm)?;
+        let begun = self.insert_operation(operation)?;
+        let kind = EventKind::StateChanged {
+            from: None,
+            to: VmState::Creating,
+            generation: Generation(1),
+            reason: operation.reason.clone(),
+        };
+        self.emit(&NewEvent {
+            owner: vm.owner.clone(),
+            vm: Some((vm.id, vm.spec.name.clone())),
+            operation: Some(operation.id),
+            actor: operation.actor.clone(),
+            kind,
+        })?;
+        self.append_audit(
+            &AuditEntry {
+                actor: operation.actor.clone(),
+                action: "state-changed".into(),
+                target: vm.id.to_string(),
+                decision: AuditDecision::Recorded,
+                rules: Vec::new(),
+                revision: String::new(),
+                detail: format!("creating `{}`: {}", vm.spec.name, operation.reason),
+            },
+            Some(operation.id),
+        )?;
+        Ok(Begun::New(begun))
+    }
+
+    fn insert_vm(&self, vm: &NewVm) -> Result<(), StoreError> {
+        let sql = "INSERT INTO vms (id, owner, labels, node, name, spec, image, memory_mib, cpus, disk_mib,
+                provider, isolation, state, failure, generation, created, updated, started)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'creating', NULL, 1, ?13, ?13, NULL)";
+        let spec = &vm.spec;
+        let params = params![
+            vm.id.to_string(),
+            vm.owner.as_str(),
+            to_json(&spec.labels),
+            vm.node.as_str(),
+            spec.name.as_str(),
+            to_json(spec),
+            spec.image_digest.to_string(),
+            spec.memory.mib(),
+            spec.cpus.get(),
+            spec.disk.mib(),
+            to_name(&vm.provider),
+            to_name(&vm.isolation),
+            self.now_micros(),
+        ];
+        self.execute("record a new VM", sql, params).map(drop)
+    }
+}
