@@ -24,7 +24,9 @@ pub enum ExecEvent {
     Started(Started),
     Output(Stream, Bytes),
     Lost(Lost),
-    /// The last event.
+    /// Another caller has the streams now, or we gave the process up; it runs on.
+    Detached,
+    /// The process is gone. On `run`, [`ExecEvents::next`] answers `None` once its VM is gone too.
     Ended(Ended),
 }
 
@@ -42,7 +44,7 @@ impl ExecConnection {
 
     fn new(socket: Socket) -> Self {
         let (sink, stream) = socket.split();
-        Self { input: ExecInput { sink }, events: ExecEvents { stream, over: false } }
+        Self { input: ExecInput { sink }, events: ExecEvents { stream, state: State::Following } }
     }
 }
 
@@ -78,7 +80,12 @@ impl ExecInput {
         self.say(&ClientMessage::Kill).await
     }
 
-    /// Leaves: a process of `run` is destroyed with its VM, one of `exec` runs on and can be attached again.
+    /// Leaves the process running; it can be attached again by its id. Not for `run`.
+    pub async fn detach(&mut self) -> Result<(), ClientError> {
+        self.say(&ClientMessage::Detach).await
+    }
+
+    /// Leaves: the process is killed, and on `run` its VM destroyed.
     pub async fn close(mut self) -> Result<(), ClientError> {
         self.send(Message::Close(None)).await
     }
@@ -97,47 +104,56 @@ impl ExecInput {
 #[derive(Debug)]
 pub struct ExecEvents {
     stream: SplitStream<Socket>,
-    over: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Following,
+    /// The last event was told; the daemon closes when it has tidied up.
+    Told,
+    Over,
 }
 
 impl ExecEvents {
-    /// The next event; `None` after `Ended`. Cancel-safe. An error is final.
+    /// The next event; `None` once all is over. Cancel-safe. An error is final.
     pub async fn next(&mut self) -> Result<Option<ExecEvent>, ClientError> {
-        while !self.over {
-            let message = match self.stream.next().await {
-                Some(Ok(message)) => message,
-                Some(Err(error)) => return self.fail(broken(error)),
-                None => return self.fail(early_close()),
+        while self.state != State::Over {
+            let event = match self.stream.next().await {
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                Some(Ok(Message::Binary(frame))) => decode_output(frame)
+                    .map(|(stream, data)| ExecEvent::Output(stream, data))
+                    .map_err(|error| ClientError::protocol("exec", error)),
+                Some(Ok(Message::Text(text))) => self.told(&text),
+                Some(Ok(Message::Close(_))) | None if self.state == State::Told => break,
+                Some(Ok(Message::Close(_))) | None => Err(early_close()),
+                Some(Err(error)) => Err(broken(error)),
             };
-            let event = match message {
-                Message::Binary(frame) => match decode_output(frame) {
-                    Ok((stream, data)) => ExecEvent::Output(stream, data),
-                    Err(error) => return self.fail(ClientError::protocol("exec", error)),
-                },
-                Message::Text(text) => match serde_json::from_str(&text) {
-                    Ok(ServerMessage::Progress(step)) => ExecEvent::Progress(step),
-                    Ok(ServerMessage::Started(started)) => ExecEvent::Started(started),
-                    Ok(ServerMessage::Lost(lost)) => ExecEvent::Lost(lost),
-                    Ok(ServerMessage::Ended(ended)) => {
-                        self.over = true;
-                        ExecEvent::Ended(ended)
-                    }
-                    Ok(ServerMessage::Failed { error }) => {
-                        return self.fail(ClientError::Api(Box::new(error)));
-                    }
-                    Err(error) => return self.fail(ClientError::protocol("exec", error)),
-                },
-                Message::Close(_) => return self.fail(early_close()),
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
-            };
-            return Ok(Some(event));
+            if event.is_err() {
+                self.state = State::Over;
+            }
+            return event.map(Some);
         }
+        self.state = State::Over;
         Ok(None)
     }
 
-    fn fail(&mut self, error: ClientError) -> Result<Option<ExecEvent>, ClientError> {
-        self.over = true;
-        Err(error)
+    fn told(&mut self, text: &str) -> Result<ExecEvent, ClientError> {
+        let message = serde_json::from_str(text).map_err(|error| ClientError::protocol("exec", error))?;
+        Ok(match message {
+            ServerMessage::Progress(step) => ExecEvent::Progress(step),
+            ServerMessage::Started(started) => ExecEvent::Started(started),
+            ServerMessage::Lost(lost) => ExecEvent::Lost(lost),
+            ServerMessage::Detached => {
+                self.state = State::Told;
+                ExecEvent::Detached
+            }
+            ServerMessage::Ended(ended) => {
+                self.state = State::Told;
+                ExecEvent::Ended(ended)
+            }
+            ServerMessage::Failed { error } => return Err(ClientError::Api(Box::new(error))),
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The daemon itself.
 
-use super::schema;
+use super::{Problem, schema};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -15,9 +15,9 @@ pub struct Health {
     pub pid: u32,
 }
 
-/// Also the content of `daemon.json` in the state directory.
+/// Who serves a state directory: the content of its `daemon.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Daemon {
+pub struct DaemonRecord {
     pub pid: u32,
     #[schema(schema_with = schema::timestamp)]
     pub started: Timestamp,
@@ -27,12 +27,37 @@ pub struct Daemon {
     pub socket: PathBuf,
     #[schema(value_type = String)]
     pub state_dir: PathBuf,
+}
+
+/// The daemon and what keeps it busy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Daemon {
+    #[serde(flatten)]
+    pub record: DaemonRecord,
     #[schema(value_type = String)]
     pub images_dir: PathBuf,
+    /// VMs in any state.
+    pub vms: u64,
     /// VMs that have a process.
-    pub running_vms: u64,
+    pub live_vms: u64,
+    /// Operations under way.
+    pub operations: u64,
+    /// Processes under way that a caller follows or may attach to.
+    pub execs: u64,
     /// Open connections, this one included.
     pub connections: u64,
+}
+
+/// The one line a starting daemon writes to whoever started it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartReport {
+    /// The socket accepts requests. `pid` is another daemon's if that one was quicker.
+    Ready {
+        pid: u32,
+        socket: PathBuf,
+    },
+    Failed(Problem),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -1,7 +1,8 @@
 //! Running one process in a VM.
 
-use super::{InvalidField, schema};
+use super::{InvalidField, Problem, schema};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
 use offshoot_types::{Bytes, ExecArgv, ExecId, ExecSpec, ExecStatus, OperationId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -309,11 +310,34 @@ pub struct ExecList {
 pub struct ExecSummary {
     #[schema(schema_with = schema::uuid)]
     pub exec: ExecId,
+    #[schema(schema_with = schema::uuid)]
+    pub operation: OperationId,
+    /// The program and its arguments, or the shell script as one element.
+    pub command: Vec<String>,
+    pub user: String,
     /// Inside the guest.
-    pub pid: u32,
-    /// Absent while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<ExitStatus>,
+    pub pid: Option<u32>,
+    #[schema(schema_with = schema::timestamp)]
+    pub started: Timestamp,
+    pub state: ExecStateName,
+    /// Once `ended`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<ExitStatus>,
+    /// Once `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExecStateName {
+    Running,
+    Ended,
+    /// It never ran.
+    Failed,
+    /// The daemon or the VM went away, and how it ended is not known.
+    Interrupted,
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!                                             <-  text  {"event":"progress",..}*     /v1/run only
 //!                                             <-  text  {"event":"started",..}
 //!   binary 0 stdin.. | text ClientMessage     <-> binary 1 stdout.. | 2 stderr.. | text {"event":"lost",..}
-//!                                             <-  text  {"event":"ended",..} or {"event":"failed",..}, then close
+//!                                             <-  text  {"event":"ended"|"detached"|"failed",..}, then close
 //! ```
 //! One byte in front of binary data names the stream, so bulk data is never wrapped in JSON.
 
@@ -39,6 +39,8 @@ pub enum ClientMessage {
     Signal { signal: i32 },
     /// SIGKILL to the whole process tree.
     Kill,
+    /// Let the process run on without us; otherwise it is killed when the socket closes. Not on `/v1/run`.
+    Detach,
 }
 
 impl ClientMessage {
@@ -49,7 +51,7 @@ impl ClientMessage {
             Self::Signal { signal } if !(1..=64).contains(&signal) => {
                 Err(InvalidField::new("signal", format!("{signal} is not between 1 and 64")))
             }
-            Self::StdinEnd | Self::Signal { .. } | Self::Kill => Ok(self),
+            Self::StdinEnd | Self::Signal { .. } | Self::Kill | Self::Detach => Ok(self),
         }
     }
 }
@@ -61,7 +63,10 @@ pub enum ServerMessage {
     Progress(StepProgress),
     Started(Started),
     Lost(Lost),
-    /// The last message: the process and its tree are gone, all output was sent.
+    /// The last message: this side gave the process up, or another caller attached to it; it runs on.
+    Detached,
+    /// The process and its tree are gone, all output was sent. On `/v1/run` the socket closes once the VM is
+    /// gone too, or a `failed` follows; else it closes at once.
     Ended(Ended),
     /// The last message: it did not run, or can no longer be followed.
     Failed {
@@ -96,19 +101,14 @@ pub struct Started {
     pub vm_name: VmName,
     #[schema(schema_with = schema::uuid)]
     pub exec: ExecId,
-    /// Absent on attach, which is not journaled again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::uuid)]
-    pub operation: Option<OperationId>,
+    pub operation: OperationId,
     /// Inside the guest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: u32,
     #[schema(schema_with = schema::provider)]
-    pub provider: Option<ProviderKind>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: ProviderKind,
     #[schema(schema_with = schema::isolation)]
-    pub isolation: Option<IsolationClass>,
+    pub isolation: IsolationClass,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_kernel: Option<String>,
 }
@@ -117,8 +117,7 @@ pub struct Started {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Lost {
     pub stream: Stream,
-    /// The next data of this stream begins here.
-    pub next_offset: u64,
+    pub bytes: u64,
 }
 
 /// The process has ended.
@@ -128,12 +127,10 @@ pub struct Ended {
     /// Output beyond the limit was dropped.
     pub truncated: bool,
     pub durations: Durations,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::provider)]
-    pub provider: Option<ProviderKind>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: ProviderKind,
     #[schema(schema_with = schema::isolation)]
-    pub isolation: Option<IsolationClass>,
+    pub isolation: IsolationClass,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_kernel: Option<String>,
 }
@@ -199,11 +196,8 @@ mod tests {
         );
         assert_eq!(text(&ClientMessage::Signal { signal: 15 }), r#"{"type":"signal","signal":15}"#);
         assert!(ClientMessage::Signal { signal: 65 }.check().is_err());
-        let lost = ServerMessage::Lost(Lost { stream: Stream::Stderr, next_offset: 7 });
-        assert_eq!(
-            serde_json::to_string(&lost).unwrap(),
-            r#"{"event":"lost","stream":"stderr","next_offset":7}"#
-        );
+        let lost = ServerMessage::Lost(Lost { stream: Stream::Stderr, bytes: 7 });
+        assert_eq!(serde_json::to_string(&lost).unwrap(), r#"{"event":"lost","stream":"stderr","bytes":7}"#);
     }
 
     #[test]

@@ -16,12 +16,12 @@ mod run;
 mod schema;
 mod vm;
 
-pub use daemon::{Daemon, DaemonMode, Health, StopDaemon, Stopping};
+pub use daemon::{Daemon, DaemonMode, DaemonRecord, Health, StartReport, StopDaemon, Stopping};
 pub use error::ErrorBody;
 pub use event::{Event, EventDetail, EventPage, EventQuery};
 pub use exec::{
-    AttachQuery, CollectRequest, ExecLimits, ExecList, ExecRequest, ExecResult, ExecSummary, ExitStatus,
-    NewCollect, Output, PtySize, Stream,
+    AttachQuery, CollectRequest, ExecLimits, ExecList, ExecRequest, ExecResult, ExecStateName, ExecSummary,
+    ExitStatus, NewCollect, Output, PtySize, Stream,
 };
 pub use files::{
     DirectoryEntry, DirectoryList, FileKind, FileStat, ListQuery, MakeDirectory, ReadQuery, RemoveFile,
@@ -50,5 +50,8 @@ pub const MAX_FRAME: usize = 256 * 1024 + 1;
 pub const TCP_END: &str = "end";
 /// Header that carries the request id, on every response.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Environment variable with the number of a descriptor on which a starting daemon writes one line, a
+/// `StartReport` as JSON.
+pub const READY_FD: &str = "OFFSHOOT_READY_FD";
 /// Header of a file download: the file's `FileStat` as JSON.
 pub const FILE_STAT_HEADER: &str = "x-offshoot-file-stat";

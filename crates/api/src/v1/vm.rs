@@ -234,14 +234,12 @@ pub struct Vm {
     /// Why it is in state `failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<VmFailure>,
-    /// What runs it, once that is decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What runs it.
     #[schema(schema_with = schema::provider)]
-    pub provider: Option<ProviderKind>,
-    /// The class it runs in, once that is decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: ProviderKind,
+    /// The class proven for it on this host.
     #[schema(schema_with = schema::isolation)]
-    pub isolation: Option<IsolationClass>,
+    pub isolation: IsolationClass,
     pub memory_mib: u64,
     pub cpus: u64,
     pub disk_mib: u64,
@@ -253,12 +251,16 @@ pub struct Vm {
     pub updated: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::timestamp)]
-    pub started: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<Guest>,
     /// Measured; only in the answer for one VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// The operation under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::uuid)]
+    pub operation: Option<OperationId>,
 }
 
 /// Where a failed VM stands.
@@ -272,18 +274,23 @@ pub struct VmFailure {
 /// What the agent inside said of itself. Guest data: never trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Guest {
+    /// Its kernel's release.
     pub kernel: String,
+    pub agent_version: String,
+    /// From kernel start to agent ready.
+    pub ready_ms: u64,
     pub health: GuestHealth,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GuestHealth {
-    Alive,
-    /// It has missed heartbeats, while its process lives.
+    /// It answered the last heartbeat.
+    Responsive,
+    /// Its process lives, but heartbeats go unanswered.
     Silent,
-    /// The channel to it is closed.
-    Closed,
+    /// The channel to it was lost and is being opened again.
+    Reconnecting,
 }
 
 /// Measured figures of the VM's process.
