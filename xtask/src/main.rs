@@ -1,11 +1,17 @@
 //! The project's commands: everything CI does, anyone can do with one `cargo xtask` verb.
 
+#![expect(
+    clippy::disallowed_macros,
+    reason = "a command-line program prints; only the product has a printer"
+)]
+
 mod artifacts;
 mod bench;
 mod check;
 mod demo;
 mod openapi;
 mod packages;
+mod picture;
 mod run;
 mod soak;
 mod test;

@@ -1,0 +1,162 @@
+//! kill -9 at any moment leaves no process, socket, file or row without an owner.
+
+use crate::vm;
+use offshoot_testkit::{TestEnv, wait_for};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// After a daemon died: every listed VM is in a state with a meaning, and every process belongs to a listed VM.
+#[track_caller]
+fn assert_consistent(env: &TestEnv) {
+    let listed = env.run(&["list", "--json"]).success().json();
+    let vms = listed["vms"].as_array().expect("a list").clone();
+    for vm in &vms {
+        let state = vm["state"].as_str().expect("a state");
+        assert!(
+            ["stopped", "running", "paused", "failed"].contains(&state),
+            "no VM is left half way after a restart: {vm}"
+        );
+    }
+    let with_process = |vm: &&Value| ["running", "paused"].contains(&vm["state"].as_str().expect("a state"));
+    let owned: Vec<String> =
+        vms.iter().filter(with_process).map(|vm| vm["id"].as_str().expect("an id").to_owned()).collect();
+    wait_for("only processes of running VMs", Duration::from_secs(10), || {
+        env.processes()
+            .iter()
+            .filter(|p| p.command_line.contains("qemu-system"))
+            .all(|p| owned.iter().any(|id| p.command_line.contains(id.as_str())))
+    });
+    let known: Vec<String> = vms.iter().map(|vm| vm["id"].as_str().expect("an id").to_owned()).collect();
+    for entry in std::fs::read_dir(env.state_dir().join("vms")).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owned = known.iter().any(|id| *id == name || id.replace('-', "") == name);
+        assert!(owned, "{name} under vms/ belongs to nobody: {known:?}");
+    }
+}
+
+/// Starts a verb, kills the daemon after a delay, and looks at what the next daemon makes of it.
+fn kill_during(env: &TestEnv, arguments: &[&str], delay: Duration) {
+    let mut session = env.spawn(arguments);
+    let end = Instant::now() + delay;
+    wait_for("the moment to strike", delay + Duration::from_secs(5), || Instant::now() >= end);
+    if env.daemon_pid().is_some() {
+        env.kill_daemon();
+    }
+    let _ = session.child.kill();
+    session.child.wait().expect("the client ends");
+    assert_consistent(env);
+}
+
+#[test]
+fn scenario_42_kill_9_of_the_daemon_during_create_start_exec_and_destroy() {
+    let env = TestEnv::new();
+    env.run(&["list"]).success();
+    for (round, delay) in [5, 20, 45, 80].map(Duration::from_millis).into_iter().enumerate() {
+        let name = format!("c{round}");
+        kill_during(&env, &["create", &name], delay);
+        // Whatever became of it, the name can be used or is in use: never in between.
+        let out = env.run(&["create", &name]);
+        assert!([0, 4].contains(&out.code.expect("no signal")), "{out}");
+        kill_during(&env, &["destroy", &name, "--yes"], delay);
+        env.run(&["destroy", &name, "--yes"]);
+        env.run(&["status", &name]).exits(3);
+    }
+    for delay in [30, 150, 600, 1500].map(Duration::from_millis) {
+        if env.run(&["status", "s"]).code == Some(3) {
+            env.run(&["create", "s"]).success();
+        }
+        kill_during(&env, &["start", "s"], delay);
+        env.run(&["start", "s"]).success();
+        kill_during(&env, &["exec", "s", "--", "sh", "-c", "sleep 0.2; echo done"], delay / 4);
+        env.run(&["exec", "s", "--", "true"]).success();
+        kill_during(&env, &["stop", "s"], delay / 2);
+        kill_during(&env, &["destroy", "s", "--yes"], delay / 3);
+    }
+    env.finish();
+}
+
+#[test]
+fn a_run_whose_daemon_or_client_dies_leaves_nothing() {
+    let env = TestEnv::new();
+    for (kill_client, delay) in [(true, 300), (false, 300), (true, 3500), (false, 3500)] {
+        env.run(&["list"]).success();
+        let mut session = env.spawn(&["run", "--", "sleep", "1000"]);
+        let end = Instant::now() + Duration::from_millis(delay);
+        wait_for("the moment to strike", Duration::from_secs(10), || Instant::now() >= end);
+        if kill_client {
+            session.child.kill().expect("kill the client");
+        } else {
+            env.kill_daemon();
+        }
+        session.child.wait().expect("the client ends");
+        wait_for("the VM of the run to be gone", Duration::from_secs(20), || {
+            env.run(&["list", "--json"]).success().json()["vms"].as_array().is_some_and(Vec::is_empty)
+        });
+        assert_consistent(&env);
+    }
+    env.finish();
+}
+
+#[test]
+fn a_killed_keeper_takes_its_vmm_along_and_the_vm_is_failed() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start"]).success();
+    let id = vm(&env, "a")["id"].as_str().expect("an id").to_owned();
+    let keeper = env
+        .processes()
+        .into_iter()
+        .find(|p| p.command_line.contains("keeper") && !p.command_line.contains("qemu-system"))
+        .expect("a keeper runs");
+    let vmm = crate::vmm(&env, &id);
+    assert!(keeper.kill());
+    crate::await_state(&env, "a", "failed", Duration::from_secs(3));
+    assert!(!vmm.is_alive());
+    env.run(&["start", "a"]).success();
+    env.finish();
+}
+
+/// The long form of scenario 42: random verbs and kills for a while (`OFFSHOOT_SOAK_SECONDS`, default 120).
+#[test]
+fn heavy_soak_random_verbs_and_kills() {
+    let seconds = std::env::var("OFFSHOOT_SOAK_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(120);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let env = TestEnv::new();
+    let seed = std::process::id();
+    eprintln!("seed {seed}");
+    let mut state = u64::from(seed) | 1;
+    let mut next = move |bound: u64| {
+        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators", 2016.
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
+    };
+    let names = ["p", "q"];
+    let mut rounds = 0;
+    while Instant::now() < end {
+        let name = names[next(2) as usize];
+        let verb: Vec<&str> = match next(8) {
+            0 => vec!["create", name],
+            1 | 2 => vec!["start", name],
+            3 => vec!["stop", name],
+            4 => vec!["exec", name, "--", "sh", "-c", "echo x >>/workspace/log; sync"],
+            5 => vec!["restart", name],
+            6 => vec!["pause", name],
+            _ => vec!["destroy", name, "--yes"],
+        };
+        if next(3) == 0 {
+            kill_during(&env, &verb, Duration::from_millis(next(3000)));
+        } else {
+            let out = env.run(&verb);
+            assert!(
+                [0, 3, 4, 125].contains(&out.code.expect("no signal")),
+                "round {rounds}, seed {seed}: {out}"
+            );
+        }
+        rounds += 1;
+    }
+    assert_consistent(&env);
+    assert!(rounds > 0);
+    eprintln!("{rounds} rounds");
+    env.finish();
+}

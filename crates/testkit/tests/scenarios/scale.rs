@@ -1,0 +1,152 @@
+//! Many VMs, many calls, a long time.
+
+use crate::{await_state, vm};
+use offshoot_testkit::{TestEnv, wait_for};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+#[test]
+fn scenario_47_ten_vms_started_at_once_all_run() {
+    let env = TestEnv::new();
+    let names: Vec<String> = (0..10).map(|i| format!("vm{i}")).collect();
+    std::thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(|| env.run(&["create", name, "--start", "--timeout", "120s"]).success());
+        }
+    });
+    for name in &names {
+        await_state(&env, name, "running", Duration::from_secs(1));
+        env.run(&["exec", name, "--", "hostname"]).success().prints(&format!("{name}\n"));
+    }
+    // A restart of the daemon finds them all, undisturbed.
+    env.kill_daemon();
+    for name in &names {
+        assert_eq!(vm(&env, name)["state"], "running");
+    }
+    env.finish();
+}
+
+#[test]
+fn admission_counts_memory_of_vms_still_being_created() {
+    let env = TestEnv::new();
+    let total: u64 = fs::read_to_string("/proc/meminfo")
+        .expect("read /proc/meminfo")
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .expect("MemTotal is there");
+    let half = format!("{}M", total / 1024 * 6 / 10);
+    let codes: Vec<i32> = std::thread::scope(|scope| {
+        let tasks: Vec<_> = ["a", "b", "c"]
+            .map(|name| {
+                scope.spawn({
+                    let (env, half) = (&env, &half);
+                    move || env.run(&["create", name, "--memory", half])
+                })
+            })
+            .into_iter()
+            .collect();
+        tasks.into_iter().map(|t| t.join().expect("no panic").code.expect("no signal")).collect()
+    });
+    assert_eq!(codes.iter().filter(|c| **c == 0).count(), 1, "one of three fits: {codes:?}");
+    assert_eq!(codes.iter().filter(|c| **c == 7).count(), 2, "the others are refused by name: {codes:?}");
+    env.finish();
+}
+
+#[test]
+fn heavy_scenario_20_a_hundred_create_destroy_cycles_leave_nothing() {
+    let env = TestEnv::new();
+    env.run(&["create", "warm"]).success();
+    env.run(&["destroy", "warm", "--yes"]).success();
+    let pid = env.daemon_pid().expect("a daemon");
+    let descriptors = || fs::read_dir(format!("/proc/{pid}/fd")).map(|d| d.count()).unwrap_or(0);
+    let before = descriptors();
+    for round in 0..100 {
+        let name = format!("v{round}");
+        env.run(&["create", &name]).success();
+        if round % 25 == 0 {
+            env.run(&["start", &name]).success();
+        }
+        env.run(&["destroy", &name, "--yes"]).success();
+    }
+    wait_for("descriptors to return to where they were", Duration::from_secs(5), || {
+        descriptors() <= before + 2
+    });
+    env.finish();
+}
+
+#[test]
+fn heavy_scenario_46_thirty_boots_in_a_row_without_a_hang() {
+    let env = TestEnv::new();
+    env.run(&["create", "a"]).success();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..30 {
+        let began = Instant::now();
+        env.run(&["start", "a", "--timeout", "60s"]).success();
+        env.run(&["exec", "a", "--", "true"]).success();
+        slowest = slowest.max(began.elapsed());
+        env.run(&["stop", "a"]).success();
+    }
+    eprintln!("slowest of 30: {slowest:?}");
+    env.finish();
+}
+
+#[test]
+fn heavy_scenario_49_the_daemons_memory_stays_flat() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start"]).success();
+    let pid = env.daemon_pid().expect("a daemon");
+    let rss = || -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+    };
+    let calls = |count: usize| {
+        for _ in 0..count {
+            env.run(&["exec", "a", "--", "true"]).success();
+        }
+    };
+    calls(150);
+    let before = rss();
+    calls(600);
+    let after = rss();
+    eprintln!("daemon RSS after 150 execs {before} kB, after 750 {after} kB");
+    assert!(after < before + before / 10 + 1024, "{before} kB grew to {after} kB");
+    env.finish();
+}
+
+#[test]
+fn scenario_50_logs_are_bounded_and_follow_ends_cleanly() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start"]).success();
+    for _ in 0..3 {
+        let flood = "for i in $(seq 40000); do echo line $i of a long log; done >/dev/console";
+        env.run(&["exec", "--timeout", "60s", "a", "--", "bash", "-c", flood]).success();
+    }
+    let console = env.run(&["logs", "a", "--console"]).success();
+    assert!(console.stdout.contains("line 40000 of a long log"), "the newest lines are there");
+    assert!(console.stdout.len() < 4 << 20, "{} bytes", console.stdout.len());
+    let mut follower = env.spawn(&["logs", "a", "-f"]);
+    env.run(&["destroy", "a", "--yes"]).success();
+    wait_for("`logs -f` to end with its VM", Duration::from_secs(10), || {
+        follower.child.try_wait().expect("wait").is_some()
+    });
+    env.finish();
+}
+
+#[test]
+fn scenario_19_a_terminated_daemon_leaves_running_vms_and_no_half_record() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start"]).success();
+    let pid = env.daemon_pid().expect("a daemon");
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal the daemon");
+    wait_for("the daemon to end", Duration::from_secs(10), || env.daemon_pid().is_none());
+    assert_eq!(vm(&env, "a")["state"], "running", "VMs live on");
+    env.run(&["exec", "a", "--", "true"]).success();
+    env.run(&["daemon", "stop", "--vms"]).success();
+    assert!(!env.processes().iter().any(|p| p.command_line.contains("qemu-system")), "--vms stops them");
+    assert_eq!(vm(&env, "a")["state"], "stopped");
+    env.finish();
+}
