@@ -28,7 +28,7 @@ pub enum HostOpen {
     ListExecs,
     /// One file operation; see [`FileRequest`] for what follows.
     File(FileRequest),
-    /// A TCP connection to a port inside the guest. Answer: [`Reply<()>`], then raw bytes both ways.
+    /// A TCP connection to a port inside the guest. Answer: [`Reply<()>`], then a [`crate::Tunnel`].
     Tcp { port: u16 },
     /// Answer: [`Reply<GuestInfo>`].
     Info,
@@ -36,7 +36,8 @@ pub enum HostOpen {
     Shutdown(ShutdownKind),
 }
 
-/// First frame on a stream opened by the guest. The host answers [`Reply<()>`]; unknown services are refused.
+/// First frame on a stream opened by the guest. The host answers [`Reply<()>`], then a [`crate::Tunnel`]; unknown
+/// services are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestOpen {
@@ -46,6 +47,7 @@ pub struct GuestOpen {
 
 /// `Ok`, or why not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Reply<T> {
     Ok(T),
     Err(GuestError),

@@ -1,0 +1,153 @@
+//! The host's side: one [`Client`] per session with a guest.
+//!
+//! ```text
+//! connect: resync (new epoch) -> session -> control stream: HostHello / Hello -> heartbeats every 3 s
+//!
+//! health:  Alive --3 heartbeats unanswered--> Silent --answer--> Alive
+//!            '------------- session over -------'----------> Closed(reason)    (final)
+//! ```
+//! Every operation has a stream of its own. Dropping a handle ends the operation's stream: a file transfer is
+//! aborted, a process is *not* killed; it runs on and can be attached to. Dropping the last clone of the client
+//! ends the session. What the guest sends is checked against what was asked before the caller sees it; a guest
+//! that breaks the protocol gets [`ClientError::Protocol`], and never more memory than the windows.
+
+mod call;
+mod connect;
+mod error;
+mod exec;
+mod files;
+mod heartbeat;
+mod host_services;
+
+pub use connect::ConnectOptions;
+pub use error::{ClientError, ConnectError};
+pub use exec::{ExecEvents, ExecHandle, ExecSender};
+pub use files::{FileReader, FileWriter, Files, ListEntry, Listing, Watch};
+pub use heartbeat::Health;
+pub use host_services::{HostService, HostServices};
+
+use crate::{
+    message::{ExecAttach, ExecStart, ExecSummary, GuestHello, GuestInfo, HostOpen, ShutdownKind},
+    resync::Pipe,
+    session::{CloseReason, Session},
+    task::OwnedTask,
+    tunnel::Tunnel,
+};
+use call::{Call, Context};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// More processes than a listing can plausibly hold.
+const MAX_EXECS: usize = 65_536;
+
+/// A session with the agent of one VM. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    session: Session,
+    health: watch::Receiver<Health>,
+    patience: Duration,
+    /// Makes the heartbeats take leave and close the session.
+    leave: CancellationToken,
+    _heartbeat: OwnedTask,
+    _services: OwnedTask,
+    _driver: OwnedTask,
+}
+
+impl Client {
+    /// Begins a new epoch on `pipe` and shakes hands, all within `options.deadline`.
+    pub async fn connect(
+        pipe: impl Pipe + 'static,
+        options: ConnectOptions,
+    ) -> Result<(Self, GuestHello), ConnectError> {
+        connect::connect(Box::new(pipe), options).await
+    }
+
+    /// Starts a process; returns once it runs. Dropping the handle does not end it.
+    pub async fn exec(&self, start: ExecStart) -> Result<ExecHandle, ClientError> {
+        exec::start(self.context("exec"), start).await
+    }
+
+    /// Takes up the streams of a process that runs or has lately ended.
+    pub async fn attach(&self, attach: ExecAttach) -> Result<ExecHandle, ClientError> {
+        exec::attach(self.context("attach"), attach).await
+    }
+
+    pub async fn list_execs(&self) -> Result<Vec<ExecSummary>, ClientError> {
+        let execs: Vec<ExecSummary> = self.ask("list-execs", &HostOpen::ListExecs).await?;
+        if execs.len() > MAX_EXECS {
+            return Err(ClientError::protocol("list-execs", format!("{} processes", execs.len())));
+        }
+        Ok(execs)
+    }
+
+    pub async fn info(&self) -> Result<GuestInfo, ClientError> {
+        self.ask("info", &HostOpen::Info).await
+    }
+
+    /// Returns once the guest has agreed; it powers off right after.
+    pub async fn shutdown(&self, kind: ShutdownKind) -> Result<(), ClientError> {
+        self.ask("shutdown", &HostOpen::Shutdown(kind)).await
+    }
+
+    /// File operations, done in the guest as `user`.
+    pub fn files(&self, user: impl Into<String>) -> Files {
+        Files::new(self.context("file"), user.into())
+    }
+
+    /// A TCP connection to a port inside the guest.
+    pub async fn connect_tcp(&self, port: u16) -> Result<Tunnel, ClientError> {
+        let mut call = Call::open(self.context("connect"), &HostOpen::Tcp { port }).await?;
+        call.reply::<()>().await?;
+        Ok(call.into_tunnel())
+    }
+
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health.clone()
+    }
+
+    /// Why the session ended, once it has.
+    pub async fn closed(&self) -> CloseReason {
+        self.inner.session.closed().await
+    }
+
+    /// `Some` once the session has ended.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.inner.session.close_reason()
+    }
+
+    /// Ends the session: tells the guest if it listens, and returns once this side is closed.
+    pub async fn close(&self) {
+        self.inner.leave.cancel();
+        self.inner.session.closed().await;
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        open: &HostOpen,
+    ) -> Result<T, ClientError> {
+        Call::open(self.context(operation), open).await?.reply().await
+    }
+
+    fn context(&self, operation: &'static str) -> Context {
+        Context { session: self.inner.session.clone(), operation, patience: self.inner.patience }
+    }
+}
+
+/// An error and its causes in one line, for the text of another error.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
