@@ -261,3 +261,137 @@ impl Walk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, entry};
+
+    async fn chain(rows: usize) -> Fixture {
+        let f = Fixture::new();
+        for n in 0..rows {
+            f.store.audit_entry(entry(&format!("action-{n}"))).await.unwrap();
+        }
+        f
+    }
+
+    async fn fault(f: &Fixture, anchor: Option<AuditHead>) -> AuditFault {
+        match f.store.audit_verify(anchor).await.unwrap() {
+            AuditVerdict::Broken(fault) => fault,
+            AuditVerdict::Intact(report) => panic!("not noticed: {report:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_untouched_chain_is_intact_from_the_first_row_to_the_head() {
+        for rows in [0, 1, 5] {
+            let f = chain(rows).await;
+            let head = f.store.audit_head().await.unwrap();
+            let verdict = f.store.audit_verify(Some(head)).await.unwrap();
+            let AuditVerdict::Intact(report) = verdict else { panic!("{verdict:?}") };
+            assert_eq!((report.rows, report.head, report.anchor_checked), (rows as u64, head, true));
+        }
+    }
+
+    #[tokio::test]
+    async fn every_column_of_an_edited_row_is_noticed() {
+        const EDITS: &[&str] = &[
+            "at = at + 1",
+            "actor = '{\"kind\":\"daemon\"}'",
+            "action = 'other'",
+            "target = 'other'",
+            "decision = 'deny'",
+            "rules = '[]'",
+            "revision = 'other'",
+            "operation = ''",
+            "detail = 'other'",
+            "hash = zeroblob(32)",
+        ];
+        for edit in EDITS {
+            let f = chain(4).await;
+            let sql = format!("DROP TRIGGER audit_is_never_edited; UPDATE audit SET {edit} WHERE seq = 2");
+            f.tamper(sql.leak()).await;
+            assert_eq!(fault(&f, None).await, AuditFault::Edited { seq: 2 }, "{edit}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_moved_boundary_between_two_fields_is_an_edit() {
+        let f = chain(3).await;
+        f.tamper(
+            "DROP TRIGGER audit_is_never_edited;
+             UPDATE audit SET action = action || 'v', target = 'm' WHERE seq = 2",
+        )
+        .await;
+        assert_eq!(fault(&f, None).await, AuditFault::Edited { seq: 2 });
+    }
+
+    #[tokio::test]
+    async fn missing_swapped_and_inserted_rows_are_noticed() {
+        let f = chain(5).await;
+        f.tamper("DELETE FROM audit WHERE seq IN (2, 3)").await;
+        assert_eq!(fault(&f, None).await, AuditFault::Missing { from: 2, to: 3 });
+
+        let f = chain(5).await;
+        f.tamper(
+            "DROP TRIGGER audit_is_never_edited;
+             UPDATE audit SET seq = 99 WHERE seq = 2; UPDATE audit SET seq = 2 WHERE seq = 3;
+             UPDATE audit SET seq = 3 WHERE seq = 99",
+        )
+        .await;
+        assert_eq!(fault(&f, None).await, AuditFault::Unlinked { seq: 2 });
+
+        let f = chain(2).await;
+        f.tamper(
+            "INSERT INTO audit SELECT 3, at, actor, 'forged', target, decision, rules, revision, operation,
+                 detail, hash, hash FROM audit WHERE seq = 2",
+        )
+        .await;
+        assert_eq!(fault(&f, None).await, AuditFault::Edited { seq: 3 });
+    }
+
+    #[tokio::test]
+    async fn a_cut_tail_is_noticed_by_the_head_and_a_cut_head_too_by_an_anchor() {
+        let f = chain(5).await;
+        let anchor = f.store.audit_head().await.unwrap();
+        f.tamper("DELETE FROM audit WHERE seq > 3").await;
+        assert_eq!(fault(&f, None).await, AuditFault::Truncated { found: 3, expected: 5 });
+        f.tamper("UPDATE audit_head SET seq = 3, hash = (SELECT hash FROM audit WHERE seq = 3)").await;
+        assert!(matches!(f.store.audit_verify(None).await.unwrap(), AuditVerdict::Intact(_)));
+        assert_eq!(fault(&f, Some(anchor)).await, AuditFault::Truncated { found: 3, expected: 5 });
+        for n in 0..3 {
+            f.store.audit_entry(entry(&format!("rewritten-{n}"))).await.unwrap();
+        }
+        assert_eq!(fault(&f, Some(anchor)).await, AuditFault::AnchorMismatch { anchor });
+    }
+
+    #[tokio::test]
+    async fn a_cut_front_is_noticed_unless_a_row_attests_it() {
+        let f = chain(5).await;
+        f.tamper("DELETE FROM audit WHERE seq <= 2").await;
+        assert_eq!(fault(&f, None).await, AuditFault::Missing { from: 1, to: 2 });
+        let f = chain(5).await;
+        f.tamper(
+            "UPDATE audit_checkpoint SET seq = 2, hash = (SELECT hash FROM audit WHERE seq = 2);
+             DELETE FROM audit WHERE seq <= 2",
+        )
+        .await;
+        assert_eq!(fault(&f, None).await, AuditFault::UnattestedCheckpoint { seq: 2 });
+    }
+
+    #[tokio::test]
+    async fn our_own_sql_cannot_edit_a_row_by_mistake() {
+        let f = chain(1).await;
+        let edit = |tx: &crate::Tx<'_>| tx.execute("edit", "UPDATE audit SET detail = 'x'", []);
+        assert!(f.store.transaction(edit).await.is_err());
+    }
+
+    #[test]
+    fn a_head_round_trips_as_text() {
+        let head = AuditHead { seq: 7, hash: [0xAB; 32] };
+        assert_eq!(head.to_string().parse::<AuditHead>().unwrap(), head);
+        for bad in ["", "7", "7:ab", "x:00"] {
+            assert!(bad.parse::<AuditHead>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -88,3 +88,62 @@ impl Tx<'_> {
         Ok(id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, actor};
+    use std::time::Duration;
+
+    fn warning(message: &str) -> NewEvent {
+        let kind = EventKind::Warning { message: message.into() };
+        NewEvent { owner: Owner::default(), vm: None, operation: None, actor: actor(), kind }
+    }
+
+    #[tokio::test]
+    async fn events_are_paged_in_order_and_ids_continue_after_a_restart() {
+        let mut f = Fixture::new();
+        let mut ids = Vec::new();
+        for n in 0..5 {
+            ids.push(f.store.emit(warning(&n.to_string())).await.unwrap());
+        }
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        let page = f.store.events(ids[1], 2).await.unwrap();
+        assert_eq!(page.events.iter().map(|e| e.id).collect::<Vec<_>>(), ids[2..4]);
+        assert_eq!((page.last, page.missed), (ids[3], false));
+        let end = f.store.events(EventId(u64::MAX), 2).await.unwrap();
+        assert_eq!((end.events.len(), end.last), (0, EventId(u64::MAX)));
+        f.reopen().await;
+        assert_eq!(*f.store.last_event().borrow(), ids[4]);
+        assert!(f.store.emit(warning("after")).await.unwrap() > ids[4]);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_reader_is_woken_by_a_commit_and_then_sees_it() {
+        let f = Fixture::new();
+        let store = f.store.clone();
+        let waiting = tokio::spawn(async move {
+            let id = store.wait_for_event(EventId(0)).await.unwrap();
+            (id, store.events(EventId(0), 9).await.unwrap().events.len())
+        });
+        tokio::task::yield_now().await;
+        let written = f.store.emit(warning("now")).await.unwrap();
+        let seen = tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap();
+        assert_eq!(seen, (written, 1));
+    }
+
+    #[tokio::test]
+    async fn the_event_of_a_refused_transaction_is_neither_stored_nor_announced() {
+        let f = Fixture::new();
+        let refused: Result<(), _> = f
+            .store
+            .transaction(|tx| {
+                tx.emit(&warning("never"))?;
+                Err(StoreError::Invalid { what: "test", detail: "no".into() })
+            })
+            .await;
+        assert!(refused.is_err());
+        assert_eq!(*f.store.last_event().borrow(), EventId(0));
+        assert_eq!(f.store.events(EventId(0), 9).await.unwrap().events, []);
+    }
+}

@@ -113,3 +113,38 @@ impl Tx<'_> {
         self.execute("forget an instance", sql, params![vm.to_string(), generation.0]).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, instance};
+    use offshoot_types::VmState;
+
+    #[tokio::test]
+    async fn an_instance_is_recorded_decoded_and_forgotten_and_its_vm_takes_over_the_class() {
+        #[derive(serde::Deserialize)]
+        struct Record {
+            state_dir: String,
+        }
+        let mut f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let early = f.store.record_instance(instance(vm, at)).await.unwrap_err();
+        assert!(matches!(early, StoreError::NoProcessInState { .. }), "{early}");
+        let at = f.go(vm, at, VmState::Starting).await.unwrap();
+        for _ in 0..2 {
+            f.store.record_instance(instance(vm, at)).await.unwrap();
+        }
+        f.reopen().await;
+        let rows = f.store.instances().await.unwrap();
+        assert_eq!(rows, f.store.instances_of(vm).await.unwrap());
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].decode::<Record>().unwrap().state_dir, format!("vms/{vm}/g{at}"));
+        assert!(rows[0].decode::<Vec<u8>>().is_err());
+        let row = f.store.vm(vm).await.unwrap().unwrap();
+        assert_eq!((row.provider, row.isolation), (ProviderKind::Qemu, IsolationClass::HardwareVm));
+        for _ in 0..2 {
+            f.store.forget_instance(vm, at).await.unwrap();
+        }
+        assert_eq!(f.store.instances().await.unwrap(), []);
+    }
+}

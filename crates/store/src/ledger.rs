@@ -116,3 +116,92 @@ const fn check(resource: LedgerResource, limit: u64, in_use: u64, asked: u64) ->
         _ => Err(LedgerExceeded { resource, limit, in_use, asked }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, instance, new_vm, operation};
+    use offshoot_types::{ErrorCode, OperationKind, VmState};
+
+    const MIB: u64 = 1 << 20;
+
+    fn exceeded(error: StoreError) -> LedgerExceeded {
+        assert_eq!(error.code(), ErrorCode::NoResource);
+        match error {
+            StoreError::Ledger(exceeded) => exceeded,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_is_still_being_created_counts() {
+        let f = Fixture::with_limits(Limits { memory: Bytes(600 * MIB), ..Limits::UNBOUNDED });
+        for name in ["a", "b"] {
+            let vm = new_vm(name);
+            f.store.create_vm(operation(OperationKind::Create, Some(vm.id)), vm).await.unwrap();
+        }
+        let vm = new_vm("c");
+        let refused = f.store.create_vm(operation(OperationKind::Create, Some(vm.id)), vm).await.unwrap_err();
+        assert_eq!(refused.to_string(), "not enough memory: 256M asked, 512M of 600M promised already");
+        exceeded(refused);
+        assert_eq!(f.store.vms().await.unwrap().len(), 2, "a refused VM leaves no row");
+        assert_eq!(f.store.unfinished_operations().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn of_many_that_ask_at_once_for_the_last_place_one_gets_it() {
+        let f = Fixture::with_limits(Limits { vms: 3, ..Limits::UNBOUNDED });
+        let asked = (0..12).map(|n| {
+            let (store, vm) = (f.store.clone(), new_vm(&format!("vm{n}")));
+            tokio::spawn(
+                async move { store.create_vm(operation(OperationKind::Create, Some(vm.id)), vm).await },
+            )
+        });
+        let asked: Vec<_> = asked.collect();
+        let mut granted = 0;
+        for answer in asked {
+            match answer.await.unwrap() {
+                Ok(_) => granted += 1,
+                Err(error) => assert_eq!(exceeded(error).resource, LedgerResource::Vms),
+            }
+        }
+        assert_eq!(granted, 3);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_vm_gives_its_memory_back_and_must_ask_again_to_start() {
+        let f = Fixture::with_limits(Limits { memory: Bytes(256 * MIB), ..Limits::UNBOUNDED });
+        let (a, at_a) = f.stopped("a").await;
+        let (b, at_b) = f.stopped("b").await;
+        let at_a = f.go(a, at_a, VmState::Starting).await.unwrap();
+        let refused = f.go(b, at_b, VmState::Starting).await.unwrap_err();
+        assert_eq!(exceeded(refused).in_use, 256 * MIB);
+        assert_eq!(f.store.vm(b).await.unwrap().unwrap().generation, at_b, "a refused move is no move");
+        f.go(a, at_a, VmState::Stopped).await.unwrap();
+        f.go(b, at_b, VmState::Starting).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failed_vm_whose_process_may_live_still_holds_its_memory_and_two_instances_hold_it_twice() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let at = f.go(vm, at, VmState::Starting).await.unwrap();
+        f.store.record_instance(instance(vm, at)).await.unwrap();
+        assert_eq!(f.store.ledger().await.unwrap().memory, Bytes(256 * MIB));
+        f.store.record_instance(instance(vm, at.next())).await.unwrap();
+        assert_eq!(f.store.ledger().await.unwrap().memory, Bytes(512 * MIB));
+        f.go(vm, at, crate::fixture::failed()).await.unwrap();
+        f.store.forget_instance(vm, at.next()).await.unwrap();
+        assert_eq!(f.store.ledger().await.unwrap().memory, Bytes(256 * MIB));
+        f.store.forget_instance(vm, at).await.unwrap();
+        assert_eq!(f.store.ledger().await.unwrap().memory, Bytes(0));
+        assert_eq!(f.store.ledger().await.unwrap().disk, Bytes(1 << 30));
+    }
+
+    #[test]
+    fn a_sum_that_overflows_is_refused() {
+        assert!(check(LedgerResource::Disk, u64::MAX, 1, u64::MAX).is_err());
+        assert!(check(LedgerResource::Disk, 10, 9, 1).is_ok());
+        assert!(check(LedgerResource::Disk, 10, 10, 1).is_err());
+    }
+}

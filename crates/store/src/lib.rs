@@ -34,6 +34,13 @@ mod tx;
 mod vms;
 mod writer;
 
+#[cfg(test)]
+mod durability_test;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod model_test;
+
 pub use audit::{AuditDecision, AuditEntry, AuditRow};
 pub use audit_chain::{AuditFault, AuditHead, AuditReport, AuditVerdict};
 pub use clock::{Clock, SystemClock};

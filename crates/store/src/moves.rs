@@ -86,3 +86,84 @@ impl Tx<'_> {
         Ok(generation)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, failed, instance, move_to, new_vm, operation};
+    use offshoot_types::{Event, EventId, OperationKind};
+
+    #[tokio::test]
+    async fn a_move_writes_row_event_and_audit_together() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let (before, audit) =
+            (f.store.events(EventId(0), 100).await.unwrap().last, f.store.audit_head().await.unwrap());
+        let after = f.go(vm, at, VmState::Starting).await.unwrap();
+        assert_eq!(after, at.next());
+        let row = f.store.vm(vm).await.unwrap().unwrap();
+        assert_eq!((row.state, row.generation), (VmState::Starting, after));
+        let page = f.store.events(before, 100).await.unwrap();
+        let [Event { kind: EventKind::StateChanged { from, to, generation, .. }, vm: Some(of), .. }] =
+            &page.events[..]
+        else {
+            panic!("one event: {page:?}");
+        };
+        assert_eq!((from, to), (&Some(VmState::Stopped), &VmState::Starting));
+        assert_eq!((*generation, *of), (after, vm));
+        let rows = f.store.audit(audit.seq, 100).await.unwrap();
+        assert_eq!(rows.len(), 1);
+        assert!(rows[0].entry.detail.starts_with("stopped -> starting, generation 3"), "{rows:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stale_an_illegal_and_an_unexplained_move_change_nothing() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let before = (f.store.vms().await.unwrap(), f.store.events(EventId(0), 100).await.unwrap());
+        let stale = f.go(vm, Generation(1), VmState::Starting).await.unwrap_err();
+        assert!(matches!(stale, StoreError::StaleGeneration { found, .. } if found == at), "{stale}");
+        let illegal = f.go(vm, at, VmState::Paused).await.unwrap_err();
+        assert!(matches!(illegal, StoreError::IllegalMove { .. }), "{illegal}");
+        let silent = Move { reason: " ".into(), ..move_to(vm, at, VmState::Starting) };
+        assert!(matches!(f.store.move_vm(silent).await, Err(StoreError::Invalid { what: "reason", .. })));
+        assert_eq!((f.store.vms().await.unwrap(), f.store.events(EventId(0), 100).await.unwrap()), before);
+    }
+
+    #[tokio::test]
+    async fn uptime_begins_when_it_runs_survives_a_pause_and_ends_with_the_process() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let at = f.go(vm, at, VmState::Starting).await.unwrap();
+        f.clock.advance(jiff::SignedDuration::from_secs(5));
+        let at = f.go(vm, at, VmState::Running).await.unwrap();
+        let began = f.store.vm(vm).await.unwrap().unwrap().started;
+        assert!(began.is_some());
+        f.clock.advance(jiff::SignedDuration::from_secs(5));
+        let at = f.go(vm, at, VmState::Paused).await.unwrap();
+        let at = f.go(vm, at, VmState::Running).await.unwrap();
+        assert_eq!(f.store.vm(vm).await.unwrap().unwrap().started, began);
+        let at = f.go(vm, at, failed()).await.unwrap();
+        let row = f.store.vm(vm).await.unwrap().unwrap();
+        assert_eq!((row.started, row.state), (None, failed()), "the reason of a failure is kept");
+        f.go(vm, at, VmState::Stopped).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_vm_with_a_recorded_instance_is_not_destroyed_and_a_destroyed_one_frees_its_name() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let at = f.go(vm, at, VmState::Starting).await.unwrap();
+        f.store.record_instance(instance(vm, at)).await.unwrap();
+        let refused = f.go(vm, at, VmState::Destroyed).await.unwrap_err();
+        assert!(matches!(refused, StoreError::InstanceRecorded { .. }), "{refused}");
+        f.store.forget_instance(vm, at).await.unwrap();
+        f.go(vm, at, VmState::Destroyed).await.unwrap();
+        assert_eq!(f.store.vms().await.unwrap(), []);
+        assert_eq!(f.store.vm(vm).await.unwrap().unwrap().state, VmState::Destroyed, "history is kept");
+        let again = new_vm("a");
+        f.store.create_vm(operation(OperationKind::Create, Some(again.id)), again).await.unwrap();
+        let gone = f.go(vm, at.next(), VmState::Starting).await.unwrap_err();
+        assert!(matches!(gone, StoreError::NotFound { .. }), "{gone}");
+    }
+}

@@ -293,3 +293,122 @@ impl Tx<'_> {
         found.ok_or_else(|| StoreError::NotFound { what: "operation", id: operation.id.to_string() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, new_vm, operation};
+    use offshoot_types::{ErrorCode, EventId, Failure};
+
+    fn keyed(operation: NewOperation, key: &str, request: &str) -> NewOperation {
+        NewOperation { idempotency: Some(Idempotency::new(key, &request).unwrap()), ..operation }
+    }
+
+    #[tokio::test]
+    async fn a_repeated_create_returns_the_first_operation_and_makes_nothing() {
+        let f = Fixture::new();
+        let (one, two) = (new_vm("a"), new_vm("a"));
+        let first = keyed(operation(OperationKind::Create, Some(one.id)), "k1", "create a");
+        let first = f.store.create_vm(first, one.clone()).await.unwrap().into_operation();
+        f.store.end_operation(first.id, OperationOutcome::Done).await.unwrap();
+        let again = keyed(operation(OperationKind::Create, Some(two.id)), "k1", "create a");
+        let again = f.store.create_vm(again, two.clone()).await.unwrap();
+        let Begun::Repeated(again) = again else { panic!("{again:?}") };
+        assert_eq!((again.id, again.vm), (first.id, Some(one.id)));
+        assert_eq!(again.state, OperationState::Ended { outcome: OperationOutcome::Done });
+        assert_eq!(f.store.vms().await.unwrap().len(), 1);
+
+        let other = keyed(operation(OperationKind::Create, Some(two.id)), "k1", "create b");
+        let reused = f.store.create_vm(other, two).await.unwrap_err();
+        assert!(
+            matches!(&reused, StoreError::KeyReused { operation, .. } if *operation == first.id),
+            "{reused}"
+        );
+        let kind = keyed(operation(OperationKind::Stop, Some(one.id)), "k1", "create a");
+        assert!(matches!(f.store.begin_operation(kind).await, Err(StoreError::KeyReused { .. })));
+    }
+
+    #[test]
+    fn a_request_key_is_bounded_printable_text() {
+        for bad in ["", "a\nb", &"k".repeat(256)] {
+            assert!(Idempotency::new(bad, &()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_operation_lives_from_begin_to_end_with_event_and_audit_at_both() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let (since, audit) = (*f.store.last_event().borrow(), f.store.audit_head().await.unwrap());
+        let new = operation(OperationKind::Start, Some(vm));
+        let begun = f.store.begin_operation(new.clone()).await.unwrap().into_operation();
+        assert_eq!(begun, f.store.operation(new.id).await.unwrap().unwrap());
+        f.clock.advance(jiff::SignedDuration::from_secs(1));
+        let outcome = OperationOutcome::Failed { failure: Failure::new(ErrorCode::Backend, "no boot") };
+        f.store.end_operation(new.id, outcome.clone()).await.unwrap();
+        f.store.end_operation(new.id, outcome.clone()).await.unwrap();
+        let other = f.store.end_operation(new.id, OperationOutcome::Done).await.unwrap_err();
+        assert!(matches!(other, StoreError::OperationEnded { .. }), "an outcome is final: {other}");
+        let ended = f.store.operation(new.id).await.unwrap().unwrap();
+        assert_eq!(ended.state, OperationState::Ended { outcome: outcome.clone() });
+        assert!(ended.updated > ended.created);
+        let kinds: Vec<_> =
+            f.store.events(since, 9).await.unwrap().events.into_iter().map(|e| e.kind).collect();
+        let kind = OperationKind::Start;
+        assert_eq!(
+            kinds,
+            [EventKind::OperationStarted { kind }, EventKind::OperationEnded { kind, outcome }]
+        );
+        let actions: Vec<_> = f
+            .store
+            .audit(audit.seq, 9)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|row| (row.entry.action, row.operation))
+            .collect();
+        assert_eq!(actions, [("start".into(), Some(new.id)), ("operation-ended".into(), Some(new.id))]);
+    }
+
+    #[tokio::test]
+    async fn an_operation_on_a_vm_that_is_not_there_is_not_begun() {
+        let f = Fixture::new();
+        let refused = f.store.begin_operation(operation(OperationKind::Start, Some(VmId::new()))).await;
+        assert!(matches!(refused, Err(StoreError::NotFound { what: "VM", .. })));
+        assert_eq!(f.store.events(EventId(0), 9).await.unwrap().events, []);
+        assert_eq!(f.store.audit_head().await.unwrap(), crate::AuditHead::EMPTY);
+    }
+
+    #[tokio::test]
+    async fn an_operation_with_an_obligation_waits_until_released() {
+        let f = Fixture::new();
+        let new =
+            NewOperation { obligation: Some("approval".into()), ..operation(OperationKind::Exec, None) };
+        let begun = f.store.begin_operation(new.clone()).await.unwrap().into_operation();
+        assert_eq!(begun.state, OperationState::Waiting { obligation: "approval".into() });
+        f.store.release_operation(new.id).await.unwrap();
+        f.store.release_operation(new.id).await.unwrap();
+        assert_eq!(f.store.operation(new.id).await.unwrap().unwrap().state, OperationState::Pending);
+    }
+
+    #[tokio::test]
+    async fn operations_are_listed_newest_first_by_vm_and_by_page_and_the_unfinished_oldest_first() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            let new = operation(OperationKind::Exec, Some(vm));
+            ids.push(new.id);
+            f.store.begin_operation(new).await.unwrap();
+        }
+        f.store.end_operation(ids[1], OperationOutcome::Done).await.unwrap();
+        let filter = OperationFilter { vm: Some(vm), before: Some(ids[3]), owner: None };
+        let page: Vec<_> = f.store.operations(filter, 2).await.unwrap().into_iter().map(|o| o.id).collect();
+        assert_eq!(page, [ids[2], ids[1]]);
+        let nobody = OperationFilter { owner: Some("nobody".parse().unwrap()), ..OperationFilter::default() };
+        assert_eq!(f.store.operations(nobody, 9).await.unwrap(), []);
+        let unfinished: Vec<_> =
+            f.store.unfinished_operations().await.unwrap().into_iter().map(|o| o.id).collect();
+        assert_eq!(unfinished[1..], [ids[0], ids[2], ids[3], ids[4]], "after the create of the VM itself");
+    }
+}

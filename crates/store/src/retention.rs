@@ -160,3 +160,117 @@ impl Tx<'_> {
 fn count_bound(keep: Keep) -> i64 {
     keep.max_count.and_then(|count| i64::try_from(count).ok()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        AuditVerdict,
+        fixture::{Fixture, entry, operation},
+    };
+    use jiff::SignedDuration;
+    use offshoot_types::{EventId, OperationKind, OperationOutcome, VmState};
+
+    const ALL: Keep = Keep { max_age: None, max_count: None };
+    const KEEP_ALL: Retention = Retention { events: ALL, operations: ALL, audit: ALL };
+
+    fn newest(count: u64) -> Keep {
+        Keep { max_age: None, max_count: Some(count) }
+    }
+    fn younger(age: Duration) -> Keep {
+        Keep { max_age: Some(age), max_count: None }
+    }
+
+    #[tokio::test]
+    async fn nothing_goes_that_is_to_be_kept() {
+        let f = Fixture::new();
+        f.stopped("a").await;
+        f.clock.advance(SignedDuration::from_hours(24));
+        assert_eq!(f.store.prune(KEEP_ALL).await.unwrap(), Pruned::default());
+        assert_eq!(f.store.prune(Retention::default()).await.unwrap(), Pruned::default());
+    }
+
+    #[tokio::test]
+    async fn a_reader_of_events_learns_that_it_missed_some_and_ids_are_not_used_again() {
+        let f = Fixture::new();
+        f.stopped("a").await;
+        let last = *f.store.last_event().borrow();
+        let pruned = f.store.prune(Retention { events: newest(1), ..KEEP_ALL }).await.unwrap();
+        assert_eq!(pruned.events, last.0 - 1);
+        let page = f.store.events(EventId(0), 9).await.unwrap();
+        assert_eq!((page.events.len(), page.last, page.missed), (1, last, true));
+        assert!(!f.store.events(EventId(last.0 - 1), 9).await.unwrap().missed);
+        f.store.prune(Retention { events: newest(0), ..KEEP_ALL }).await.unwrap();
+        let page = f.store.events(EventId(0), 9).await.unwrap();
+        assert_eq!(
+            (page.events.len(), page.last, page.missed),
+            (0, last, true),
+            "readers go on from the end"
+        );
+        f.stopped("b").await;
+        assert_eq!(f.store.events(last, 1).await.unwrap().events[0].id, EventId(last.0 + 1));
+    }
+
+    #[tokio::test]
+    async fn old_ended_operations_go_with_their_steps_and_destroyed_vms_but_unfinished_ones_stay() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let create = f.store.unfinished_operations().await.unwrap()[0].id;
+        f.store.step_begun(create, 0, "disk", serde_json::Value::Null).await.unwrap();
+        let waiting = operation(OperationKind::Exec, None);
+        f.store.begin_operation(waiting.clone()).await.unwrap();
+        f.store.end_operation(create, OperationOutcome::Done).await.unwrap();
+        f.go(vm, at, VmState::Destroyed).await.unwrap();
+        f.clock.advance(SignedDuration::from_hours(2));
+        let young = operation(OperationKind::Exec, None);
+        f.store.begin_operation(young.clone()).await.unwrap();
+        f.store.end_operation(young.id, OperationOutcome::Done).await.unwrap();
+
+        let hour = Duration::from_secs(3600);
+        let pruned = f.store.prune(Retention { operations: younger(hour), ..KEEP_ALL }).await.unwrap();
+        assert_eq!(pruned, Pruned { operations: 1, vms: 1, ..Pruned::default() });
+        assert_eq!(f.store.vm(vm).await.unwrap(), None);
+        assert_eq!(f.store.steps(create).await.unwrap(), []);
+        assert!(f.store.operation(waiting.id).await.unwrap().is_some());
+        assert!(f.store.operation(young.id).await.unwrap().is_some());
+        let verdict = f.store.audit_verify(None).await.unwrap();
+        assert!(matches!(verdict, AuditVerdict::Intact(_)), "the audit keeps what they were: {verdict:?}");
+    }
+
+    #[tokio::test]
+    async fn the_audit_stays_verifiable_across_pruning_again_and_again() {
+        let f = Fixture::new();
+        let mut anchors = Vec::new();
+        for round in 0_u64..3 {
+            for n in 0..1200 {
+                let last = f.store.transaction(move |tx| tx.audit_entry(&entry(&format!("{round}-{n}"))));
+                if n % 400 == 0 {
+                    anchors.push(last.await.unwrap());
+                } else {
+                    last.await.unwrap();
+                }
+            }
+            let pruned = f.store.prune(Retention { audit: newest(100), ..KEEP_ALL }).await.unwrap();
+            assert!(pruned.audit > 1000, "in several batches: {pruned:?}");
+            let head = f.store.audit_head().await.unwrap();
+            let verdict = f.store.audit_verify(Some(head)).await.unwrap();
+            let AuditVerdict::Intact(report) = verdict else { panic!("{verdict:?}") };
+            assert_eq!(report.rows + report.pruned_through, head.seq);
+            assert!((100..110).contains(&report.rows), "{report:?}");
+            let verdict = f.store.audit_verify(Some(anchors[0])).await.unwrap();
+            let AuditVerdict::Intact(report) = verdict else { panic!("{verdict:?}") };
+            assert!(!report.anchor_checked, "an anchor older than what was kept proves nothing, and says so");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_audit_row_is_never_pruned() {
+        let f = Fixture::new();
+        f.store.audit_entry(entry("only")).await.unwrap();
+        f.clock.advance(SignedDuration::from_hours(1));
+        let none =
+            Retention { audit: Keep { max_age: Some(Duration::ZERO), max_count: Some(0) }, ..KEEP_ALL };
+        assert_eq!(f.store.prune(none).await.unwrap().audit, 0);
+        assert!(matches!(f.store.audit_verify(None).await.unwrap(), AuditVerdict::Intact(_)));
+    }
+}

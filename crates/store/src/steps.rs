@@ -155,3 +155,69 @@ impl Tx<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, operation};
+    use offshoot_types::{OperationKind, OperationOutcome};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_journal_survives_a_restart_with_what_each_step_needs_to_be_undone() {
+        let mut f = Fixture::new();
+        let new = operation(OperationKind::Start, None);
+        let id = new.id;
+        f.store.begin_operation(new).await.unwrap();
+        f.store.step_begun(id, 0, "disk", json!({ "path": "disk.qcow2" })).await.unwrap();
+        f.store.step_done(id, 0, Some(json!({ "path": "disk.qcow2", "bytes": 7 }))).await.unwrap();
+        f.store.step_begun(id, 1, "boot", Value::Null).await.unwrap();
+        f.reopen().await;
+        let steps = f.store.steps(id).await.unwrap();
+        let seen: Vec<_> = steps.iter().map(|s| (s.position, s.name.as_str(), s.state)).collect();
+        assert_eq!(seen, [(0, "disk", StepState::Done), (1, "boot", StepState::Begun)]);
+        assert_eq!(steps[0].detail["bytes"], 7);
+        let running = OperationState::Running { step: "boot".into() };
+        assert_eq!(f.store.unfinished_operations().await.unwrap()[0].state, running);
+    }
+
+    #[tokio::test]
+    async fn every_write_of_the_journal_may_be_repeated_but_not_taken_back() {
+        let f = Fixture::new();
+        let new = operation(OperationKind::Start, None);
+        let id = new.id;
+        f.store.begin_operation(new).await.unwrap();
+        assert!(
+            matches!(f.store.step_done(id, 0, None).await, Err(StoreError::StepOrder { .. })),
+            "not begun"
+        );
+        for _ in 0..2 {
+            f.store.step_begun(id, 0, "disk", Value::Null).await.unwrap();
+        }
+        for _ in 0..2 {
+            f.store.step_done(id, 0, None).await.unwrap();
+        }
+        let redone = f.store.step_begun(id, 0, "disk", Value::Null).await.unwrap_err();
+        assert!(redone.to_string().contains("`disk`, done"), "{redone}");
+        for _ in 0..2 {
+            f.store.step_undone(id, 0, None).await.unwrap();
+        }
+        assert!(matches!(f.store.step_done(id, 0, None).await, Err(StoreError::StepOrder { .. })));
+        f.store.end_operation(id, OperationOutcome::Interrupted { undone: true }).await.unwrap();
+        let late = f.store.step_begun(id, 1, "boot", Value::Null).await.unwrap_err();
+        assert!(matches!(late, StoreError::OperationEnded { .. }), "{late}");
+    }
+
+    #[tokio::test]
+    async fn a_step_begun_under_another_name_is_a_defect_not_a_repeat() {
+        let f = Fixture::new();
+        let new = operation(OperationKind::Start, None);
+        let id = new.id;
+        f.store.begin_operation(new).await.unwrap();
+        f.store.step_begun(id, 0, "disk", Value::Null).await.unwrap();
+        assert!(matches!(
+            f.store.step_begun(id, 0, "boot", Value::Null).await,
+            Err(StoreError::StepOrder { .. })
+        ));
+    }
+}

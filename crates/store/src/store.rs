@@ -101,6 +101,13 @@ impl Store {
     pub fn last_event(&self) -> watch::Receiver<EventId> {
         self.last_event.clone()
     }
+
+    /// Returns once there is an event after `after`. May be cancelled.
+    pub async fn wait_for_event(&self, after: EventId) -> Result<EventId, StoreError> {
+        let mut last = self.last_event();
+        let reached = last.wait_for(|last| *last > after).await.map(|last| *last);
+        reached.map_err(|_| StoreError::Closed)
+    }
 }
 
 /// Single writes. Several that belong together go into one [`Store::transaction`].
@@ -254,5 +261,112 @@ impl Store {
     /// See [`View::audit_verify`].
     pub async fn audit_verify(&self, anchor: Option<AuditHead>) -> Result<AuditVerdict, StoreError> {
         self.read(move |view| view.audit_verify(anchor)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fault,
+        fixture::{Fixture, new_vm, operation},
+    };
+    use offshoot_types::{ErrorCode, Failure, OperationKind};
+    use std::{sync::mpsc as blocking, time::Duration};
+
+    #[tokio::test]
+    async fn a_read_does_not_wait_for_a_transaction_under_way() {
+        let f = Fixture::new();
+        f.stopped("a").await;
+        let (begun, has_begun) = oneshot::channel();
+        let (go_on, wait) = blocking::channel::<()>();
+        let (begun, wait) = (std::sync::Mutex::new(Some(begun)), std::sync::Mutex::new(wait));
+        let store = f.store.clone();
+        let slow = tokio::spawn(async move {
+            let work = move |tx: &Tx<'_>| {
+                let vm = new_vm("b");
+                tx.create_vm(&operation(OperationKind::Create, Some(vm.id)), &vm)?;
+                if let Some(begun) = begun.lock().unwrap().take() {
+                    begun.send(()).unwrap();
+                }
+                wait.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
+                Ok(())
+            };
+            store.transaction(work).await
+        });
+        has_begun.await.unwrap();
+        let seen = tokio::time::timeout(Duration::from_secs(20), f.store.vms()).await;
+        assert_eq!(
+            seen.expect("the read waits for the writer").unwrap().len(),
+            1,
+            "and sees only what is committed"
+        );
+        go_on.send(()).unwrap();
+        slow.await.unwrap().unwrap();
+        assert_eq!(f.store.vms().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_a_named_failure_and_writing_goes_on_once_there_is_space() {
+        let f = Fixture::new();
+        let pages = fault::page_count(&f.store).await.unwrap();
+        fault::limit_pages(&f.store, Some(pages)).await.unwrap();
+        let mut made = 0;
+        let refused = loop {
+            let vm = new_vm(&format!("vm{made}"));
+            match f.store.create_vm(operation(OperationKind::Create, Some(vm.id)), vm).await {
+                Ok(_) => made += 1,
+                Err(error) => break error,
+            }
+            assert!(made < 1000, "the disk never filled");
+        };
+        assert!(matches!(refused, StoreError::Full { .. }), "{refused}");
+        let failure = Failure::from(refused);
+        assert_eq!(failure.code, ErrorCode::NoResource);
+        assert!(failure.hint.unwrap().contains("free space"));
+        assert_eq!(
+            f.store.vms().await.unwrap().len(),
+            made,
+            "what was acknowledged is there, what was refused is not"
+        );
+        fault::limit_pages(&f.store, None).await.unwrap();
+        f.stopped("after").await;
+        let verdict = f.store.audit_verify(None).await.unwrap();
+        assert!(matches!(verdict, AuditVerdict::Intact(_)), "{verdict:?}");
+    }
+
+    #[tokio::test]
+    async fn after_closing_everything_is_refused_and_closing_again_is_harmless() {
+        let f = Fixture::new();
+        f.store.close().await;
+        f.store.close().await;
+        assert!(matches!(f.store.vms().await, Err(StoreError::Closed)));
+        let refused = f.store.begin_operation(operation(OperationKind::Exec, None)).await;
+        assert!(matches!(refused, Err(StoreError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_write_whose_caller_went_away_is_kept() {
+        let f = Fixture::new();
+        let new = operation(OperationKind::Exec, None);
+        let mut write = Box::pin(f.store.begin_operation(new.clone()));
+        // One poll queues it.
+        let _ = std::future::poll_fn(|context| std::task::Poll::Ready(write.as_mut().poll(context))).await;
+        drop(write);
+        f.store.begin_operation(operation(OperationKind::Exec, None)).await.unwrap();
+        assert!(f.store.operation(new.id).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn steps_of_one_transaction_are_kept_or_lost_together() {
+        let f = Fixture::new();
+        let new = operation(OperationKind::Exec, None);
+        let id = new.id;
+        let work = move |tx: &Tx<'_>| {
+            tx.begin_operation(&new)?;
+            tx.step_done(id, 0, None)
+        };
+        assert!(matches!(f.store.transaction(work).await, Err(StoreError::StepOrder { .. })));
+        assert_eq!(f.store.operation(id).await.unwrap(), None);
     }
 }

@@ -46,7 +46,7 @@ impl<'c> Tx<'c> {
     pub(crate) fn wrote_event(&self, id: EventId) {
         self.last_event.set(Some(id));
     }
-    pub(crate) fn last_event(&self) -> Option<EventId> {
+    pub(crate) fn newest_written_event(&self) -> Option<EventId> {
         self.last_event.get()
     }
     /// Runs a statement and tells how many rows it touched.
@@ -89,7 +89,8 @@ impl View<'_> {
         params: impl Params,
         from_row: impl FnMut(&Row<'_>) -> Result<T, rusqlite::Error>,
     ) -> Result<Vec<T>, StoreError> {
-        let run = || self.connection.prepare_cached(sql)?.query_map(params, from_row)?.collect::<Result<_, _>>();
+        let run =
+            || self.connection.prepare_cached(sql)?.query_map(params, from_row)?.collect::<Result<_, _>>();
         run().map_err(|error| self.fault(operation, error))
     }
 }

@@ -195,3 +195,64 @@ impl Tx<'_> {
         self.execute("record a new VM", sql, params).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, new_vm, operation};
+    use offshoot_types::{ErrorCode, OperationKind};
+
+    #[tokio::test]
+    async fn a_vm_is_read_back_as_it_was_recorded_also_after_a_restart() {
+        let mut f = Fixture::new();
+        let vm = new_vm("a");
+        f.store.create_vm(operation(OperationKind::Create, Some(vm.id)), vm.clone()).await.unwrap();
+        let before = f.store.vm(vm.id).await.unwrap().unwrap();
+        assert_eq!((&before.spec, &before.labels, &before.node), (&vm.spec, &vm.spec.labels, &vm.node));
+        assert_eq!((before.state.clone(), before.generation), (VmState::Creating, Generation(1)));
+        f.reopen().await;
+        assert_eq!(f.store.vm(vm.id).await.unwrap().unwrap(), before);
+        assert_eq!(f.store.images_in_use().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_unique_per_owner_and_found_by_owner() {
+        let f = Fixture::new();
+        let (first, _) = f.stopped("a").await;
+        let second = new_vm("a");
+        let taken =
+            f.store.create_vm(operation(OperationKind::Create, Some(second.id)), second.clone()).await;
+        let taken = taken.unwrap_err();
+        assert!(matches!(&taken, StoreError::NameTaken { by, .. } if *by == first), "{taken}");
+        assert_eq!(taken.code(), ErrorCode::AlreadyExists);
+        let other: Owner = "somebody".parse().unwrap();
+        let theirs = NewVm { owner: other.clone(), ..second };
+        let operation =
+            NewOperation { owner: other.clone(), ..operation(OperationKind::Create, Some(theirs.id)) };
+        f.store.create_vm(operation, theirs.clone()).await.unwrap();
+        let by_name = |owner| f.store.find_vm(VmRef::Name("a".parse().unwrap()), owner);
+        assert_eq!(by_name(Owner::default()).await.unwrap().unwrap().id, first);
+        assert_eq!(by_name(other).await.unwrap().unwrap().id, theirs.id);
+    }
+
+    #[tokio::test]
+    async fn vms_that_may_have_a_process_are_found_by_state_or_by_record() {
+        let f = Fixture::new();
+        f.stopped("idle").await;
+        let (starting, at) = f.stopped("starting").await;
+        f.go(starting, at, VmState::Starting).await.unwrap();
+        let (leftover, at) = f.stopped("leftover").await;
+        let at = f.go(leftover, at, VmState::Starting).await.unwrap();
+        f.store.record_instance(crate::fixture::instance(leftover, at)).await.unwrap();
+        f.go(leftover, at, crate::fixture::failed()).await.unwrap();
+        let found: Vec<_> = f.store.vms_with_process().await.unwrap().into_iter().map(|vm| vm.id).collect();
+        assert_eq!(found, [starting, leftover]);
+    }
+
+    #[tokio::test]
+    async fn an_operation_about_another_vm_is_refused() {
+        let f = Fixture::new();
+        let refused = f.store.create_vm(operation(OperationKind::Create, None), new_vm("a")).await;
+        assert!(matches!(refused, Err(StoreError::Invalid { .. })));
+    }
+}

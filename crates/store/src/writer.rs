@@ -153,6 +153,7 @@ impl Writer {
     fn attempt(&self, group: &mut [Box<dyn Job>]) -> Result<Option<EventId>, rusqlite::Error> {
         let connection = &self.connection;
         let statement = |sql| connection.prepare_cached(sql)?.execute([]);
+        let alone = group.len() == 1;
         let mut last_event = None;
         statement("BEGIN IMMEDIATE")?;
         for job in group.iter_mut() {
@@ -160,15 +161,11 @@ impl Writer {
             let tx = Tx::new(View { connection, path: &self.path }, self.now(), &self.limits);
             let keep = job.run(&tx);
             if connection.is_autocommit() {
-                // SQLite rolled everything back under the job, which failed for that reason and has the error.
-                let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
-                return Err(rusqlite::Error::SqliteFailure(
-                    full,
-                    Some("the transaction was rolled back".into()),
-                ));
+                // SQLite rolled everything back under the job, as it may when the disk is full.
+                return if alone && !keep { Ok(None) } else { Err(rolled_back()) };
             }
             if keep {
-                last_event = tx.last_event().or(last_event);
+                last_event = tx.newest_written_event().or(last_event);
             } else {
                 statement("ROLLBACK TO job")?;
             }
@@ -185,7 +182,201 @@ impl Writer {
     }
 }
 
+fn rolled_back() -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK);
+    rusqlite::Error::SqliteFailure(code, Some("the whole transaction was rolled back".into()))
+}
+
 fn is_sync_failure(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error().map(|error| error.extended_code);
     matches!(code, Some(rusqlite::ffi::SQLITE_IOERR_FSYNC | rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NewEvent, SystemClock, database};
+    use offshoot_types::{Actor, EventKind, Owner};
+    use std::sync::Mutex;
+
+    type Log = Arc<Mutex<Vec<String>>>;
+
+    fn warning(bytes: usize) -> NewEvent {
+        let kind = EventKind::Warning { message: "x".repeat(bytes) };
+        NewEvent { owner: Owner::default(), vm: None, operation: None, actor: Actor::Daemon, kind }
+    }
+
+    fn writer(folder: &tempfile::TempDir) -> (Writer, watch::Receiver<EventId>) {
+        let path = folder.path().join("offshoot.db");
+        let (last_event, receiver) = watch::channel(EventId(0));
+        let connection = database::open_writer(&path).unwrap();
+        let (clock, limits) = (Arc::new(SystemClock), Limits::UNBOUNDED);
+        (Writer { connection, path, clock, limits, last_event, failed: false }, receiver)
+    }
+
+    /// A job that logs when it ran and how it was answered.
+    struct Logged<F> {
+        name: &'static str,
+        log: Log,
+        work: F,
+    }
+    impl<F: Fn(&Tx<'_>) -> Result<(), StoreError> + Send> Job for Logged<F> {
+        fn run(&mut self, tx: &Tx<'_>) -> bool {
+            self.log.lock().unwrap().push(format!("run {}", self.name));
+            (self.work)(tx).is_ok()
+        }
+        fn answer(self: Box<Self>) {
+            self.log.lock().unwrap().push(format!("answer {}", self.name));
+        }
+        fn refuse(self: Box<Self>, error: StoreError) {
+            self.log.lock().unwrap().push(format!("refuse {}: {}", self.name, error.code()));
+        }
+    }
+
+    fn job(
+        name: &'static str,
+        log: &Log,
+        work: impl Fn(&Tx<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) -> Message {
+        Message::Job(Box::new(Logged { name, log: log.clone(), work }))
+    }
+
+    fn run_all(writer: Writer, messages: Vec<Message>) {
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        for message in messages {
+            queue.try_send(message).ok().unwrap();
+        }
+        drop(queue);
+        writer.run(receiver);
+    }
+
+    fn messages_kept(folder: &tempfile::TempDir) -> Vec<usize> {
+        let path = folder.path().join("offshoot.db");
+        let connection = database::open_writer(&path).unwrap();
+        let page = View { connection: &connection, path: &path }.events(EventId(0), 1000).unwrap();
+        let length = |event: &offshoot_types::Event| match &event.kind {
+            EventKind::Warning { message } => message.len(),
+            other => panic!("{other:?}"),
+        };
+        page.events.iter().map(length).collect()
+    }
+
+    #[test]
+    fn queued_jobs_share_a_commit_are_answered_after_it_and_a_failing_one_fails_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, last) = writer(&folder);
+        let log = Log::default();
+        let fail = |tx: &Tx<'_>| {
+            tx.emit(&warning(99))?;
+            Err(StoreError::Invalid { what: "test", detail: String::new() })
+        };
+        let messages = vec![
+            job("one", &log, |tx| tx.emit(&warning(1)).map(drop)),
+            job("bad", &log, fail),
+            job("two", &log, |tx| tx.emit(&warning(2)).map(drop)),
+        ];
+        run_all(writer, messages);
+        let expected = ["run one", "run bad", "run two", "answer one", "answer bad", "answer two"];
+        assert_eq!(*log.lock().unwrap(), expected, "every run before every answer: one commit");
+        assert_eq!(messages_kept(&folder), [1, 2]);
+        assert_eq!(*last.borrow(), EventId(2));
+    }
+
+    #[test]
+    fn a_job_sees_what_earlier_jobs_of_its_group_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, _last) = writer(&folder);
+        let log = Log::default();
+        let seen = Arc::new(Mutex::new(None));
+        let note = seen.clone();
+        let look = move |tx: &Tx<'_>| {
+            *note.lock().unwrap() = Some(tx.events(EventId(0), 9)?.events.len());
+            Ok(())
+        };
+        run_all(
+            writer,
+            vec![job("write", &log, |tx| tx.emit(&warning(1)).map(drop)), job("look", &log, look)],
+        );
+        assert_eq!(*seen.lock().unwrap(), Some(1));
+    }
+
+    #[test]
+    fn a_full_disk_refuses_the_job_that_does_not_fit_and_keeps_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, _last) = writer(&folder);
+        let log = Log::default();
+        let limit = |tx: &Tx<'_>| tx.limit_pages(Some(tx.page_count()? + 4));
+        let outcome = Arc::new(Mutex::new(None));
+        let note = outcome.clone();
+        let too_big = move |tx: &Tx<'_>| {
+            let result = tx.emit(&warning(1 << 20)).map(drop);
+            *note.lock().unwrap() = result.as_ref().err().map(StoreError::code);
+            result
+        };
+        let messages = vec![
+            job("limit", &log, limit),
+            job("one", &log, |tx| tx.emit(&warning(1)).map(drop)),
+            job("big", &log, too_big),
+            job("two", &log, |tx| tx.emit(&warning(2)).map(drop)),
+        ];
+        run_all(writer, messages);
+        assert_eq!(*outcome.lock().unwrap(), Some(offshoot_types::ErrorCode::NoResource));
+        let log = log.lock().unwrap();
+        for name in ["limit", "one", "big", "two"] {
+            assert_eq!(log.iter().filter(|line| **line == format!("answer {name}")).count(), 1, "{log:?}");
+        }
+        assert_eq!(messages_kept(&folder), [1, 2]);
+    }
+
+    #[test]
+    fn a_group_that_sqlite_rolls_back_as_a_whole_runs_again_one_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, last) = writer(&folder);
+        let log = Log::default();
+        // What SQLite may do to the transaction under a statement that ran out of disk.
+        let lost = |tx: &Tx<'_>| {
+            tx.connection.execute_batch("ROLLBACK").map_err(|error| tx.fault("roll back", error))?;
+            Err(StoreError::Full { operation: "test", path: tx.path.into() })
+        };
+        let swallows =
+            |tx: &Tx<'_>| tx.connection.execute_batch("ROLLBACK").map_err(|e| tx.fault("roll back", e));
+        let messages = vec![
+            job("one", &log, |tx| tx.emit(&warning(1)).map(drop)),
+            job("lost", &log, lost),
+            job("swallows", &log, swallows),
+            job("two", &log, |tx| tx.emit(&warning(2)).map(drop)),
+        ];
+        run_all(writer, messages);
+        let log = log.lock().unwrap();
+        let answers: Vec<_> = log.iter().filter(|line| !line.starts_with("run")).collect();
+        assert_eq!(answers, ["answer one", "answer lost", "refuse swallows: internal", "answer two"]);
+        assert_eq!(messages_kept(&folder), [1, 2]);
+        assert_eq!(*last.borrow(), EventId(2));
+    }
+
+    #[test]
+    fn after_a_failed_fsync_every_write_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, _last) = writer(&folder);
+        writer.failed = true;
+        let log = Log::default();
+        run_all(writer, vec![job("a", &log, |_| Ok(())), job("b", &log, |_| Ok(()))]);
+        assert_eq!(*log.lock().unwrap(), ["refuse a: unavailable", "refuse b: unavailable"]);
+        let sync = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+        assert!(is_sync_failure(&rusqlite::Error::SqliteFailure(sync, None)));
+        let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+        assert!(!is_sync_failure(&rusqlite::Error::SqliteFailure(full, None)));
+    }
+
+    #[test]
+    fn what_was_queued_before_closing_is_written_before_it_closes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, _last) = writer(&folder);
+        let log = Log::default();
+        let (caller, mut closed) = oneshot::channel();
+        let messages = vec![Message::Close(caller), job("late", &log, |tx| tx.emit(&warning(3)).map(drop))];
+        run_all(writer, messages);
+        assert_eq!(closed.try_recv(), Ok(()));
+        assert_eq!(messages_kept(&folder), [3]);
+    }
 }
