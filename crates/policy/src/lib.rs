@@ -6,7 +6,7 @@
 //!                                     Require(Required)             the command back, and what must happen first
 //! ```
 //! No engine method takes a bare `Command`, so whatever has not passed here cannot be carried out. The rules
-//! are evaluated by a [`judge::Judge`], which only this crate can supply; a judge that fails, or is handed facts about
+//! are evaluated by a `Judge`, which only this crate can supply; a judge that fails, or is handed facts about
 //! another VM than the command names, is a deny.
 //!
 //! Today's only judge is [`Policy::owner_of_socket`].

@@ -83,3 +83,149 @@ impl Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Obligation, VmFacts,
+        judge::{JudgeFailure, Verdict},
+    };
+    use offshoot_types::{Action, ErrorCode, Failure, Generation, Labels, Owner, VmId, VmRef, VmStateName};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Gives one verdict, whatever it is asked, and remembers that it was.
+    #[derive(Debug)]
+    struct Fixed {
+        verdict: fn() -> Result<Verdict, JudgeFailure>,
+        asked: AtomicBool,
+    }
+    impl Judge for Fixed {
+        fn revision(&self) -> PolicyRevision {
+            PolicyRevision::fixed("fixed/1")
+        }
+        fn judge(&self, _: Question<'_>) -> Result<Verdict, JudgeFailure> {
+            self.asked.store(true, Ordering::SeqCst);
+            (self.verdict)()
+        }
+    }
+
+    fn fixed(verdict: fn() -> Result<Verdict, JudgeFailure>) -> (Policy, Arc<Fixed>) {
+        let judge = Arc::new(Fixed { verdict, asked: AtomicBool::new(false) });
+        (Policy { judge: judge.clone() }, judge)
+    }
+
+    const ONE_RULE: RuleId = RuleId::fixed("fixed/rule");
+
+    fn actor() -> Actor {
+        Actor::LocalUser { uid: 1000, owner: Owner::default() }
+    }
+    fn vm(name: &str) -> VmFacts {
+        VmFacts {
+            id: VmId::new(),
+            name: name.parse().unwrap(),
+            owner: Owner::default(),
+            labels: Labels::new(),
+            state: VmStateName::Stopped,
+            generation: Generation(7),
+        }
+    }
+    fn start(vm: &str) -> Command {
+        Command::Start { vm: vm.parse().unwrap() }
+    }
+    fn denial(decision: Decision) -> Denial {
+        match decision {
+            Decision::Deny(denial) => denial,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_permit_carries_the_command_unchanged_and_the_evidence_of_the_decision() {
+        let facts = Facts { vm: Some(vm("a")) };
+        let judged = facts.vm.clone().unwrap();
+        let decision = Policy::owner_of_socket(1000).decide(&actor(), start("a"), &facts);
+        let Decision::Permit(authorized) = decision else { panic!("{decision:?}") };
+        assert_eq!(authorized.get(), &start("a"));
+        let (command, grant) = authorized.into_parts();
+        assert_eq!(command, start("a"));
+        assert_eq!((grant.actor(), grant.action()), (&actor(), Action::Start));
+        assert_eq!((grant.vm(), grant.generation()), (Some(judged.id), Some(Generation(7))));
+        assert_eq!(grant.revision().as_str(), "owner-of-socket/1");
+        assert_eq!(grant.rules().iter().map(RuleId::as_str).collect::<Vec<_>>(), ["owner-of-socket/owner"]);
+    }
+
+    #[test]
+    fn a_judge_that_fails_is_a_deny_with_a_code_of_its_own() {
+        let (policy, _) = fixed(|| {
+            let revision = PolicyRevision::fixed("fixed/1");
+            Err(JudgeFailure { revision, message: "out of memory".into() })
+        });
+        let denial = denial(policy.decide(&actor(), start("a"), &Facts::NONE));
+        assert_eq!(denial.kind, DenialKind::EngineFailure);
+        assert_eq!(denial.rule_ids, [JUDGE_FAILED]);
+        let failure = Failure::from(denial);
+        assert_eq!(failure.code, ErrorCode::Denied);
+        assert!(failure.message.contains("out of memory"), "{failure:?}");
+        assert_eq!(failure.cause.as_deref(), Some("policy-engine-failed: policy/engine-failure"));
+    }
+
+    #[test]
+    fn facts_about_another_vm_are_a_deny_and_no_rule_is_asked() {
+        let (policy, judge) = fixed(|| Ok(Verdict::Permit { rules: vec![ONE_RULE] }));
+        let facts = Facts { vm: Some(vm("b")) };
+        let by_id = Command::Destroy { vm: VmRef::Id(VmId::new()) };
+        for command in [start("a"), by_id, Command::StopDaemon { vms: true }] {
+            let denial = denial(policy.decide(&actor(), command, &facts));
+            assert_eq!(
+                (denial.kind, &denial.rule_ids[..]),
+                (DenialKind::EngineFailure, &[FACTS_MISMATCH][..])
+            );
+        }
+        assert!(!judge.asked.load(Ordering::SeqCst));
+        assert!(matches!(policy.decide(&actor(), start("b"), &facts), Decision::Permit(_)));
+    }
+
+    #[test]
+    fn a_verdict_that_does_not_say_why_is_a_deny() {
+        let silent: [fn() -> Result<Verdict, JudgeFailure>; 4] = [
+            || Ok(Verdict::Permit { rules: vec![] }),
+            || Ok(Verdict::Deny { rules: vec![], sentence: "no".into(), hint: None }),
+            || Ok(Verdict::Require { rules: vec![ONE_RULE], obligations: vec![] }),
+            || {
+                let question = "may it?".into();
+                Ok(Verdict::Require { rules: vec![], obligations: vec![Obligation::Approval { question }] })
+            },
+        ];
+        for verdict in silent {
+            let denial = denial(fixed(verdict).0.decide(&actor(), start("a"), &Facts::NONE));
+            assert_eq!(denial.rule_ids, [MALFORMED_VERDICT]);
+        }
+    }
+
+    #[test]
+    fn an_obligation_gives_the_command_back_unauthorised() {
+        let (policy, _) = fixed(|| {
+            let obligations = vec![Obligation::Approval { question: "may it?".into() }];
+            Ok(Verdict::Require { rules: vec![ONE_RULE], obligations })
+        });
+        let decision = policy.decide(&actor(), start("a"), &Facts::NONE);
+        let Decision::Require(required) = decision else { panic!("{decision:?}") };
+        assert_eq!((required.command, required.rule_ids), (start("a"), vec![ONE_RULE]));
+    }
+
+    #[test]
+    fn a_deny_tells_the_caller_who_may_and_what_to_do() {
+        let stranger = Actor::LocalUser { uid: 0, owner: Owner::default() };
+        let denial = denial(Policy::owner_of_socket(1000).decide(&stranger, start("a"), &Facts::NONE));
+        assert_eq!(denial.kind, DenialKind::Rule);
+        let failure = Failure::from(denial);
+        assert_eq!((failure.code, failure.code.http_status()), (ErrorCode::Denied, 403));
+        assert_eq!(
+            failure.message,
+            "user 0 may not start here: this daemon serves only user 1000, who owns its socket"
+        );
+        assert_eq!(failure.cause.as_deref(), Some("denied-by-rule: owner-of-socket/stranger"));
+        assert!(failure.hint.unwrap().contains("as user 1000"));
+    }
+}

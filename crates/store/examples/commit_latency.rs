@@ -3,7 +3,7 @@
 //! `cargo run --release -p offshoot-store --example commit_latency [FOLDER]`; the record is made in FOLDER (default:
 //! the folder for temporary files) and removed afterwards.
 
-use offshoot_store::{AuditDecision, AuditEntry, Limits, NewOperation, Options, Store};
+use offshoot_store::{AuditDecision, AuditEntry, Limits, NewOperation, Options, Store, StoreError};
 use offshoot_types::{Actor, Labels, NodeName, OperationId, OperationKind, Owner};
 use std::{
     error::Error,
@@ -40,6 +40,7 @@ fn operation() -> NewOperation {
     }
 }
 
+#[expect(clippy::disallowed_macros, reason = "a program of its own, without the CLI's printer")]
 fn print(what: &str, mut times: Vec<Duration>, total: Duration) {
     times.sort();
     let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1e3;
@@ -62,25 +63,25 @@ fn fsync(folder: &Path) -> std::io::Result<()> {
     std::fs::remove_file(path)
 }
 
+async fn operations(store: Store) -> Result<Vec<Duration>, StoreError> {
+    let mut times = Vec::with_capacity(EACH);
+    for _ in 0..EACH {
+        let start = Instant::now();
+        store.begin_operation(operation()).await?;
+        times.push(start.elapsed());
+    }
+    Ok(times)
+}
+
 async fn measure(store: &Store, writers: usize) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
-    let tasks: Vec<_> = (0..writers)
-        .map(|_| {
-            let store = store.clone();
-            tokio::spawn(async move {
-                let mut times = Vec::with_capacity(EACH);
-                for _ in 0..EACH {
-                    let start = Instant::now();
-                    store.begin_operation(operation()).await?;
-                    times.push(start.elapsed());
-                }
-                Ok::<_, offshoot_store::StoreError>(times)
-            })
-        })
-        .collect();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..writers {
+        tasks.spawn(operations(store.clone()));
+    }
     let mut times = Vec::new();
-    for task in tasks {
-        times.extend(task.await??);
+    for done in tasks.join_all().await {
+        times.extend(done?);
     }
     print(&format!("operation, {writers} writer(s)"), times, began.elapsed());
     Ok(())

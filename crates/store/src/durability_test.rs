@@ -22,35 +22,27 @@ fn child_that_writes_until_it_is_killed() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let store = Store::open(Options::new(path, Limits::UNBOUNDED)).unwrap();
-        let writers = (0..8).map(|_| {
-            let store = store.clone();
-            tokio::spawn(async move {
-                // Far more than any round waits for, and yet an end if nobody kills us.
-                for _ in 0..10_000 {
-                    let vm = new_vm(&VmName::fresh());
-                    let new = operation(OperationKind::Create, Some(vm.id));
-                    let id = new.id;
-                    store.create_vm(new, vm).await.unwrap();
-                    // One write call per line: the pipe never holds half of one unless we are killed within it.
-                    let line = format!("{MARK}{id} begun\n");
-                    std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
-                    store.end_operation(id, OperationOutcome::Done).await.unwrap();
-                    let line = format!("{MARK}{id} ended\n");
-                    std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
-                }
-            })
-        });
-        for writer in writers.collect::<Vec<_>>() {
-            writer.await.unwrap();
+        let mut writers = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            writers.spawn(write_and_print(store.clone()));
         }
+        writers.join_all().await;
     });
 }
 
-/// Fresh names for VMs.
-struct VmName;
-impl VmName {
-    fn fresh() -> String {
-        OperationId::new().simple()
+async fn write_and_print(store: Store) {
+    // Far more than any round waits for, and yet an end if nobody kills us.
+    for _ in 0..10_000 {
+        let vm = new_vm(&OperationId::new().simple());
+        let new = operation(OperationKind::Create, Some(vm.id));
+        let id = new.id;
+        store.create_vm(new, vm).await.unwrap();
+        // One write call per line: the pipe never holds half of one unless we are killed within it.
+        let line = format!("{MARK}{id} begun\n");
+        std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
+        store.end_operation(id, OperationOutcome::Done).await.unwrap();
+        let line = format!("{MARK}{id} ended\n");
+        std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
     }
 }
 

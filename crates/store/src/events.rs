@@ -94,6 +94,7 @@ mod tests {
     use super::*;
     use crate::fixture::{Fixture, actor};
     use std::time::Duration;
+    use tokio::task::JoinSet;
 
     fn warning(message: &str) -> NewEvent {
         let kind = EventKind::Warning { message: message.into() };
@@ -122,14 +123,15 @@ mod tests {
     async fn a_waiting_reader_is_woken_by_a_commit_and_then_sees_it() {
         let f = Fixture::new();
         let store = f.store.clone();
-        let waiting = tokio::spawn(async move {
+        let mut waiting = JoinSet::new();
+        waiting.spawn(async move {
             let id = store.wait_for_event(EventId(0)).await.unwrap();
             (id, store.events(EventId(0), 9).await.unwrap().events.len())
         });
         tokio::task::yield_now().await;
         let written = f.store.emit(warning("now")).await.unwrap();
-        let seen = tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap();
-        assert_eq!(seen, (written, 1));
+        let seen = tokio::time::timeout(Duration::from_secs(20), waiting.join_next()).await.unwrap();
+        assert_eq!(seen.unwrap().unwrap(), (written, 1));
     }
 
     #[tokio::test]

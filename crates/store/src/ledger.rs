@@ -151,16 +151,16 @@ mod tests {
     #[tokio::test]
     async fn of_many_that_ask_at_once_for_the_last_place_one_gets_it() {
         let f = Fixture::with_limits(Limits { vms: 3, ..Limits::UNBOUNDED });
-        let asked = (0..12).map(|n| {
+        let mut asked = tokio::task::JoinSet::new();
+        for n in 0..12 {
             let (store, vm) = (f.store.clone(), new_vm(&format!("vm{n}")));
-            tokio::spawn(
+            asked.spawn(
                 async move { store.create_vm(operation(OperationKind::Create, Some(vm.id)), vm).await },
-            )
-        });
-        let asked: Vec<_> = asked.collect();
+            );
+        }
         let mut granted = 0;
-        for answer in asked {
-            match answer.await.unwrap() {
+        for answer in asked.join_all().await {
+            match answer {
                 Ok(_) => granted += 1,
                 Err(error) => assert_eq!(exceeded(error).resource, LedgerResource::Vms),
             }

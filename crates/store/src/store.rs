@@ -282,7 +282,8 @@ mod tests {
         let (go_on, wait) = blocking::channel::<()>();
         let (begun, wait) = (std::sync::Mutex::new(Some(begun)), std::sync::Mutex::new(wait));
         let store = f.store.clone();
-        let slow = tokio::spawn(async move {
+        let mut slow = tokio::task::JoinSet::new();
+        slow.spawn(async move {
             let work = move |tx: &Tx<'_>| {
                 let vm = new_vm("b");
                 tx.create_vm(&operation(OperationKind::Create, Some(vm.id)), &vm)?;
@@ -302,7 +303,7 @@ mod tests {
             "and sees only what is committed"
         );
         go_on.send(()).unwrap();
-        slow.await.unwrap().unwrap();
+        slow.join_next().await.unwrap().unwrap().unwrap();
         assert_eq!(f.store.vms().await.unwrap().len(), 2);
     }
 

@@ -1,0 +1,171 @@
+//! Who may do what, as a checked-in table: actor kind by command by resource. A changed cell is a changed policy and
+//! shows in review. `UPDATE_GOLDEN=1 cargo nextest run -p offshoot-policy` writes the table anew.
+
+use offshoot_policy::{Decision, Facts, Policy, RuleId, VmFacts};
+use offshoot_types::{
+    Action, Actor, Command, CpuCount, ExecArgv, ExecId, ExecLimits, ExecSpec, FileAccess, Generation, Labels,
+    Lifetime, OperationId, Owner, ProviderChoice, VmId, VmRef, VmSpec, VmStateName,
+};
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
+
+const SOCKET_OWNER: u32 = 1000;
+
+fn actors() -> Vec<(&'static str, Actor)> {
+    let user = |uid, owner: &str| Actor::LocalUser { uid, owner: owner.parse().unwrap() };
+    vec![
+        ("owner", user(SOCKET_OWNER, "local")),
+        ("stranger", user(1001, "other")),
+        // A stranger who claims the owner's name: only the kernel's word counts.
+        ("impostor", user(1001, "local")),
+        ("root", user(0, "local")),
+        ("daemon", Actor::Daemon),
+    ]
+}
+
+/// At least one command for each action; a new action does not compile until it has one.
+fn commands(action: Action) -> Vec<(&'static str, Command)> {
+    let vm = VmRef::Name("box".parse().unwrap());
+    let grace = Duration::from_secs(10);
+    match action {
+        Action::Create => vec![("create", Command::Create { spec: Box::new(spec()) })],
+        Action::Start => vec![("start", Command::Start { vm })],
+        Action::Stop => vec![("stop", Command::Stop { vm, grace })],
+        Action::Restart => vec![("restart", Command::Restart { vm, grace })],
+        Action::Pause => vec![("pause", Command::Pause { vm })],
+        Action::Resume => vec![("resume", Command::Resume { vm })],
+        Action::Destroy => vec![("destroy", Command::Destroy { vm })],
+        Action::Exec => vec![
+            ("exec", Command::Exec { vm: vm.clone(), spec: Box::new(exec()) }),
+            ("attach", Command::Attach { vm, exec: ExecId::new() }),
+        ],
+        Action::ReadFiles => {
+            vec![("read-files", Command::Files { vm, access: FileAccess::Read, path: "/etc/passwd".into() })]
+        }
+        Action::WriteFiles => {
+            vec![(
+                "write-files",
+                Command::Files { vm, access: FileAccess::Write, path: "/etc/passwd".into() },
+            )]
+        }
+        Action::Connect => vec![("connect", Command::Connect { vm, port: 22 })],
+        Action::Inspect => vec![
+            ("inspect", Command::Inspect { vm: Some(vm) }),
+            ("inspect-all", Command::Inspect { vm: None }),
+            ("inspect-operation", Command::InspectOperation { id: OperationId::new() }),
+        ],
+        Action::ManageImage => vec![("manage-image", Command::ManageImage { image: "base".into() })],
+        Action::StopDaemon => vec![("stop-daemon", Command::StopDaemon { vms: true })],
+    }
+}
+
+fn spec() -> VmSpec {
+    VmSpec {
+        name: "box".parse().unwrap(),
+        image: "base".parse().unwrap(),
+        image_digest: "0a".repeat(32).parse().unwrap(),
+        provider: ProviderChoice::Auto,
+        min_isolation: None,
+        memory: "256M".parse().unwrap(),
+        cpus: CpuCount::ONE,
+        disk: "1G".parse().unwrap(),
+        lifetime: Lifetime::Kept,
+        labels: Labels::new(),
+    }
+}
+
+fn exec() -> ExecSpec {
+    ExecSpec {
+        argv: ExecArgv::Shell("true".into()),
+        env: BTreeMap::new(),
+        cwd: None,
+        user: "root".into(),
+        pty: None,
+        stdin: false,
+        limits: ExecLimits::default(),
+    }
+}
+
+/// What the command meets: nothing, a VM of the caller's owner, a VM of another.
+fn resources(command: &Command) -> Vec<(&'static str, Facts)> {
+    let of = |owner: &str| VmFacts {
+        id: VmId::new(),
+        name: "box".parse().unwrap(),
+        owner: owner.parse::<Owner>().unwrap(),
+        labels: Labels::new(),
+        state: VmStateName::Running,
+        generation: Generation(3),
+    };
+    let mut resources = vec![("none", Facts::NONE)];
+    if matches!(command.target(), offshoot_types::Target::Vm(_) | offshoot_types::Target::Operation(_)) {
+        resources.push(("own-vm", Facts { vm: Some(of("local")) }));
+        resources.push(("foreign-vm", Facts { vm: Some(of("foreign")) }));
+    }
+    resources
+}
+
+fn cell(decision: &Decision) -> String {
+    let short = |rules: &[RuleId]| {
+        let rules: Vec<_> = rules.iter().map(|rule| rule.as_str().rsplit('/').next().unwrap()).collect();
+        rules.join("+")
+    };
+    match decision {
+        Decision::Permit(authorized) => format!("permit {}", short(authorized.grant().rules())),
+        Decision::Deny(denial) => format!("deny {}", short(&denial.rule_ids)),
+        Decision::Require(required) => format!("require {}", short(&required.rule_ids)),
+    }
+}
+
+fn matrix(policy: &Policy) -> String {
+    let mut table = format!("policy {}\n\n{:18} {:11}", policy.revision(), "command", "resource");
+    for (name, _) in actors() {
+        write!(table, " {name:14}").unwrap();
+    }
+    for action in Action::ALL {
+        for (name, command) in commands(action) {
+            assert_eq!(command.action(), action, "{name}");
+            for (resource, facts) in resources(&command) {
+                write!(table, "\n{name:18} {resource:11}").unwrap();
+                for (_, actor) in actors() {
+                    let decision = policy.decide(&actor, command.clone(), &facts);
+                    write!(table, " {:14}", cell(&decision)).unwrap();
+                }
+            }
+        }
+    }
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+#[test]
+fn the_owner_of_the_socket_may_all_and_anyone_else_nothing() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/owner_of_socket.txt");
+    let found = matrix(&Policy::owner_of_socket(SOCKET_OWNER));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &found).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap();
+    assert!(found == expected, "{} says otherwise:\n{found}", path.display());
+}
+
+/// The table, read back: independent of what is checked in.
+#[test]
+fn no_cell_permits_anyone_but_the_owner_and_the_daemon() {
+    let policy = Policy::owner_of_socket(SOCKET_OWNER);
+    for action in Action::ALL {
+        for (name, command) in commands(action) {
+            for (resource, facts) in resources(&command) {
+                for (who, actor) in actors() {
+                    let permitted =
+                        matches!(policy.decide(&actor, command.clone(), &facts), Decision::Permit(_));
+                    assert_eq!(permitted, matches!(who, "owner" | "daemon"), "{who} {name} {resource}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn root_is_served_where_root_owns_the_socket() {
+    let root = Actor::LocalUser { uid: 0, owner: Owner::default() };
+    let decision = Policy::owner_of_socket(0).decide(&root, Command::StopDaemon { vms: false }, &Facts::NONE);
+    assert!(matches!(decision, Decision::Permit(_)), "{decision:?}");
+}
