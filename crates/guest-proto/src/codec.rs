@@ -170,6 +170,7 @@ impl<W: AsyncWrite + Unpin> MessageWriter<W> {
 mod tests {
     use super::*;
     use crate::message::{ExecEvent, FileChunk, HostOpen, Reply, ShutdownKind};
+    use std::time::Duration;
 
     fn frame<T: Serialize>(message: &T) -> Vec<u8> {
         let mut out = Vec::new();
@@ -257,10 +258,8 @@ mod tests {
     async fn a_writer_whose_send_was_cancelled_refuses_to_go_on() {
         let (near, _far) = tokio::io::duplex(8);
         let mut writer = MessageWriter::new(near);
-        let cancelled = tokio::time::timeout(
-            std::time::Duration::from_millis(1),
-            writer.send(&FileChunk::Data(vec![0; 100])),
-        );
+        let large = FileChunk::Data(vec![0; 100]);
+        let cancelled = tokio::time::timeout(Duration::from_millis(1), writer.send(&large));
         assert!(cancelled.await.is_err());
         assert!(matches!(writer.send(&FileChunk::End).await, Err(CodecError::Broken)));
     }

@@ -49,6 +49,8 @@
 
 pub mod client;
 pub mod codec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod message;
 pub mod resync;
 pub mod server;

@@ -147,3 +147,70 @@ fn crc(header: &[u8], payload: &[u8]) -> u32 {
     hasher.update(payload);
     hasher.finalize()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn data(epoch: Epoch, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let mut chunk = vec![0; HEADER];
+        chunk.extend_from_slice(payload);
+        seal_data(&mut chunk, epoch, sequence);
+        chunk
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_sealed_is_decoded_and_every_shorter_prefix_is_incomplete(
+            token: [u8; 16], sequence: u32, payload in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let epoch = Epoch(token);
+            let wire = data(epoch, sequence, &payload);
+            let expected = Chunk::Data { tag: epoch.tag(), sequence, length: payload.len() };
+            prop_assert_eq!(decode(&wire), Decoded::Chunk(expected));
+            prop_assert_eq!(expected.size(), wire.len());
+            for cut in 0..wire.len() {
+                prop_assert_eq!(decode(&wire[..cut]), Decoded::Incomplete);
+            }
+        }
+
+        #[test]
+        fn no_single_flipped_bit_goes_unnoticed(
+            token: [u8; 16], payload in prop::collection::vec(any::<u8>(), 1..64), at: prop::sample::Index, bit in 0..8,
+        ) {
+            let mut wire = data(Epoch(token), 7, &payload);
+            let at = at.index(wire.len());
+            wire[at] ^= 1_u8 << bit;
+            // A longer length asks for more bytes; give it some.
+            wire.resize(2 * MAX_CHUNK, 0);
+            prop_assert!(matches!(decode(&wire), Decoded::Skip(_)));
+        }
+
+        #[test]
+        fn skipping_never_passes_a_whole_chunk(
+            garbage in prop::collection::vec(prop_oneof![Just(MAGIC[0]), Just(b'O'), any::<u8>()], 0..200), token: [u8; 16],
+        ) {
+            let wire = [&garbage[..], &sync(Epoch(token))[..], &[0; MAX_CHUNK][..]].concat();
+            let mut at = 0;
+            let found = loop {
+                match decode(&wire[at..]) {
+                    Decoded::Skip(bytes) => at += bytes,
+                    other => break other,
+                }
+            };
+            prop_assert_eq!(found, Decoded::Chunk(Chunk::Sync(Epoch(token))));
+            prop_assert_eq!(at, garbage.len());
+        }
+    }
+
+    #[test]
+    fn a_control_chunk_whose_tag_is_not_its_token_is_no_chunk() {
+        let mut wire = sync(Epoch([1; 16]));
+        let payload = [2; TOKEN];
+        wire[HEADER..].copy_from_slice(&payload);
+        let crc = crc(&wire[..CRC_AT], &payload);
+        wire[CRC_AT..HEADER].copy_from_slice(&crc.to_be_bytes());
+        assert_eq!(decode(&wire), Decoded::Skip(1));
+    }
+}

@@ -27,8 +27,12 @@
 mod chunk;
 mod link;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use chunk::{Chunk, Decoded, Epoch, MAX_CHUNK, decode};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use chunk::{echo as echo_chunk, sync as sync_chunk};
 pub(crate) use stream::EpochStatus;
 pub use stream::{EpochStream, Resync};
 
