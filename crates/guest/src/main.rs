@@ -1,1 +1,112 @@
-fn main() {}
+//! The agent inside every VM: PID 1, and the host's hands.
+//!
+//! ```text
+//! init      kernel's hand-over --> disks, root, filesystems
+//! port      virtio-serial port --> guest-proto server --> services --+-- exec   processes, terminals, output
+//!                                                                    +-- files  with a user's permissions
+//!                                                                    +-- tcp, info, clock, shutdown
+//! reaper    every child that ends, ours and orphans
+//! ```
+//! One thread runs all of it; short-lived blocking threads do file system calls. Nothing here may end: a failure
+//! that cannot be answered to the host is said on the console, and the machine powers off.
+
+mod clock;
+mod console;
+mod exec;
+mod fatal;
+mod fault;
+mod files;
+mod info;
+mod init;
+mod port;
+mod presence;
+mod reaper;
+mod services;
+mod shutdown;
+mod sys;
+mod task;
+mod tcp;
+mod users;
+
+use std::{convert::Infallible, io::Write, path::Path, process::ExitCode, sync::Arc, time::Duration};
+
+/// The virtio-serial port the host gives every VM.
+const PORT: &str = "org.offshoot.agent";
+/// File operations under way at once; further ones queue.
+const BLOCKING_THREADS: usize = 4;
+const IDLE_THREAD: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    #[error("bring up the VM")]
+    Init(#[from] init::InitError),
+    #[error("{operation}")]
+    Start {
+        operation: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the port to the host has ended: {reason}")]
+    PortEnded { reason: String },
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("--version") {
+        let written = writeln!(std::io::stdout(), "offshoot-guest {}", env!("CARGO_PKG_VERSION"));
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if rustix::process::getpid() != rustix::process::Pid::INIT {
+        console::warn(format_args!("runs as PID 1 inside a VM, made by `offshoot`; not by hand"));
+        return ExitCode::from(2);
+    }
+    fatal::catch_panics();
+    match run() {
+        Ok(never) => match never {},
+        Err(error) => fatal::end(&error),
+    }
+}
+
+fn run() -> Result<Infallible, AgentError> {
+    let booted = init::bring_up(PORT)?;
+    raise_own_limits();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(IDLE_THREAD)
+        .build()
+        .map_err(|source| AgentError::Start { operation: "start the runtime", source })?;
+    runtime.block_on(serve(booted))
+}
+
+async fn serve(booted: init::Booted) -> Result<Infallible, AgentError> {
+    let start = |operation| move |source| AgentError::Start { operation, source };
+    let reaper = reaper::Reaper::start().map_err(start("listen for SIGCHLD"))?;
+    let presence = presence::HostPresence::start();
+    let trees = Arc::new(exec::Cgroups::set_up().map_err(start("set up cgroups"))?);
+    let users = Arc::new(users::Users::new(Path::new("/etc")));
+    let root = Arc::new(files::Root::open_at(Path::new("/")).map_err(start("open the root directory"))?);
+    let port = port::Port::open(&booted.port).map_err(start("open the port to the host"))?;
+    let services = services::Services {
+        execs: exec::Execs::new(Arc::clone(&reaper), Arc::clone(&presence), trees, Arc::clone(&users)),
+        reaper,
+        presence,
+        users,
+        root,
+        data: booted.data,
+        ready_ms: clock::uptime_ms(),
+    };
+    let end = offshoot_guest_proto::server::serve(port, Arc::new(services)).await;
+    Err(AgentError::PortEnded { reason: format!("{end:?}") })
+}
+
+/// The agent holds files for everyone and answers the host however busy the VM is. Neither is needed to work.
+fn raise_own_limits() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let files = Rlimit { current: Some(65536), maximum: Some(512 * 1024) };
+    if let Err(error) = setrlimit(Resource::Nofile, files) {
+        console::warn(format_args!("raise the limit of open files: {error}"));
+    }
+    if let Err(error) = sys::run_before_others() {
+        console::warn(format_args!("run before other processes: {error}"));
+    }
+}

@@ -1,0 +1,169 @@
+//! All processes of one exec, as something that can be killed as a whole: a cgroup of its own.
+//!
+//! ```text
+//! /sys/fs/cgroup/offshoot/user/<exec>      made before the process, which is born in it
+//!                                          cgroup.kill ends everything in it, whatever it forked or setsid-ed
+//!                                          removed when empty; with surviving daemons, once those are gone
+//! ```
+
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat},
+    io::Errno,
+};
+use std::{fmt, io, sync::Mutex, sync::PoisonError};
+
+/// Makes trees. In the VM: cgroups; in unit tests on a host: process groups.
+pub trait Trees: fmt::Debug + Send + Sync {
+    /// A new, empty tree; `name` is unique among those alive. `processes` caps processes and threads in it.
+    fn create(&self, name: &str, processes: Option<u64>) -> io::Result<Box<dyn Tree>>;
+
+    /// Removes trees that could not be removed when their exec ended. Called when orphans were reaped.
+    fn collect(&self);
+}
+
+pub trait Tree: fmt::Debug + Send + Sync {
+    /// The directory a process is born into.
+    fn cgroup(&self) -> Option<BorrowedFd<'_>>;
+
+    /// SIGKILL to every process in the tree. `leader` is the process that was started.
+    fn kill(&self, leader: i32) -> io::Result<()>;
+
+    /// Whether any process is left.
+    fn is_populated(&self, leader: i32) -> io::Result<bool>;
+}
+
+/// Trees as cgroups below one directory.
+#[derive(Debug)]
+pub struct Cgroups {
+    shared: std::sync::Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: OwnedFd,
+    /// Names of cgroups whose exec is over but which are not empty.
+    lingering: Mutex<Vec<String>>,
+}
+
+impl Cgroups {
+    /// Where user processes live. The agent itself stays in the root cgroup, out of reach of every limit.
+    pub const USER: &str = "/sys/fs/cgroup/offshoot/user";
+
+    /// Makes the cgroup of all user processes, with process counting on below it.
+    pub fn set_up() -> io::Result<Self> {
+        std::fs::create_dir_all(Self::USER)?;
+        for parent in ["/sys/fs/cgroup", "/sys/fs/cgroup/offshoot", Self::USER] {
+            std::fs::write(format!("{parent}/cgroup.subtree_control"), "+pids")?;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(rustix::fs::CWD, Self::USER, flags, Mode::empty())?;
+        Ok(Self { shared: std::sync::Arc::new(Shared { directory, lingering: Mutex::default() }) })
+    }
+}
+
+impl Trees for Cgroups {
+    fn create(&self, name: &str, processes: Option<u64>) -> io::Result<Box<dyn Tree>> {
+        mkdirat(&self.shared.directory, name, Mode::from_raw_mode(0o755))?;
+        let cgroup = Cgroup::open(name, &self.shared)?;
+        if let Some(limit) = processes {
+            write_file(&cgroup.directory, "pids.max", limit.to_string().as_bytes())?;
+        }
+        Ok(Box::new(cgroup))
+    }
+
+    fn collect(&self) {
+        let mut lingering = self.shared.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        lingering.retain(|name| self.shared.remove(name) == Err(Errno::BUSY));
+    }
+}
+
+impl Shared {
+    fn remove(&self, name: &str) -> Result<(), Errno> {
+        unlinkat(&self.directory, name, AtFlags::REMOVEDIR)
+    }
+}
+
+#[derive(Debug)]
+struct Cgroup {
+    directory: OwnedFd,
+    name: String,
+    shared: std::sync::Arc<Shared>,
+}
+
+impl Cgroup {
+    fn open(name: &str, shared: &std::sync::Arc<Shared>) -> io::Result<Self> {
+        // Not O_PATH: `CLONE_INTO_CGROUP` wants an open directory.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat(&shared.directory, name, flags, Mode::empty()) {
+            Ok(directory) => {
+                Ok(Self { directory, name: name.to_owned(), shared: std::sync::Arc::clone(shared) })
+            }
+            Err(errno) => {
+                // Nothing is in it yet, so this cannot be refused; the first failure is the one to tell.
+                let _later = shared.remove(name);
+                Err(errno.into())
+            }
+        }
+    }
+}
+
+impl Tree for Cgroup {
+    fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.directory.as_fd())
+    }
+
+    fn kill(&self, _leader: i32) -> io::Result<()> {
+        write_file(&self.directory, "cgroup.kill", b"1")
+    }
+
+    fn is_populated(&self, _leader: i32) -> io::Result<bool> {
+        let file = openat(&self.directory, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = [0; 128];
+        let count = rustix::io::read(&file, &mut text)?;
+        Ok(text[..count].split(|&byte| byte == b'\n').any(|line| line == b"populated 1"))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if self.shared.remove(&self.name) == Err(Errno::BUSY) {
+            let mut lingering = self.shared.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+            lingering.push(std::mem::take(&mut self.name));
+        }
+    }
+}
+
+fn write_file(directory: &OwnedFd, name: &str, data: &[u8]) -> io::Result<()> {
+    let file = openat(directory, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, data)?;
+    Ok(())
+}
+
+/// Trees as process groups: enough for tests on a host whose cgroups are not ours.
+#[cfg(test)]
+#[derive(Debug)]
+pub struct ProcessGroups;
+
+#[cfg(test)]
+impl Trees for ProcessGroups {
+    fn create(&self, _name: &str, _processes: Option<u64>) -> io::Result<Box<dyn Tree>> {
+        Ok(Box::new(Self))
+    }
+    fn collect(&self) {}
+}
+
+#[cfg(test)]
+impl Tree for ProcessGroups {
+    fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn kill(&self, leader: i32) -> io::Result<()> {
+        let group = rustix::process::Pid::from_raw(leader).unwrap();
+        Ok(rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?)
+    }
+    fn is_populated(&self, leader: i32) -> io::Result<bool> {
+        let group = rustix::process::Pid::from_raw(leader).unwrap();
+        Ok(rustix::process::test_kill_process_group(group) != Err(Errno::SRCH))
+    }
+}

@@ -1,0 +1,97 @@
+//! The directory every path is resolved in. `RESOLVE_IN_ROOT` makes the kernel treat it as `/`: absolute symlinks
+//! and `..` end there, and the magic links of /proc, which lead anywhere, are not followed.
+
+use super::path::GuestPath;
+use rustix::{
+    fd::{AsRawFd, OwnedFd},
+    fs::{CWD, Mode, OFlags, ResolveFlags, chmod, fchmod, mkdirat, openat, openat2, readlinkat},
+    io::Errno,
+};
+use std::{io, path::Path};
+
+/// As many symlinks as the kernel follows in one path.
+const MAX_SYMLINKS: usize = 40;
+
+#[derive(Debug)]
+pub struct Root(OwnedFd);
+
+impl Root {
+    pub fn open_at(path: &Path) -> io::Result<Self> {
+        Ok(Self(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    pub fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        loop {
+            // EAGAIN: a rename elsewhere raced with `..`; the kernel asks to try again.
+            match openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
+                Err(Errno::AGAIN) if !flags.contains(OFlags::NONBLOCK) => {}
+                result => return result,
+            }
+        }
+    }
+
+    pub fn directory(&self, path: &str) -> Result<OwnedFd, Errno> {
+        self.open(path, OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    /// The open directory that holds what `path` names, and the name there.
+    pub fn parent<'p>(&self, path: &'p GuestPath) -> io::Result<(OwnedFd, &'p str)> {
+        let (parent, name) = path.split().ok_or(Errno::INVAL)?;
+        Ok((self.directory(parent)?, name))
+    }
+
+    /// Like [`Self::parent`], for the place a symlink at `path` leads to.
+    pub fn parent_of_target(&self, path: &GuestPath) -> io::Result<(OwnedFd, String)> {
+        let mut path = path.clone();
+        for _ in 0..MAX_SYMLINKS {
+            let (parent, name) = self.parent(&path)?;
+            let target = match readlinkat(&parent, name, Vec::new()) {
+                Ok(target) => target.into_string().map_err(|_| Errno::ILSEQ)?,
+                // Not a symlink, or nothing there yet.
+                Err(Errno::INVAL | Errno::NOENT) => return Ok((parent, name.to_owned())),
+                Err(errno) => return Err(errno.into()),
+            };
+            let directory = path.split().map_or("/", |(parent, _)| parent);
+            let next = if target.starts_with('/') { target } else { format!("{directory}/{target}") };
+            path = GuestPath::parse(&next).map_err(|_| Errno::INVAL)?;
+        }
+        Err(Errno::LOOP.into())
+    }
+
+    /// Makes every directory of `path` that is missing. `mode` applies to the last one, if it was made.
+    pub fn make_directories(&self, path: &GuestPath, mode: Option<Mode>) -> io::Result<()> {
+        let mut parent = self.directory("/")?;
+        for prefix in path.prefixes() {
+            parent = match self.directory(prefix) {
+                Ok(directory) => directory,
+                Err(Errno::NOENT) => {
+                    let name = prefix.rsplit_once('/').map_or(prefix, |(_, name)| name);
+                    match mkdirat(&parent, name, Mode::from_raw_mode(0o777)) {
+                        Ok(()) => {
+                            if let (Some(mode), true) = (mode, prefix == path.as_str().trim_end_matches('/'))
+                            {
+                                self.change_mode(prefix, mode)?;
+                            }
+                        }
+                        // Someone else made it first.
+                        Err(Errno::EXIST) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
+                    self.directory(prefix)?
+                }
+                Err(errno) => return Err(errno.into()),
+            };
+        }
+        Ok(())
+    }
+
+    pub fn change_mode(&self, path: &str, mode: Mode) -> io::Result<()> {
+        let file = self.open(path, OFlags::PATH)?;
+        // A file opened by O_PATH takes no fchmod before Linux 6.6; its link in /proc does.
+        match chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode) {
+            Ok(()) => Ok(()),
+            Err(Errno::NOENT) => Ok(fchmod(&file, mode)?),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Watching files and directories by inotify.
+
+use super::{Files, path::GuestPath, root::Root};
+use crate::{
+    fault::{Context, fault},
+    sys,
+};
+use offshoot_guest_proto::message::{GuestError, GuestErrorKind, WatchChange, WatchEvent};
+use rustix::{
+    fd::{AsFd, AsRawFd, OwnedFd},
+    fs::{
+        Dir, FileType, OFlags,
+        inotify::{self, CreateFlags, ReadFlags, WatchFlags},
+    },
+    io::Errno,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    mem::MaybeUninit,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Directories one watch may cover. The kernel's own memory is behind each.
+const MAX_DIRECTORIES: usize = 4096;
+
+const CHANGES: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::MODIFY)
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::EXCL_UNLINK);
+
+/// A stream of changes. Renames are reported as `Removed` of the old name and `Renamed` of the new one.
+#[derive(Debug)]
+pub struct Watching {
+    inotify: AsyncFd<OwnedFd>,
+    covered: Covered,
+    files: Files,
+    recursive: bool,
+    ready: VecDeque<WatchEvent>,
+}
+
+/// Which directory each watch descriptor stands for.
+#[derive(Debug, Clone, Default)]
+struct Covered(HashMap<i32, String>);
+
+impl Files {
+    pub async fn watch(&self, path: String, recursive: bool) -> Result<Watching, GuestError> {
+        let resolved = GuestPath::parse(&path)?;
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context("watch", &path)?;
+        let start = match resolved.as_str().trim_end_matches('/') {
+            "" => "/".to_owned(),
+            trimmed => trimmed.to_owned(),
+        };
+        let (inotify, covered) = self
+            .as_user("watch", path.clone(), move |root| {
+                let mut covered = Covered::default();
+                covered.add(&inotify, root, start, recursive)?;
+                Ok((inotify, covered))
+            })
+            .await
+            .map_err(too_many)?;
+        let inotify = sys::async_fd(inotify, Interest::READABLE).context("watch", &path)?;
+        Ok(Watching { inotify, covered, files: self.clone(), recursive, ready: VecDeque::new() })
+    }
+}
+
+fn too_many(error: GuestError) -> GuestError {
+    if error.kind != GuestErrorKind::NoSpace {
+        return error;
+    }
+    // inotify says ENOSPC when the user's watches are used up.
+    fault(
+        GuestErrorKind::Exhausted,
+        format!("{}; one watch covers at most {MAX_DIRECTORIES} directories", error.message),
+    )
+}
+
+impl Covered {
+    /// Watches `path` and, if asked, every directory below it. Symlinks below it are not followed.
+    fn add(&mut self, inotify: impl AsFd, root: &Root, path: String, recursive: bool) -> io::Result<()> {
+        let mut pending = vec![(path, OFlags::empty())];
+        while let Some((path, flags)) = pending.pop() {
+            if self.0.len() >= MAX_DIRECTORIES {
+                return Err(Errno::NOSPC.into());
+            }
+            let place = match root.open(&path, OFlags::PATH | flags) {
+                Ok(place) => place,
+                // Gone again; only what was asked for must exist.
+                Err(Errno::NOENT | Errno::NOTDIR) if !flags.is_empty() => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let link = format!("/proc/self/fd/{}", place.as_raw_fd());
+            let descriptor = inotify::add_watch(&inotify, link, CHANGES)?;
+            if recursive {
+                let below = root.open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | flags);
+                for entry in
+                    below.ok().and_then(|directory| Dir::new(directory).ok()).into_iter().flatten().flatten()
+                {
+                    let name = entry.file_name().to_string_lossy();
+                    if entry.file_type() == FileType::Directory && !matches!(&*name, "." | "..") {
+                        pending.push((join(&path, &name), OFlags::NOFOLLOW));
+                    }
+                }
+            }
+            self.0.insert(descriptor, path);
+        }
+        Ok(())
+    }
+}
+
+fn join(directory: &str, name: &str) -> String {
+    format!("{}/{name}", directory.trim_end_matches('/'))
+}
+
+impl Watching {
+    /// The next change. Cancel-safe, but for new directories of a recursive watch being covered late.
+    pub async fn next(&mut self) -> Result<WatchEvent, GuestError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            let new_directories = self.read().await.context("watch", "events")?;
+            for path in new_directories {
+                self.cover(path).await?;
+            }
+        }
+    }
+
+    async fn cover(&mut self, path: String) -> Result<(), GuestError> {
+        let inotify = self.inotify.get_ref().as_fd().try_clone_to_owned().context("watch", &path)?;
+        let mut covered = self.covered.clone();
+        let start = path.clone();
+        self.covered = self
+            .files
+            .as_user("watch", path, move |root| {
+                covered.add(&inotify, root, start, true)?;
+                Ok(covered)
+            })
+            .await
+            .map_err(too_many)?;
+        Ok(())
+    }
+
+    /// Reads what is there; answers directories that are new in a recursive watch.
+    async fn read(&mut self) -> io::Result<Vec<String>> {
+        let mut new_directories = Vec::new();
+        let mut ready = self.inotify.readable().await?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(self.inotify.get_ref(), &mut buffer);
+        loop {
+            match reader.next() {
+                Ok(event) => {
+                    let flags = event.events();
+                    if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+                        self.ready
+                            .push_back(WatchEvent { change: WatchChange::Overflow, path: "/".to_owned() });
+                        continue;
+                    }
+                    let Some(directory) = self.covered.0.get(&event.wd()) else { continue };
+                    let path = match event.file_name() {
+                        Some(name) => join(directory, &name.to_string_lossy()),
+                        None => directory.clone(),
+                    };
+                    if flags.contains(ReadFlags::IGNORED) {
+                        self.covered.0.remove(&event.wd());
+                        continue;
+                    }
+                    let appeared = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
+                    if self.recursive && appeared && flags.contains(ReadFlags::ISDIR) {
+                        new_directories.push(path.clone());
+                    }
+                    if let Some(change) = change(flags) {
+                        self.ready.push_back(WatchEvent { change, path });
+                    }
+                    if reader.is_buffer_empty() {
+                        return Ok(new_directories);
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    ready.clear_ready();
+                    return Ok(new_directories);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+fn change(flags: ReadFlags) -> Option<WatchChange> {
+    let gone = ReadFlags::DELETE | ReadFlags::DELETE_SELF | ReadFlags::MOVED_FROM | ReadFlags::MOVE_SELF;
+    [
+        (ReadFlags::CREATE, WatchChange::Created),
+        (ReadFlags::MOVED_TO, WatchChange::Renamed),
+        (gone, WatchChange::Removed),
+        (ReadFlags::MODIFY, WatchChange::Modified),
+        (ReadFlags::ATTRIB, WatchChange::AttributesChanged),
+    ]
+    .into_iter()
+    .find_map(|(flag, change)| flags.intersects(flag).then_some(change))
+}

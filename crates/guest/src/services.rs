@@ -1,0 +1,259 @@
+//! The protocol's services, each handed to the module that does it.
+
+use crate::{
+    clock,
+    exec::{Attachment, Execs, Output},
+    fault::{fault, invalid},
+    files::{Files, Root},
+    info,
+    init::{self, DataDisk},
+    presence::HostPresence,
+    reaper::Reaper,
+    shutdown, tcp,
+    users::Users,
+};
+use offshoot_guest_proto::{
+    CloseReason,
+    message::{
+        ExecAttach, ExecInput, ExecStart, ExecSummary, FileChunk, FileOperation, FileRequest, GuestError,
+        GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, ListItem, ShutdownKind,
+    },
+    server::{self, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer},
+};
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub struct Services {
+    pub reaper: Arc<Reaper>,
+    pub presence: Arc<HostPresence>,
+    pub users: Arc<Users>,
+    pub execs: Execs,
+    pub root: Arc<Root>,
+    pub data: DataDisk,
+    /// When the agent was ready, in milliseconds since the kernel started.
+    pub ready_ms: u64,
+}
+
+impl server::Services for Services {
+    async fn hello(&self, hello: &HostHello) -> Result<GuestHello, GuestError> {
+        self.presence.heard();
+        clock::follow(hello.time);
+        init::set_hostname(&hello.hostname).map_err(|error| match std::error::Error::source(&error) {
+            Some(source) => fault(GuestErrorKind::Other, format!("{error}: {source}")),
+            None => invalid(error.to_string()),
+        })?;
+        Ok(GuestHello {
+            version: hello.version,
+            epoch: hello.epoch,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: info::boot_id()?,
+            kernel_release: info::kernel_release(),
+            ready_ms: self.ready_ms,
+        })
+    }
+
+    fn heartbeat(&self, time: HostTime) -> i64 {
+        self.presence.heard();
+        clock::follow(time)
+    }
+
+    async fn exec(&self, start: ExecStart, peer: ExecPeer) {
+        match self.execs.start(&start) {
+            Ok(attachment) => relay(attachment, peer).await,
+            Err(error) => peer.fail(error).await,
+        }
+    }
+
+    async fn attach(&self, attach: ExecAttach, peer: ExecPeer) {
+        match self.execs.attach(attach.exec, [attach.stdout_offset, attach.stderr_offset]) {
+            Ok(attachment) => relay(attachment, peer).await,
+            Err(error) => peer.fail(error).await,
+        }
+    }
+
+    async fn list_execs(&self) -> Vec<ExecSummary> {
+        self.execs.list()
+    }
+
+    async fn file(&self, request: FileRequest, mut peer: FilePeer) {
+        let outcome = match self.users.find(&request.user) {
+            Ok(user) => {
+                let files = Files::new(Arc::clone(&self.root), user.identity);
+                file_operation(&files, request.operation, &mut peer).await
+            }
+            Err(error) => peer.reply::<()>(Err(error)).await,
+        };
+        // A host that left has no use for the outcome; what was half written is dropped with its guard.
+        drop(outcome);
+    }
+
+    async fn tcp(&self, port: u16, peer: TcpPeer) {
+        let mut stream = match tcp::connect(port).await {
+            Ok(stream) => stream,
+            Err(error) => return peer.refuse(error).await,
+        };
+        if let Ok(mut tunnel) = peer.accept().await {
+            // Either side's failure ends the connection for both, which is all there is to do about it.
+            drop(tokio::io::copy_bidirectional(&mut stream, &mut tunnel).await);
+        }
+    }
+
+    async fn info(&self) -> Result<GuestInfo, GuestError> {
+        info::collect()
+    }
+
+    fn may_shutdown(&self, _kind: ShutdownKind) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    async fn shutdown(&self, kind: ShutdownKind) {
+        shutdown::shut_down(kind, &self.data, self.reaper.passes()).await
+    }
+
+    fn session_ended(&self, reason: &CloseReason) {
+        crate::console::warn(format_args!("session with the host ended: {reason:?}"));
+    }
+}
+
+/// Input one way, output the other, until the process has ended or the host has left.
+async fn relay(mut attachment: Attachment, peer: ExecPeer) {
+    let (inputs, mut outputs) = peer.split();
+    let process = Arc::clone(attachment.process());
+    let output = async {
+        outputs.started(process.pid.cast_unsigned()).await?;
+        send_output(&mut attachment, outputs).await
+    };
+    tokio::select! {
+        biased;
+        // Sent to the end, or the host has left: either way the stream is over.
+        _over = output => {}
+        () = take_input(&process, inputs) => {}
+    }
+}
+
+async fn send_output(attachment: &mut Attachment, mut outputs: ExecOutputs) -> Result<(), Detached> {
+    while let Some(output) = attachment.next().await {
+        match output {
+            Output::Data { stream, offset, data } => outputs.output(stream, offset, data).await?,
+            Output::Lost { stream, next_offset } => outputs.lost(stream, next_offset).await?,
+            Output::Ended(end) => return outputs.ended(end).await,
+        }
+    }
+    Ok(())
+}
+
+/// Returns once the host has left.
+async fn take_input(process: &crate::exec::Process, mut inputs: ExecInputs) {
+    while let Ok(input) = inputs.next().await {
+        match input {
+            ExecInput::Stdin(data) => process.stdin.write(&data).await,
+            ExecInput::StdinEnd => process.stdin.end().await,
+            ExecInput::Resize(size) => process.resize(size),
+            ExecInput::Signal(number) => process.signal(number),
+            ExecInput::Kill => process.kill(),
+        }
+    }
+}
+
+async fn file_operation(
+    files: &Files,
+    operation: FileOperation,
+    peer: &mut FilePeer,
+) -> Result<(), Detached> {
+    match operation {
+        FileOperation::Stat { path, follow } => peer.reply(files.stat(path, follow).await).await,
+        FileOperation::MakeDirectory { path, parents, mode } => {
+            peer.reply(files.make_directory(path, parents, mode).await).await
+        }
+        FileOperation::Rename { from, to } => peer.reply(files.rename(from, to).await).await,
+        FileOperation::Remove { path, recursive } => peer.reply(files.remove(path, recursive).await).await,
+        FileOperation::Symlink { target, path } => peer.reply(files.symlink(target, path).await).await,
+        FileOperation::SetMode { path, mode } => peer.reply(files.set_mode(path, mode).await).await,
+        FileOperation::List { path } => list(files, path, peer).await,
+        FileOperation::Read { path, offset, length } => read(files, path, offset, length, peer).await,
+        FileOperation::Write { path, mode, make_parents, exclusive } => {
+            match files.write(path, mode, make_parents, exclusive).await {
+                Ok(writing) => write(writing, peer).await,
+                Err(error) => peer.reply::<()>(Err(error)).await,
+            }
+        }
+        FileOperation::Watch { path, recursive } => match files.watch(path, recursive).await {
+            Ok(watching) => watch(watching, peer).await,
+            Err(error) => peer.reply::<()>(Err(error)).await,
+        },
+    }
+}
+
+async fn list(files: &Files, path: String, peer: &mut FilePeer) -> Result<(), Detached> {
+    let mut listing = match files.list(path).await {
+        Ok(listing) => listing,
+        Err(error) => return peer.reply::<()>(Err(error)).await,
+    };
+    peer.reply(Ok(())).await?;
+    loop {
+        match listing.next().await {
+            Ok(batch) if batch.is_empty() => return peer.send(&ListItem::End).await,
+            Ok(batch) => {
+                for item in batch {
+                    peer.send(&item).await?;
+                }
+            }
+            Err(error) => return peer.send(&ListItem::Failed(error)).await,
+        }
+    }
+}
+
+async fn read(
+    files: &Files,
+    path: String,
+    offset: u64,
+    length: Option<u64>,
+    peer: &mut FilePeer,
+) -> Result<(), Detached> {
+    let (stat, mut reading) = match files.read(path, offset, length).await {
+        Ok(opened) => opened,
+        Err(error) => return peer.reply::<()>(Err(error)).await,
+    };
+    peer.reply(Ok(stat)).await?;
+    loop {
+        match reading.next().await {
+            Ok(Some(data)) => peer.send(&FileChunk::Data(data)).await?,
+            Ok(None) => return peer.send(&FileChunk::End).await,
+            Err(error) => return peer.send(&FileChunk::Failed(error)).await,
+        }
+    }
+}
+
+async fn write(mut writing: crate::files::Writing, peer: &mut FilePeer) -> Result<(), Detached> {
+    peer.reply(Ok(())).await?;
+    loop {
+        let outcome = match peer.chunk().await? {
+            FileChunk::Data(data) => match writing.append(data).await {
+                Ok(()) => continue,
+                Err(error) => Err(error),
+            },
+            FileChunk::End => writing.commit().await,
+            // The host gave up: nobody waits for an answer.
+            FileChunk::Failed(_) => return Ok(()),
+        };
+        return peer.reply(outcome).await;
+    }
+}
+
+async fn watch(mut watching: crate::files::Watching, peer: &mut FilePeer) -> Result<(), Detached> {
+    peer.reply(Ok(())).await?;
+    loop {
+        let event = tokio::select! {
+            event = watching.next() => event,
+            () = peer.left() => return Ok(()),
+        };
+        match event {
+            Ok(event) => peer.send(&event).await?,
+            // The end of the stream tells the host that nothing more will come.
+            Err(error) => {
+                crate::console::warn(format_args!("{error}"));
+                return Ok(());
+            }
+        }
+    }
+}

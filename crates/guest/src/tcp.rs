@@ -1,0 +1,48 @@
+//! Connections from the host to servers inside the VM.
+
+use crate::fault::Context;
+use offshoot_guest_proto::message::GuestError;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use tokio::net::TcpStream;
+
+/// Connects to whoever listens on the loopback interface, by IPv4 or else by IPv6.
+pub async fn connect(port: u16) -> Result<TcpStream, GuestError> {
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let stream = match TcpStream::connect(v4).await {
+        Ok(stream) => Ok(stream),
+        // What the first address says is what the caller is told.
+        Err(error) => {
+            TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await.map_err(|_| error)
+        }
+    };
+    let stream = stream.context("connect to", v4)?;
+    // The host's side has its own batching; a keystroke must not wait for it.
+    stream.set_nodelay(true).context("connect to", v4)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offshoot_guest_proto::message::GuestErrorKind;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_server_on_either_loopback_address_is_reached() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        connect(listener.local_addr().unwrap().port()).await.unwrap();
+        if let Ok(listener) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await {
+            connect(listener.local_addr().unwrap().port()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_nobody_listens_on_is_refused_by_name() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let error = connect(port).await.unwrap_err();
+        assert_eq!(error.kind, GuestErrorKind::ConnectionRefused);
+        assert!(error.message.contains(&port.to_string()), "{error}");
+    }
+}
