@@ -23,6 +23,8 @@ pub struct Manifest {
     pub agent: AgentInfo,
     pub parts: Parts,
     pub recipe: Recipe,
+    /// Identifies how the recipe was carried out: an image made another way is not current.
+    pub method: BlobDigest,
     /// Everything installed in the root, and the kernel's package, sorted by name.
     pub packages: Vec<Package>,
     /// Modules in the initramfs, in load order.
@@ -158,6 +160,7 @@ pub(crate) mod tests {
                 disk: part(b"disk"),
             },
             recipe: Recipe::load("base").unwrap(),
+            method: BlobDigest::of(b"method"),
             packages: vec![Package {
                 name: "python3".into(),
                 version: "3.11.2-1+b1".into(),

@@ -6,31 +6,36 @@ use crate::{
     store::{StageKey, StageRecord},
 };
 use offshoot_types::DiskMib;
-use std::fs::File;
+use std::fs::{self, File};
 
 /// A disk can be as small as the smallest one a VM may ask for, and not smaller than its template.
 const SIZE: u64 = DiskMib::MIN.bytes().0;
 
-/// Independent of the host's `mke2fs.conf`, so that every guest kernel we ship can mount it. No metadata checksums:
-/// they cost the emulated CPU much and guard against a kind of disk that is not below us; `uninit_bg` marks unused
-/// inode tables in their place. `resize_inode` and `64bit` let the guest grow it online to any size a VM may have.
-const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,\
-                        sparse_super,large_file,huge_file,uninit_bg,dir_nlink,extra_isize";
+/// In place of the host's `mke2fs.conf`, so that every kernel we ship can mount the result. No metadata checksums: they
+/// cost an emulated CPU much and guard against a kind of disk that is not below us. `resize_inode` and `64bit` let the
+/// guest grow it online to any size a VM may have; `uninit_bg` makes that quick.
+const CONFIGURATION: &str = "[defaults]
+base_features = sparse_super
+[fs_types]
+small = {
+}
+ext4 = {
+features = has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,large_file,huge_file,uninit_bg,dir_nlink,extra_isize
+}
+";
 
 /// The template is the same file wherever it is made; a guest tells disks apart by serial, not by UUID.
 const UUID: &str = "6f666673-686f-6f74-8000-646174610001";
 
-const ARGUMENTS: [&str; 16] = [
+const ARGUMENTS: [&str; 14] = [
     "-q",
     "-F",
     "-t",
     "ext4",
-    "-O",
-    FEATURES,
     "-U",
     UUID,
     // Room to grow online to 1 TiB (2^28 blocks) by reserved descriptors; past that the kernel changes to meta_bg.
-    // The inode tables of a sparse file are zero already, so nothing is left to be written by the guest.
+    // Inode tables are written now, so that no guest has to do it in the background.
     "-E",
     "hash_seed=6f666673-686f-6f74-8000-646174610002,resize=268435456,lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0,nodiscard",
     "-b4096",
@@ -43,19 +48,24 @@ const ARGUMENTS: [&str; 16] = [
     "disk",
 ];
 
+pub(super) fn key() -> StageKey {
+    StageKey::new("disk", 1, &(SIZE, CONFIGURATION, ARGUMENTS))
+}
+
 pub(super) fn stage(build: &mut Build<'_>) -> Result<Part, BuildError> {
-    let key = StageKey::new("disk", 1, &(SIZE, ARGUMENTS));
     build.stage(
         Stage::Disk,
-        key,
+        key(),
         |record| record.blob("disk"),
         |build, directory| {
             let path = directory.join("disk");
             File::create(&path).and_then(|file| file.set_len(SIZE)).during("create", &path)?;
+            let configuration = directory.join("mke2fs.conf");
+            fs::write(&configuration, CONFIGURATION).during("write", &configuration)?;
             let program = Program::new("mke2fs")
                 .args(ARGUMENTS)
                 .directory(directory)
-                .env("MKE2FS_CONFIG", "/dev/null")
+                .env("MKE2FS_CONFIG", "mke2fs.conf")
                 // Older versions know the first name only, newer ones the second.
                 .env("E2FSPROGS_FAKE_TIME", "1")
                 .env("SOURCE_DATE_EPOCH", "1");
@@ -89,7 +99,7 @@ mod tests {
         let (part, path, reused) = make(one.path());
         assert_eq!((part.size, reused), (SIZE, false));
         let stored = path.metadata().unwrap().blocks() * 512;
-        assert!(stored < 1 << 20, "{stored} bytes are stored");
+        assert!(stored < 4 << 20, "{stored} bytes are stored");
         assert_eq!(make(one.path()), (part, path, true));
         assert_eq!(make(other.path()).0, part);
     }

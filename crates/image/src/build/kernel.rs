@@ -62,9 +62,12 @@ impl Kernel {
     }
 }
 
+pub(super) fn key(recipe: &Recipe) -> StageKey {
+    StageKey::new("kernel", 1, &(&recipe.suite, &recipe.kernel, MODULES))
+}
+
 pub(super) fn stage(build: &mut Build<'_>, recipe: &Recipe) -> Result<Kernel, BuildError> {
-    let key = StageKey::new("kernel", 1, &(&recipe.suite, &recipe.kernel, MODULES));
-    build.stage(Stage::Kernel, key, read, |build, directory| make(build, directory, recipe))
+    build.stage(Stage::Kernel, key(recipe), read, |build, directory| make(build, directory, recipe))
 }
 
 fn read(record: &StageRecord) -> Option<Kernel> {

@@ -23,7 +23,7 @@ pub use error::BuildError;
 pub use tools::MissingTool;
 
 use crate::{
-    AgentBinary, AgentInfo, Cancel, FORMAT, Image, Manifest, Parts, Recipe, Store, initramfs,
+    AgentBinary, AgentInfo, BlobDigest, Cancel, FORMAT, Image, Manifest, Parts, Recipe, Store, initramfs,
     store::{FileLock, Scratch, StageKey, StageRecord},
 };
 use error::IoFor;
@@ -134,15 +134,16 @@ pub fn build(
     if std::env::consts::ARCH != ARCH {
         return Err(BuildError::Architecture { arch: std::env::consts::ARCH });
     }
+    let method = method(recipe);
     let info = AgentInfo { version: agent.version().into(), digest: agent.digest() };
-    if let Some(image) = current(store, recipe, options.packages) {
+    if let Some(image) = current(store, recipe, method, options.packages) {
         return match image.manifest.agent == info {
             true => Ok(image),
             false => Ok(store.derive(&image, agent, info, Some(recipe.name.as_str()))?),
         };
     }
     tools::require()?;
-    let image = Build::begin(store, options, progress)?.run(recipe, agent, info)?;
+    let image = Build::begin(store, options, progress)?.run(recipe, method, agent, info)?;
     // The package tree was only needed to get here. A failure to tidy up does not undo the image.
     if let Err(error) = store.collect() {
         tracing::warn!(%error, "could not remove what the image build no longer needs");
@@ -150,13 +151,20 @@ pub fn build(
     Ok(image)
 }
 
-/// The image the recipe's tag means, if it was made from this recipe and is undamaged.
-fn current(store: &Store, recipe: &Recipe, packages: Packages) -> Option<Image> {
+/// Identifies all that a build does for the recipe: programs, options, scripts, stage versions.
+fn method(recipe: &Recipe) -> BlobDigest {
+    let tree = tree::key(recipe);
+    StageKey::new("image", 1, &(kernel::key(recipe), root::key(&tree), tree, disk::key())).digest()
+}
+
+/// The image the recipe's tag means, if this version would make it the same way and it is undamaged.
+fn current(store: &Store, recipe: &Recipe, method: BlobDigest, packages: Packages) -> Option<Image> {
     if packages == Packages::Fresh {
         return None;
     }
     let image = store.resolve(&ImageRef::Tag(recipe.name.as_str().into())).ok()?;
-    (image.manifest.recipe == *recipe && store.check(&image).is_ok()).then_some(image)
+    (image.manifest.recipe == *recipe && image.manifest.method == method && store.check(&image).is_ok())
+        .then_some(image)
 }
 
 /// A build under way. Dropping it removes its temporary files.
@@ -198,7 +206,13 @@ impl<'a> Build<'a> {
         })
     }
 
-    fn run(mut self, recipe: &Recipe, agent: &AgentBinary, info: AgentInfo) -> Result<Image, BuildError> {
+    fn run(
+        mut self,
+        recipe: &Recipe,
+        method: BlobDigest,
+        agent: &AgentBinary,
+        info: AgentInfo,
+    ) -> Result<Image, BuildError> {
         let kernel = kernel::stage(&mut self, recipe)?;
         let tree = tree::stage(&mut self, recipe)?;
         let root = root::stage(&mut self, &tree)?;
@@ -225,6 +239,7 @@ impl<'a> Build<'a> {
                 disk,
             },
             recipe: recipe.clone(),
+            method,
             packages,
             modules: modules.into_iter().map(|module| module.name).collect(),
         };

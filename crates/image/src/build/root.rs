@@ -5,6 +5,7 @@ use crate::{
     Part,
     store::{StageKey, StageRecord},
 };
+use serde::Serialize;
 use std::{
     fs::{self, File},
     path::Path,
@@ -33,11 +34,15 @@ const UUID: &str = "6f666673-686f-6f74-8000-726f6f740001";
 /// emulated CPU where there is no hardware virtualisation.
 const OPTIONS: &str = "";
 
+/// `tree` identifies the tree: by its content for the stage, by its own key before it exists.
+pub(super) fn key(tree: &impl Serialize) -> StageKey {
+    StageKey::new("root", 1, &(tree, SCRIPT, UUID, OPTIONS))
+}
+
 pub(super) fn stage(build: &mut Build<'_>, tree: &Tree) -> Result<Part, BuildError> {
-    let key = StageKey::new("root", 1, &(tree.tar, SCRIPT, UUID, OPTIONS));
     build.stage(
         Stage::Root,
-        key,
+        key(&tree.tar),
         |record| record.blob("root"),
         |build, directory| make(build, directory, tree),
     )

@@ -115,10 +115,10 @@ impl<'a> Reader<'a> {
     fn entry(&mut self) -> Result<Option<Entry<'a>>, InitramfsError> {
         let at = self.at;
         let format = InitramfsError::Format { at };
-        let header = self.take(HEADER, at)?;
-        if !header.starts_with(MAGIC) {
-            return Err(format);
+        if !self.bytes.get(at..).is_some_and(|rest| rest.starts_with(MAGIC)) {
+            return Err(if at < self.bytes.len() { format } else { InitramfsError::Truncated { at } });
         }
+        let header = self.take(HEADER, at)?;
         let field = |index: usize| {
             let digits = &header[6 + index * 8..14 + index * 8];
             let text = std::str::from_utf8(digits).ok().filter(|text| !text.starts_with('+'))?;

@@ -65,8 +65,8 @@ impl Store {
                 images = family;
             }
             // The tag goes first: a tag without an image would be an error to every reader.
-            for name in if kept_by_another_tag { tag.iter().cloned().collect() } else { target.tags.clone() }
-            {
+            let tags = if kept_by_another_tag { tag.iter().cloned().collect() } else { target.tags };
+            for name in tags {
                 remove_if_there(&self.tag_path(&name))?;
             }
             for digest in &images {

@@ -41,7 +41,7 @@ impl Identity {
         })
     }
 
-    fn is_settled(&self, now: SystemTime) -> bool {
+    pub(super) fn is_settled(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i128;
         self.changed_ns + (SETTLED.as_nanos() as i128) < now
     }

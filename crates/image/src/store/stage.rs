@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 /// Names a stage together with everything its result depends on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct StageKey(BlobDigest);
 
 impl StageKey {
@@ -23,6 +23,10 @@ impl StageKey {
     pub(crate) fn new(stage: &str, version: u32, inputs: &impl Serialize) -> Self {
         let bytes = serde_json::to_vec(&(stage, version, inputs)).expect("inputs are plain data");
         Self(BlobDigest::of(&bytes))
+    }
+
+    pub(crate) fn digest(&self) -> BlobDigest {
+        self.0
     }
 }
 
