@@ -3,7 +3,7 @@
 use crate::{
     codec,
     message::{GuestError, GuestErrorKind, GuestOpen, Reply},
-    session::{GUEST_STREAMS, Incoming, MuxStream},
+    session::{Incoming, MuxStream},
     tunnel::Tunnel,
 };
 use async_trait::async_trait;
@@ -49,8 +49,6 @@ pub(super) async fn serve(services: HostServices, mut incoming: Incoming) {
     loop {
         tokio::select! {
             stream = incoming.next() => match stream {
-                // Dropping the stream refuses it: an honest guest never has more.
-                Some(_refused) if connections.len() >= GUEST_STREAMS => {}
                 Some(stream) => {
                     connections.spawn(connection(services.clone(), stream));
                 }

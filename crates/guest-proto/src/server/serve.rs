@@ -11,7 +11,7 @@ use crate::{
         ToGuest,
     },
     resync::{Epoch, EpochEnd, Pipe, Resync},
-    session::{CloseReason, HOST_STREAMS, Incoming, MuxStream, Session, Side},
+    session::{CloseReason, Incoming, MuxStream, Session, Side},
 };
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
@@ -90,8 +90,6 @@ impl Server {
             tokio::select! {
                 reason = &mut heartbeats => return reason,
                 stream = incoming.next() => match stream {
-                    // Dropping the stream refuses it: an honest host never has more.
-                    Some(_refused) if handlers.len() >= HOST_STREAMS => {}
                     Some(stream) => {
                         handlers.spawn(handle(stream, services.clone(), shutdown.clone()));
                     }

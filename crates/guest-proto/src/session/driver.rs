@@ -1,9 +1,6 @@
 //! The task that moves a session's bytes.
 
-use super::{
-    CloseReason, Command, GUEST_STREAMS, HOST_STREAMS, MUX_STREAMS, MuxStream, Side, mux_io::MuxIo,
-    stream::Shared,
-};
+use super::{CloseReason, Command, MUX_STREAMS, MuxStream, Side, mux_io::MuxIo, stream::Shared};
 use crate::resync::{EpochStatus, EpochStream};
 use std::{
     future::Future,
@@ -20,6 +17,8 @@ const WINDOW: usize = 256 * 1024;
 const EXTRA_WINDOWS: usize = 8 * 1024 * 1024;
 /// Largest frame: several fit one chunk, so small frames do not wait long behind one.
 const FRAME: usize = 16 * 1024;
+/// Streams refused before the peer counts as hostile: an honest one keeps to its share.
+const REFUSALS: usize = 256;
 
 /// Completes with the reason once the session is over.
 #[derive(Debug)]
@@ -31,12 +30,14 @@ pub struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
     incoming: mpsc::Sender<MuxStream>,
     flushes: Vec<oneshot::Sender<()>>,
+    refused: usize,
 }
 
 impl Driver {
     pub(super) fn new(
         stream: EpochStream,
         side: Side,
+        backlog: usize,
         shared: Arc<Shared>,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> (Self, mpsc::Receiver<MuxStream>) {
@@ -45,14 +46,14 @@ impl Driver {
         config.set_max_num_streams(MUX_STREAMS);
         config.set_max_connection_receive_window(Some(MUX_STREAMS * WINDOW + EXTRA_WINDOWS));
         config.set_split_send_size(FRAME);
-        let (mode, backlog) = match side {
-            Side::Host => (yamux::Mode::Client, GUEST_STREAMS),
-            Side::Guest => (yamux::Mode::Server, HOST_STREAMS),
+        let mode = match side {
+            Side::Host => yamux::Mode::Client,
+            Side::Guest => yamux::Mode::Server,
         };
         let epoch = stream.status();
         let connection = yamux::Connection::new(MuxIo::new(stream).compat(), config, mode);
         let (incoming, streams) = mpsc::channel(backlog);
-        let driver = Self { connection, epoch, shared, commands, incoming, flushes: Vec::new() };
+        let driver = Self { connection, epoch, shared, commands, incoming, flushes: Vec::new(), refused: 0 };
         (driver, streams)
     }
 
@@ -62,7 +63,7 @@ impl Driver {
                 Command::Open(answer, permit) => match self.connection.poll_new_outbound(cx) {
                     // A caller that no longer waits drops the stream: nothing was sent for it.
                     Poll::Ready(Ok(stream)) => {
-                        let _unwanted = answer.send(MuxStream::new(stream.compat(), Some(permit)));
+                        let _unwanted = answer.send(MuxStream::new(stream.compat(), permit));
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(self.reason(error)),
                     // Only beyond 256 unacknowledged streams, which the permits prevent.
@@ -76,9 +77,19 @@ impl Driver {
         }
         loop {
             match self.connection.poll_next_inbound(cx) {
-                // Full: the peer opened more than it may. Dropping the stream resets it.
                 Poll::Ready(Some(Ok(stream))) => {
-                    let _refused = self.incoming.try_send(MuxStream::new(stream.compat(), None));
+                    if let Some(permit) = self.shared.peer_permit() {
+                        // There is room for as many as there are permits. Nobody listening is a refusal as well.
+                        let _unwanted = self.incoming.try_send(MuxStream::new(stream.compat(), permit));
+                    } else {
+                        // More than it may. Dropping the stream resets it.
+                        drop(stream);
+                        self.refused += 1;
+                        if self.refused > REFUSALS {
+                            let problem = format!("it opened {} streams more than it may", self.refused);
+                            return Poll::Ready(CloseReason::Protocol { problem });
+                        }
+                    }
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(self.reason(error)),
                 Poll::Ready(None) => return Poll::Ready(self.epoch_end().unwrap_or(CloseReason::PeerClosed)),

@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 pub const HOST_STREAMS: usize = 192;
 /// Streams the guest may have open at once.
 pub const GUEST_STREAMS: usize = 32;
+/// Streams the other end has dropped already and our handlers have not.
+const LINGERING: usize = 32;
 /// What yamux tolerates: above the sum of both, since a stream lives on until both sides have let go of it.
 const MUX_STREAMS: usize = 512;
 
@@ -92,13 +94,13 @@ impl Incoming {
 impl Session {
     /// Starts a session on `stream`. Nothing moves unless the driver is polled (spawned, or selected on).
     pub fn new(stream: EpochStream, side: Side) -> (Self, Incoming, Driver) {
-        let own = match side {
-            Side::Host => HOST_STREAMS,
-            Side::Guest => GUEST_STREAMS,
+        let (own, peer) = match side {
+            Side::Host => (HOST_STREAMS, GUEST_STREAMS),
+            Side::Guest => (GUEST_STREAMS, HOST_STREAMS),
         };
-        let shared = Arc::new(Shared::new(own));
+        let shared = Arc::new(Shared::new(own, peer + LINGERING));
         let (commands, command_queue) = mpsc::unbounded_channel();
-        let (driver, streams) = Driver::new(stream, side, shared.clone(), command_queue);
+        let (driver, streams) = Driver::new(stream, side, peer + LINGERING, shared.clone(), command_queue);
         (Self { shared, commands }, Incoming { streams }, driver)
     }
 

@@ -17,12 +17,23 @@ use tokio_util::compat::Compat;
 pub(super) struct Shared {
     own: Arc<Semaphore>,
     own_limit: usize,
+    peer: Arc<Semaphore>,
     closed: watch::Sender<Option<CloseReason>>,
 }
 
 impl Shared {
-    pub(super) fn new(own_limit: usize) -> Self {
-        Self { own: Arc::new(Semaphore::new(own_limit)), own_limit, closed: watch::Sender::new(None) }
+    pub(super) fn new(own_limit: usize, peer_limit: usize) -> Self {
+        Self {
+            own: Arc::new(Semaphore::new(own_limit)),
+            own_limit,
+            peer: Arc::new(Semaphore::new(peer_limit)),
+            closed: watch::Sender::new(None),
+        }
+    }
+
+    /// A place for a stream the peer opened, unless it has too many.
+    pub(super) fn peer_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.peer.clone().try_acquire_owned().ok()
     }
 
     pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit, OpenError> {
@@ -62,12 +73,12 @@ impl Shared {
 #[derive(Debug)]
 pub struct MuxStream {
     inner: Compat<yamux::Stream>,
-    /// Given back when a stream of our own ends.
-    _permit: Option<OwnedSemaphorePermit>,
+    /// The stream's place among those its opener may have; given back with it.
+    _permit: OwnedSemaphorePermit,
 }
 
 impl MuxStream {
-    pub(super) fn new(inner: Compat<yamux::Stream>, permit: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn new(inner: Compat<yamux::Stream>, permit: OwnedSemaphorePermit) -> Self {
         Self { inner, _permit: permit }
     }
 }
