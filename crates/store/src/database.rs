@@ -31,13 +31,13 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     }
     check_header(path)?;
     let open = |error| sql_error("open", path, error);
+    let has_log = size(&with_suffix(path, "-wal"))? > 0;
     let mut connection = connect(path).map_err(open)?;
     // A refused file is not even tidied: closing would otherwise move its log into it.
-    let tidy_on_close =
-        |tidy: bool| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !tidy);
-    tidy_on_close(false).map_err(open)?;
+    let keep_log = |keep: bool| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep);
+    keep_log(has_log).map_err(open)?;
     check_pages(&connection, path)?;
-    tidy_on_close(true).map_err(open)?;
+    keep_log(false).map_err(open)?;
     use_log(&connection).map_err(open)?;
     migrations::migrate(&mut connection).map_err(|error| sql_error("migrate", path, error))?;
     // Left by a crash between the link and here.
@@ -56,6 +56,15 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     open().map_err(|error| sql_error("open", path, error))
 }
 
+/// 0 for a file that does not exist.
+fn size(path: &Path) -> Result<u64, OpenError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(io_error("look at", path, error)),
+    }
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
@@ -63,11 +72,13 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn create(path: &Path) -> Result<(), OpenError> {
-    // SQLite would replay a log that outlived its database into the new one.
-    let log = with_suffix(path, "-wal");
-    if log.try_exists().map_err(|error| io_error("look for", &log, error))? {
-        let detail = format!("the file is gone, but its log {} is there", log.display());
-        return Err(OpenError::Corrupt { path: path.into(), detail });
+    // SQLite would replay a log or journal that outlived its database into the new one.
+    for suffix in ["-wal", "-journal"] {
+        let log = with_suffix(path, suffix);
+        if size(&log)? > 0 {
+            let detail = format!("the file is gone, but its log {} is there", log.display());
+            return Err(OpenError::Corrupt { path: path.into(), detail });
+        }
     }
     let new = with_suffix(path, ".new");
     remove_half_made(&new)?;
@@ -215,15 +226,16 @@ mod tests {
         path
     }
 
-    /// Refused with the file named, and every byte in the folder as before.
+    /// Refused with the file named, and every byte in the folder as before. SQLite's index of the log (`-shm`) is not
+    /// content: it is made anew by whoever opens the file first.
     fn refused(path: &Path) -> OpenError {
         let listing = || {
             let files = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
             let mut files: Vec<_> = files
                 .filter(|file| file.extension().is_none_or(|e| e != "db-shm"))
-                .map(|file| (file.clone(), fs::read(file).unwrap()))
+                .map(|file| (file.clone(), blake3::hash(&fs::read(file).unwrap())))
                 .collect();
-            files.sort();
+            files.sort_by(|(a, _), (b, _)| a.cmp(b));
             files
         };
         let before = listing();
@@ -276,18 +288,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_page_is_refused_by_name() {
+    async fn one_damaged_page_is_refused_by_name_even_if_opening_would_not_read_it() {
         let folder = tempfile::tempdir().unwrap();
-        let path = made(&folder).await;
-        let mut bytes = fs::read(&path).unwrap();
-        let page = usize::from(u16::from_be_bytes([bytes[16], bytes[17]]));
-        let count = bytes.len() / page;
-        assert!(count > 4);
-        for at in 1..count {
-            bytes[at * page..at * page + 64].fill(0xA5);
+        let path = folder.path().join("offshoot.db");
+        let store = open(&path).unwrap();
+        for _ in 0..100 {
+            store.audit_entry(crate::fixture::entry("fills some pages")).await.unwrap();
         }
-        fs::write(&path, &bytes).unwrap();
-        assert!(matches!(refused(&path), OpenError::Corrupt { .. }));
+        store.close().await;
+        let whole = fs::read(&path).unwrap();
+        let page = usize::from(u16::from_be_bytes([whole[16], whole[17]]));
+        assert!(whole.len() / page > 4);
+        // The last page is a leaf of the audit; the second one is read for the schema.
+        for at in [whole.len() - page, page] {
+            let mut bytes = whole.clone();
+            bytes[at..at + 64].fill(0xA5);
+            fs::write(&path, &bytes).unwrap();
+            assert!(matches!(refused(&path), OpenError::Corrupt { .. }), "byte {at}");
+        }
     }
 
     #[tokio::test]
