@@ -17,6 +17,14 @@ pub const SOCKET_NAME: &str = "offshoot.sock";
 /// Longest runtime directory: leaves 43 bytes for `/<vm>/g<generation>/<socket>` below it.
 pub const MAX_RUNTIME_DIR: usize = 64;
 
+/// Makes the state directory (0700) if it is not there, and says where it really is. Daemon and caller both
+/// begin with this: two names of one directory lead to one daemon.
+pub fn canonical_state_dir(dir: &Path) -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    dir.canonicalize()
+}
+
 /// What the place of the sockets depends on, besides the state directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeBase {

@@ -1,1 +1,35 @@
-//! placeholder
+//! The daemon: transports in front of an engine, and nothing else.
+//!
+//! ```text
+//! Unix socket -> listener (peer uid) -> http (wire <-> Command, one file per resource)
+//!                                          |  policy: Authorized<Command>
+//!                                          v
+//!                                       engine <- wiring (images, providers, policy)
+//! ```
+//! [`serve`] is the whole life of a daemon, from claiming its state directory to letting go of it; VMs live on.
+//! Handlers convert, ask policy, call the engine and convert back; they decide nothing.
+
+mod activity;
+mod claim;
+mod http;
+mod idle;
+mod images;
+mod listener;
+mod log;
+mod options;
+mod ready;
+mod record;
+mod serve;
+mod shutdown;
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod wiring;
+
+pub use http::openapi_json;
+pub use log::{LogFormat, install as install_log};
+pub use options::{IDLE_TIMEOUT, ServeOptions, host_limits};
+pub use ready::ReadyPipe;
+pub use record::read as read_daemon_record;
+pub use serve::{ServeError, serve};
+pub use wiring::Providers;

@@ -34,7 +34,7 @@ pub use frame::{
 pub use image::{Image, ImageFile, ImageList, ImageVerified};
 pub use invalid::InvalidField;
 pub use operation::{Operation, OperationList, OperationQuery, OperationStateName, OutcomeName, Problem};
-pub use run::{NewRun, RunRequest};
+pub use run::{NewFile, NewRun, RunFile, RunRequest};
 pub use vm::{
     Change, Changed, CreateVm, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_GRACE, DestroyQuery, Guest, GuestHealth,
     NewVm, TcpQuery, Usage, Vm, VmFailure, VmList, VmSettings, WaitOutcome, WaitQuery,

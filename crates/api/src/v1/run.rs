@@ -1,6 +1,6 @@
 //! Run one process in a fresh VM that lives as long as the request.
 
-use super::{ExecRequest, InvalidField, VmSettings, invalid::parse, vm::Unchecked};
+use super::{ExecRequest, InvalidField, Output, VmSettings, invalid::parse, vm::Unchecked};
 use offshoot_types::{ExecSpec, Labels, Lifetime, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,7 +34,45 @@ pub struct RunRequest {
     /// Keep the VM, running, when the process has ended; otherwise it is destroyed, also when the socket closes.
     #[serde(default)]
     pub keep: bool,
+    /// Written as root, in this order, once the VM runs and before the process starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<RunFile>,
     pub exec: ExecRequest,
+}
+
+/// A small file that the process needs; larger ones are uploaded into a VM that is created for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunFile {
+    /// Absolute; missing directories are made.
+    pub path: String,
+    /// Permission bits as a decimal number; 0644 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    pub content: Output,
+}
+
+/// A checked [`RunFile`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewFile {
+    pub path: String,
+    pub mode: Option<u32>,
+    pub content: Vec<u8>,
+}
+
+impl TryFrom<RunFile> for NewFile {
+    type Error = InvalidField;
+    fn try_from(wire: RunFile) -> Result<Self, InvalidField> {
+        super::absolute_path("path", &wire.path)?;
+        if let Some(bits) = wire.mode.filter(|bits| *bits > 0o7777) {
+            return Err(InvalidField::new("mode", format!("{bits} has more than the permission bits")));
+        }
+        let content = wire
+            .content
+            .into_bytes()
+            .ok_or_else(|| InvalidField::new("content", "the base64 is not valid"))?;
+        Ok(Self { path: wire.path, mode: wire.mode, content })
+    }
 }
 
 /// A checked [`RunRequest`].
@@ -43,6 +81,7 @@ pub struct NewRun {
     pub name: Option<VmName>,
     pub settings: VmSettings,
     pub lifetime: Lifetime,
+    pub files: Vec<NewFile>,
     pub exec: ExecSpec,
 }
 
@@ -61,6 +100,14 @@ impl TryFrom<RunRequest> for NewRun {
                 labels: wire.labels,
             })?,
             lifetime: if wire.keep { Lifetime::Kept } else { Lifetime::Request },
+            files: wire
+                .files
+                .into_iter()
+                .enumerate()
+                .map(|(index, file)| {
+                    file.try_into().map_err(|e: InvalidField| e.within(&format!("files[{index}]")))
+                })
+                .collect::<Result<_, _>>()?,
             exec: ExecSpec::try_from(wire.exec).map_err(|error| error.within("exec"))?,
         })
     }
@@ -74,5 +121,20 @@ mod tests {
     fn a_bad_field_of_the_nested_exec_is_named_with_its_path() {
         let wire = RunRequest { exec: ExecRequest::default(), ..RunRequest::default() };
         assert_eq!(NewRun::try_from(wire).unwrap_err().field, "exec.argv");
+    }
+
+    #[test]
+    fn a_file_is_refused_by_its_place_in_the_list() {
+        let exec = || ExecRequest { argv: Some(vec!["true".into()]), ..ExecRequest::default() };
+        let refused = |file: RunFile| {
+            let good = RunFile { path: "/a".into(), mode: None, content: Output::Utf8("x".into()) };
+            let wire = RunRequest { exec: exec(), files: vec![good, file], ..RunRequest::default() };
+            NewRun::try_from(wire).unwrap_err().field
+        };
+        let file = |path: &str, content: Output| RunFile { path: path.into(), mode: None, content };
+        assert_eq!(refused(file("a", Output::Utf8(String::new()))), "files[1].path");
+        assert_eq!(refused(file("/a", Output::Base64("!".into()))), "files[1].content");
+        let bits = RunFile { mode: Some(0o10_000), ..file("/a", Output::Utf8(String::new())) };
+        assert_eq!(refused(bits), "files[1].mode");
     }
 }

@@ -1,0 +1,119 @@
+//! How every failure leaves: one type for handlers, one place that writes the body.
+//!
+//! ```text
+//! handler: Err(ApiError) --IntoResponse--> status + the failure, not yet words
+//!                        --request::finish--> ErrorBody with the request id, as JSON
+//! ```
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use offshoot_api::v1::ErrorBody;
+use offshoot_types::{ErrorCode, Failure, RequestId};
+use std::collections::BTreeMap;
+use utoipa::{
+    ToSchema,
+    openapi::{ContentBuilder, Ref, RefOr, Response as ResponseDoc, ResponseBuilder, extensions::Extensions},
+};
+
+/// What a handler fails with. Anything that knows how to be a [`Failure`] becomes one by `?`.
+#[derive(Debug)]
+pub struct ApiError(Failure);
+
+impl<F: Into<Failure>> From<F> for ApiError {
+    fn from(failure: F) -> Self {
+        Self(failure.into())
+    }
+}
+
+/// A failure on its way through the layers; [`write_body`] turns it into bytes.
+#[derive(Debug, Clone)]
+struct Unwritten(Failure);
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = status(self.0.code).into_response();
+        response.extensions_mut().insert(Unwritten(self.0));
+        response
+    }
+}
+
+/// Every code has a status between 400 and 599, as a test of `offshoot-types` checks.
+fn status(code: ErrorCode) -> StatusCode {
+    StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// Gives a failed response its body, and says what failed.
+pub fn write_body(response: &mut Response, request: RequestId) -> Option<Failure> {
+    let Unwritten(failure) = response.extensions_mut().remove()?;
+    let body = ErrorBody::new(failure.clone(), request);
+    let json = serde_json::to_vec(&body).expect("an error body holds only strings and a bool");
+    *response.body_mut() = json.into();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    Some(failure)
+}
+
+/// Responses of the codes given, grouped by status, for the OpenAPI document.
+pub fn document(codes: &[ErrorCode]) -> BTreeMap<String, RefOr<ResponseDoc>> {
+    let mut by_status: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
+    for code in codes {
+        by_status.entry(code.http_status()).or_default().push(code.as_str());
+    }
+    let response = |codes: Vec<&str>| {
+        let schema = Ref::from_schema_name(ErrorBody::name());
+        let quoted: Vec<String> = codes.iter().map(|code| format!("`{code}`")).collect();
+        ResponseBuilder::new()
+            .description(quoted.join(", "))
+            .content("application/json", ContentBuilder::new().schema(Some(schema)).build())
+            .extensions(Some(Extensions::builder().add("x-error-codes", codes).build()))
+            .build()
+    };
+    by_status.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(response(codes)))).collect()
+}
+
+/// Names a set of error codes for use in `#[utoipa::path(responses(..))]`. What any request can meet comes with
+/// every set: it may be malformed, or refused, or find a defect of ours.
+macro_rules! error_sets {
+    ($($(#[$doc:meta])* $name:ident: [$($code:ident),*];)*) => {$(
+        $(#[$doc])*
+        pub struct $name;
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<ResponseDoc>> {
+                use ErrorCode::*;
+                document(&[InvalidArgument, Denied, Internal, $($code),*])
+            }
+        }
+    )*};
+}
+
+error_sets! {
+    /// Reads that name nothing which may be missing.
+    ReadErrors: [];
+    /// Reads of one VM, operation, image or exec.
+    LookupErrors: [NotFound];
+    /// Defining a VM.
+    CreateErrors: [NotFound, AlreadyExists, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
+    /// Moving a VM.
+    ChangeErrors: [NotFound, WrongState, StaleGeneration, Busy, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
+    /// Anything the guest answers.
+    GuestErrors: [NotFound, AlreadyExists, WrongState, StaleGeneration, Busy, NoResource, Guest, Timeout, Unsupported, Interrupted];
+    /// Waiting for a state.
+    WaitErrors: [NotFound, WrongState];
+    /// Images.
+    ImageErrors: [NotFound, WrongState, Image, Unavailable, NoResource, Interrupted];
+    /// Ending the daemon.
+    StopErrors: [Busy];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_that_share_a_status_share_a_response() {
+        let documented = document(&[ErrorCode::WrongState, ErrorCode::Busy, ErrorCode::NotFound]);
+        assert_eq!(documented.keys().collect::<Vec<_>>(), ["404", "409"]);
+    }
+}

@@ -1,0 +1,92 @@
+//! Events: by long poll, or as server-sent events.
+
+use super::{
+    bounded_wait,
+    error::{ApiError, ReadErrors},
+    extract::Query,
+    request::Call,
+};
+use axum::{
+    Json,
+    http::{HeaderMap, header},
+    response::{
+        IntoResponse, Response,
+        sse::{self, KeepAlive, Sse},
+    },
+};
+use futures::{FutureExt, Stream, stream};
+use offshoot_api::v1::{self, EventPage, EventQuery};
+use offshoot_engine::EventStream;
+use offshoot_types::{Command, Event, EventId, Failure};
+use std::convert::Infallible;
+use tokio::time::{Instant, timeout_at};
+
+const MAX_PAGE: u32 = 1000;
+
+/// What happened after an event, in order. With `Accept: text/event-stream`, as it goes on happening.
+#[utoipa::path(get, path = "/v1/events", tag = "events", operation_id = "events", params(EventQuery),
+    responses(
+        (status = 200, description = "A page, or a stream of `Event`s", content(
+            (v1::EventPage = "application/json"), (v1::Event = "text/event-stream"))),
+        ReadErrors))]
+pub async fn events(
+    call: Call,
+    headers: HeaderMap,
+    Query(query): Query<EventQuery>,
+) -> Result<Response, ApiError> {
+    let permit = call.permit(Command::Inspect { vm: None })?;
+    let events = call.app.engine.events(permit, Some(EventId(query.after))).await?;
+    let wants_stream = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/event-stream"));
+    if wants_stream {
+        let stopping = {
+            let app = call.app.clone();
+            async move { app.shutdown.requested().await }
+        };
+        let stream = futures::StreamExt::take_until(server_sent(events), Box::pin(stopping));
+        return Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response());
+    }
+    let deadline = Instant::now() + bounded_wait(query.wait_ms);
+    let limit = query.limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE) as usize;
+    let found = tokio::select! {
+        found = page(events, limit, deadline) => found?,
+        () = call.app.shutdown.requested() => Vec::new(),
+    };
+    let next_after = found.last().map_or(query.after, |event| event.id.0);
+    Ok(Json(EventPage { events: found.into_iter().map(Into::into).collect(), next_after }).into_response())
+}
+
+/// Waits for the first event only; the rest is what is there already.
+async fn page(mut events: EventStream, limit: usize, deadline: Instant) -> Result<Vec<Event>, Failure> {
+    let mut found = Vec::new();
+    while found.len() < limit {
+        let next = if found.is_empty() {
+            timeout_at(deadline, events.next()).await.ok()
+        } else {
+            events.next().now_or_never()
+        };
+        match next {
+            Some(event) => found.push(event?),
+            None => break,
+        }
+    }
+    Ok(found)
+}
+
+fn server_sent(events: EventStream) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+    stream::unfold(Some(events), |events| async {
+        let mut events = events?;
+        let (event, rest) = match events.next().await {
+            Ok(event) => {
+                let id = event.id.0.to_string();
+                let json = serde_json::to_string(&v1::Event::from(event)).expect("an event is plain data");
+                (sse::Event::default().id(id).data(json), Some(events))
+            }
+            // The reader reconnects with `Last-Event-ID` semantics of its own: `after`.
+            Err(failure) => (sse::Event::default().event("failed").data(failure.message), None),
+        };
+        Some((Ok(event), rest))
+    })
+}

@@ -1,0 +1,173 @@
+//! Reading requests: whatever is wrong with one is said in the one error shape, with the field's name.
+
+use super::error::ApiError;
+use axum::{
+    body::{Body, to_bytes},
+    extract::{
+        FromRequest, FromRequestParts, Path, Request,
+        ws::{WebSocket, WebSocketUpgrade},
+    },
+    http::request::Parts,
+    response::Response,
+};
+use offshoot_api::v1::{InvalidField, MAX_FRAME, MAX_JSON};
+use offshoot_types::{ErrorCode, Failure, VmRef};
+use serde::de::DeserializeOwned;
+use std::{fmt::Display, str::FromStr, time::Duration};
+
+/// How long a caller may take to send a JSON body.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A JSON body. An empty one is `{}`: every option has a default somewhere.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = read_json(request.into_body()).await?;
+        parse_json(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self).map_err(Into::into)
+    }
+}
+
+async fn read_json(body: Body) -> Result<axum::body::Bytes, Failure> {
+    let invalid = |message: String| Failure::new(ErrorCode::InvalidArgument, message);
+    match tokio::time::timeout(BODY_DEADLINE, to_bytes(body, MAX_JSON)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => {
+            Err(invalid(format!("the request's body is incomplete or above {MAX_JSON} bytes"))
+                .caused_by(&error))
+        }
+        Err(_) => Err(invalid(format!("the request's body did not arrive within {BODY_DEADLINE:?}"))),
+    }
+}
+
+/// Parses strictly; the error names the path to the field.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let invalid = |field: String, problem: String| match field.as_str() {
+        "." | "" => Failure::new(ErrorCode::InvalidArgument, format!("invalid request: {problem}")),
+        _ => InvalidField::new(field, problem).into(),
+    };
+    let value = serde_path_to_error::deserialize(&mut deserializer)
+        .map_err(|error| invalid(error.path().to_string(), error.inner().to_string()))?;
+    deserializer.end().map_err(|error| invalid(String::new(), error.to_string()))?;
+    Ok(value)
+}
+
+/// The query string.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        axum::extract::Query::<T>::try_from_uri(&parts.uri)
+            .map(|axum::extract::Query(value)| Self(value))
+            .map_err(|rejection| Failure::new(ErrorCode::InvalidArgument, rejection.body_text()).into())
+    }
+}
+
+/// `{vm}` of the path.
+#[derive(Debug)]
+pub struct Vm(pub VmRef);
+
+impl<S: Send + Sync> FromRequestParts<S> for Vm {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Ok(Self(path_parameter(parts, state, "vm").await?))
+    }
+}
+
+/// One parameter of the path, as a domain type.
+pub async fn path_parameter<T, S>(parts: &mut Parts, state: &S, name: &'static str) -> Result<T, ApiError>
+where
+    T: FromStr,
+    T::Err: Display,
+    S: Send + Sync,
+{
+    let invalid = |problem: String| ApiError::from(InvalidField::new(name, problem));
+    let Path(parameters) = Path::<Vec<(String, String)>>::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| invalid(rejection.body_text()))?;
+    let text = parameters.into_iter().find(|(key, _)| key == name).map(|(_, value)| value);
+    text.unwrap_or_default().parse().map_err(|error: T::Err| invalid(error.to_string()))
+}
+
+macro_rules! path_extractor {
+    ($($(#[$doc:meta])* $name:ident($parameter:literal: $type:ty);)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name(pub $type);
+        impl<S: Send + Sync> FromRequestParts<S> for $name {
+            type Rejection = ApiError;
+            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+                Ok(Self(path_parameter(parts, state, $parameter).await?))
+            }
+        }
+    )*};
+}
+path_extractor! {
+    /// `{exec}` of the path.
+    Exec("exec": offshoot_types::ExecId);
+    /// `{id}` of the path.
+    OperationPath("id": offshoot_types::OperationId);
+    /// `{image}` of the path.
+    ImagePath("image": offshoot_types::ImageRef);
+}
+
+/// An upgrade to a WebSocket whose frames and buffers are bounded.
+#[derive(Debug)]
+pub struct Upgrade(WebSocketUpgrade);
+
+impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let upgrade = WebSocketUpgrade::from_request_parts(parts, state).await.map_err(|rejection| {
+            Failure::new(ErrorCode::InvalidArgument, "this route is a WebSocket")
+                .caused_by(&rejection)
+                .hint("ask for an upgrade: `Connection: Upgrade`, `Upgrade: websocket`")
+        })?;
+        let largest = MAX_JSON.max(MAX_FRAME);
+        Ok(Self(
+            upgrade
+                .read_buffer_size(64 * 1024)
+                .write_buffer_size(0)
+                // One message more than the sink ever holds; beyond it a send fails instead of piling up.
+                .max_write_buffer_size(2 * largest)
+                .max_message_size(largest)
+                .max_frame_size(largest),
+        ))
+    }
+}
+
+impl Upgrade {
+    pub fn serve<F, T>(self, session: F) -> Response
+    where
+        F: FnOnce(WebSocket) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        self.0.on_upgrade(session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offshoot_api::v1::{CreateVm, RunRequest};
+
+    #[test]
+    fn a_field_of_the_wrong_type_or_name_is_named() {
+        let message = |json: &str| parse_json::<CreateVm>(json.as_bytes()).unwrap_err().message;
+        assert!(
+            message(r#"{"name":"a","cpus":"two"}"#).starts_with("invalid `cpus`"),
+            "{}",
+            message(r#"{"name":"a","cpus":"two"}"#)
+        );
+        assert!(message(r#"{"name":"a","colour":1}"#).contains("colour"));
+        assert!(message(r#"{}"#).contains("name"));
+        assert!(message(r#"{"name":"a"} x"#).starts_with("invalid request"));
+        let nested = parse_json::<RunRequest>(br#"{"exec":{"limits":{"timeout_ms":-1}}}"#).unwrap_err();
+        assert!(nested.message.starts_with("invalid `exec.limits.timeout_ms`"), "{}", nested.message);
+    }
+}

@@ -1,0 +1,39 @@
+//! Images: list, remove, verify. They are built by the CLI.
+
+use super::{
+    error::{ApiError, ImageErrors},
+    extract::ImagePath,
+    request::Call,
+};
+use axum::{Json, http::StatusCode};
+use offshoot_api::v1;
+use offshoot_types::Command;
+
+/// All images, tagged ones first.
+#[utoipa::path(get, path = "/v1/images", tag = "images", operation_id = "list_images",
+    responses((status = 200, body = v1::ImageList), ImageErrors))]
+pub async fn list(call: Call) -> Result<Json<v1::ImageList>, ApiError> {
+    let _read = call.permit(Command::Inspect { vm: None })?;
+    Ok(Json(v1::ImageList { images: call.app.images.list().await? }))
+}
+
+/// Remove a tag, and the image with its last tag, unless a VM uses it.
+#[utoipa::path(delete, path = "/v1/images/{image}", tag = "images", operation_id = "remove_image",
+    params(("image" = String, Path, description = "Tag or `sha256:` digest")),
+    responses((status = 204, description = "Removed"), ImageErrors))]
+pub async fn remove(call: Call, ImagePath(image): ImagePath) -> Result<StatusCode, ApiError> {
+    let _manage = call.permit(Command::ManageImage { image: image.to_string() })?;
+    let vms = call.app.engine.vms(call.permit(Command::Inspect { vm: None })?)?;
+    let in_use = vms.into_iter().map(|vm| vm.image_digest).collect();
+    call.app.images.remove(image, in_use).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Read every part of an image in full and compare it with its digest.
+#[utoipa::path(post, path = "/v1/images/{image}/verify", tag = "images", operation_id = "verify_image",
+    params(("image" = String, Path, description = "Tag or `sha256:` digest")),
+    responses((status = 200, body = v1::ImageVerified), ImageErrors))]
+pub async fn verify(call: Call, ImagePath(image): ImagePath) -> Result<Json<v1::ImageVerified>, ApiError> {
+    let _read = call.permit(Command::Inspect { vm: None })?;
+    Ok(Json(call.app.images.verify(image).await?))
+}

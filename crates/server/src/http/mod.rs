@@ -1,0 +1,128 @@
+//! The HTTP API, one file per resource.
+//!
+//! ```text
+//! connection (Peer) -> request::surround -> extractors -> handler: wire -> Command --permit--> engine -> wire
+//! ```
+//! The OpenAPI document is made from the same list of routes that the router is made from, so no route can be
+//! missing from it.
+
+mod changes;
+mod console;
+mod create;
+mod daemon;
+mod error;
+mod events;
+mod exec;
+mod exec_session;
+mod extract;
+mod files;
+mod files_stream;
+mod images;
+mod openapi;
+mod operations;
+mod request;
+mod run;
+mod tcp;
+mod view;
+mod vms;
+
+pub use openapi::openapi_json;
+pub use request::Peer;
+
+use crate::{activity::Activity, images::HostImages, shutdown::Shutdown};
+use axum::{Router, middleware};
+use error::ApiError;
+use offshoot_api::v1::{DaemonRecord, MAX_WAIT_MS};
+use offshoot_engine::Engine;
+use offshoot_policy::Policy;
+use offshoot_types::{ErrorCode, Failure};
+use std::{ops::Deref, sync::Arc, time::Duration};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub struct App(Arc<Shared>);
+
+#[derive(Debug)]
+pub struct Shared {
+    pub engine: Engine,
+    pub policy: Policy,
+    pub images: HostImages,
+    pub record: DaemonRecord,
+    pub activity: Activity,
+    pub shutdown: Shutdown,
+}
+
+impl App {
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+impl Deref for App {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// Every route there is.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(daemon::health))
+        .routes(routes!(daemon::openapi))
+        .routes(routes!(daemon::status))
+        .routes(routes!(daemon::stop))
+        .routes(routes!(vms::list, create::create))
+        .routes(routes!(vms::show, changes::destroy))
+        .routes(routes!(vms::wait))
+        .routes(routes!(changes::start))
+        .routes(routes!(changes::stop))
+        .routes(routes!(changes::restart))
+        .routes(routes!(changes::pause))
+        .routes(routes!(changes::resume))
+        .routes(routes!(exec::collect, exec::stream))
+        .routes(routes!(exec::list))
+        .routes(routes!(exec::attach))
+        .routes(routes!(run::run))
+        .routes(routes!(files_stream::read, files_stream::write))
+        .routes(routes!(files::stat))
+        .routes(routes!(files::list))
+        .routes(routes!(files::mkdir))
+        .routes(routes!(files::rename))
+        .routes(routes!(files::remove))
+        .routes(routes!(files::symlink))
+        .routes(routes!(files::chmod))
+        .routes(routes!(console::console))
+        .routes(routes!(tcp::tcp))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::show))
+        .routes(routes!(events::events))
+        .routes(routes!(images::list))
+        .routes(routes!(images::remove))
+        .routes(routes!(images::verify))
+}
+
+/// The service behind every connection.
+pub fn router(app: App) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(app.clone(), request::surround))
+        .with_state(app)
+}
+
+async fn no_such_route() -> ApiError {
+    Failure::new(ErrorCode::NotFound, "there is no such route").hint("GET /v1/openapi.json lists them").into()
+}
+
+async fn no_such_method() -> ApiError {
+    Failure::new(ErrorCode::InvalidArgument, "this route has no such method")
+        .hint("GET /v1/openapi.json lists them")
+        .into()
+}
+
+/// How long a long poll may take.
+fn bounded_wait(milliseconds: Option<u64>) -> Duration {
+    Duration::from_millis(milliseconds.unwrap_or(0).min(MAX_WAIT_MS))
+}

@@ -1,0 +1,101 @@
+//! What surrounds every request: an id, an actor, a span, and the body of its failure if it fails.
+
+use super::{
+    App,
+    error::{ApiError, write_body},
+};
+use axum::{
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderValue, request::Parts},
+    middleware::Next,
+    response::Response,
+};
+use offshoot_api::v1::REQUEST_ID_HEADER;
+use offshoot_policy::{Authorized, Decision};
+use offshoot_types::{Actor, Command, ErrorCode, Failure, Owner, RequestId};
+use std::time::Instant;
+use tracing::Instrument;
+
+/// The process at the other end of a connection, by the kernel's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub uid: u32,
+}
+
+/// One request: who asks, and by which name it is found in the log.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub app: App,
+    pub actor: Actor,
+    pub id: RequestId,
+}
+
+impl Call {
+    /// Asks policy. The only way from here to the engine.
+    pub fn permit(&self, command: Command) -> Result<Authorized<Command>, Failure> {
+        let facts = self.app.engine.facts(&self.actor, &command.target());
+        match self.app.policy.decide(&self.actor, command, &facts) {
+            Decision::Permit(permit) => Ok(permit),
+            Decision::Deny(denial) => {
+                tracing::info!(actor = %self.actor, action = %denial.action, code = denial.kind.code(), "denied");
+                Err(denial.into())
+            }
+            Decision::Require(required) => {
+                let wanted: Vec<String> = required.obligations.iter().map(ToString::to_string).collect();
+                Err(Failure::new(ErrorCode::Unsupported, "this needs something that cannot be given yet")
+                    .hint(wanted.join("; ")))
+            }
+        }
+    }
+}
+
+impl FromRequestParts<App> for Call {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let known = parts.extensions.get::<(Actor, RequestId)>().cloned();
+        // `surround` runs before every handler; without it nobody is known to ask.
+        let (actor, id) = known.ok_or_else(|| Failure::new(ErrorCode::Denied, "the caller is not known"))?;
+        Ok(Self { app: app.clone(), actor, id })
+    }
+}
+
+/// The outermost layer.
+pub async fn surround(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let id = RequestId::new();
+    let peer = request.extensions().get::<Peer>();
+    let actor = peer.map(|peer| Actor::LocalUser { uid: peer.uid, owner: Owner::default() });
+    let span = tracing::info_span!(
+        "request",
+        request = %id,
+        actor = actor.as_ref().map(tracing::field::display),
+        method = %request.method(),
+        path = request.uri().path(),
+    );
+    if let Some(actor) = actor {
+        request.extensions_mut().insert((actor, id));
+    }
+    async move {
+        let begun = Instant::now();
+        let mut response = next.run(request).await;
+        let failure = write_body(&mut response, id);
+        let header = HeaderValue::from_str(&id.to_string()).expect("a UUID is ASCII");
+        response.headers_mut().insert(REQUEST_ID_HEADER, header);
+        report(&app, &response, failure, begun);
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+fn report(app: &App, response: &Response, failure: Option<Failure>, begun: Instant) {
+    let (status, elapsed_us) = (response.status().as_u16(), begun.elapsed().as_micros() as u64);
+    match failure {
+        Some(failure) if failure.code == ErrorCode::Internal => {
+            tracing::error!(status, elapsed_us, code = %failure.code, message = failure.message, cause = failure.cause, pid = app.record.pid, "request failed");
+        }
+        Some(failure) => {
+            tracing::info!(status, elapsed_us, code = %failure.code, message = failure.message, "request refused");
+        }
+        None => tracing::debug!(status, elapsed_us, "request answered"),
+    }
+}

@@ -1,0 +1,95 @@
+//! What a daemon is made from.
+
+use crate::{LogFormat, Providers, ReadyPipe, listener::Identify};
+use offshoot_api::{socket::RuntimeBase, v1::DaemonMode};
+use offshoot_engine::{Checkpoints, Deadlines, Limits};
+use offshoot_image::AgentBinary;
+use offshoot_types::Bytes;
+use std::{path::PathBuf, time::Duration};
+
+/// How long an autostarted daemon stays with nothing to do.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// VMs one daemon defines at most, unless told otherwise.
+const MAX_VMS: u64 = 10_000;
+
+/// Everything [`serve`](crate::serve) needs.
+#[derive(Debug)]
+pub struct ServeOptions {
+    /// Made (0700) if it is not there.
+    pub state_dir: PathBuf,
+    /// Where the sockets of state directories live.
+    pub runtime: RuntimeBase,
+    pub images_dir: PathBuf,
+    /// The agent every VM boots with.
+    pub agent: AgentBinary,
+    pub providers: Providers,
+    pub mode: DaemonMode,
+    /// Of an autostarted daemon; an explicit one stays.
+    pub idle_timeout: Duration,
+    /// `None` leaves the process's subscriber alone.
+    pub log: Option<LogFormat>,
+    pub limits: Limits,
+    pub deadlines: Deadlines,
+    /// How long requests under way may take to end once the daemon is asked to.
+    pub drain: Duration,
+    /// Who is told that the daemon is ready, or why it is not.
+    pub ready: ReadyPipe,
+    /// Where a test may stop the engine between two lines; does nothing by default.
+    pub checkpoints: Checkpoints,
+    pub(crate) identify: Identify,
+}
+
+impl ServeOptions {
+    /// Defaults for everything that has one.
+    pub fn new(
+        state_dir: PathBuf,
+        images_dir: PathBuf,
+        agent: AgentBinary,
+        providers: Providers,
+        mode: DaemonMode,
+    ) -> Self {
+        Self {
+            state_dir,
+            runtime: RuntimeBase::from_environment(),
+            images_dir,
+            agent,
+            providers,
+            mode,
+            idle_timeout: IDLE_TIMEOUT,
+            log: None,
+            limits: host_limits(),
+            deadlines: Deadlines::default(),
+            drain: Duration::from_secs(10),
+            ready: ReadyPipe::default(),
+            checkpoints: Checkpoints::default(),
+            identify: Identify::Kernel,
+        }
+    }
+}
+
+/// All of the host's memory may be promised to running VMs, and not a byte more: a guest that uses what it was
+/// promised must not bring the host down. Disks are sparse and grow as guests write; a full disk is reported
+/// when it happens.
+pub fn host_limits() -> Limits {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| memory_total(&text));
+    Limits { vms: MAX_VMS, memory: memory.unwrap_or(Bytes(u64::MAX)), disk: Limits::UNBOUNDED.disk }
+}
+
+fn memory_total(meminfo: &str) -> Option<Bytes> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Bytes(kibibytes * 1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_memory_is_read_from_the_kernels_table() {
+        let text = "MemTotal:       24589312 kB\nMemFree:        123 kB\n";
+        assert_eq!(memory_total(text), Some(Bytes(24_589_312 * 1024)));
+        assert_eq!(memory_total("MemFree: 1 kB\n"), None);
+        assert!(host_limits().memory < Bytes(u64::MAX), "this host has a table");
+    }
+}

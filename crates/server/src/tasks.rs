@@ -1,0 +1,25 @@
+//! The tasks of this crate; nothing is spawned outside this file.
+
+use tokio_util::task::TaskTracker;
+
+/// Each kind ends by itself, or with the shutdown it watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskKind {
+    /// Serves one connection. Its panic closes that connection.
+    Connection,
+    /// Turns signals into a shutdown. Its panic leaves `daemon stop` as the way to end.
+    Signals,
+    /// Ends an idle daemon. Its panic leaves the daemon running.
+    Idle,
+}
+
+/// Cheap to clone; clones track together.
+#[derive(Debug, Clone, Default)]
+pub struct Tasks(TaskTracker);
+
+impl Tasks {
+    pub fn spawn(&self, kind: TaskKind, task: impl Future<Output = ()> + Send + 'static) {
+        use tracing::Instrument;
+        self.0.spawn(task.instrument(tracing::debug_span!("task", ?kind)));
+    }
+}
