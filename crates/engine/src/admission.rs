@@ -11,7 +11,7 @@
 //! of *some* sequential order: exactly the order of the queue. Destroy alone does not wait: it cancels the
 //! change under way, and everything queued is answered `BeingDestroyed`.
 
-use offshoot_types::{ErrorCode, Failure, VmName, VmStateName};
+use offshoot_types::{ErrorCode, Failure, OperationKind, VmName, VmStateName};
 use std::collections::VecDeque;
 
 /// Requests a VM's queue holds; more are refused as `busy`. Enough for a caller's burst, few enough that the
@@ -33,15 +33,8 @@ pub(crate) enum RequestKind {
 
 impl RequestKind {
     #[cfg(test)]
-    pub const ALL: [Self; 7] = [
-        Self::Start,
-        Self::Stop,
-        Self::Restart,
-        Self::Pause,
-        Self::Resume,
-        Self::Destroy,
-        Self::UseGuest,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Start, Self::Stop, Self::Restart, Self::Pause, Self::Resume, Self::Destroy, Self::UseGuest];
 
     const fn verb(self) -> &'static str {
         match self {
@@ -66,9 +59,14 @@ pub(crate) enum Admission {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeniedReason {
     /// The state does not allow the verb.
-    WrongState { request: RequestKind, state: VmStateName },
+    WrongState {
+        request: RequestKind,
+        state: VmStateName,
+    },
     /// Restoring memory from disk does not exist yet.
-    RestoreUnsupported { request: RequestKind },
+    RestoreUnsupported {
+        request: RequestKind,
+    },
     QueueFull,
     BeingDestroyed,
 }
@@ -79,7 +77,8 @@ pub(crate) const fn judge(state: VmStateName, request: RequestKind) -> Admission
     use Admission::{AlreadySatisfied, Run};
     use RequestKind::{Destroy, Pause, Restart, Resume, Start, Stop, UseGuest};
     use VmStateName::{
-        Creating, Destroyed, Failed, Migrating, Paused, Running, Starting, Stopped, Stopping, Suspended, Suspending,
+        Creating, Destroyed, Failed, Migrating, Paused, Running, Starting, Stopped, Stopping, Suspended,
+        Suspending,
     };
     let wrong = Admission::Denied(DeniedReason::WrongState { request, state });
     match (request, state) {
@@ -98,15 +97,19 @@ pub(crate) const fn judge(state: VmStateName, request: RequestKind) -> Admission
 
         (Pause, Running) => Run,
         (Pause, Paused) => AlreadySatisfied,
-        (Pause, Stopped | Failed | Suspended | Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => {
-            wrong
-        }
+        (
+            Pause,
+            Stopped | Failed | Suspended | Creating | Starting | Suspending | Stopping | Migrating
+            | Destroyed,
+        ) => wrong,
 
         (Resume, Paused) => Run,
         (Resume, Running) => AlreadySatisfied,
-        (Resume, Stopped | Failed | Suspended | Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => {
-            wrong
-        }
+        (
+            Resume,
+            Stopped | Failed | Suspended | Creating | Starting | Suspending | Stopping | Migrating
+            | Destroyed,
+        ) => wrong,
 
         // From anywhere: there is no state without an exit, except in the hands of another node.
         (
@@ -119,7 +122,8 @@ pub(crate) const fn judge(state: VmStateName, request: RequestKind) -> Admission
         (UseGuest, Running) => Run,
         (
             UseGuest,
-            Paused | Stopped | Failed | Suspended | Creating | Starting | Suspending | Stopping | Migrating | Destroyed,
+            Paused | Stopped | Failed | Suspended | Creating | Starting | Suspending | Stopping | Migrating
+            | Destroyed,
         ) => wrong,
     }
 }
@@ -129,7 +133,8 @@ impl DeniedReason {
     pub fn failure(self, vm: &VmName) -> Failure {
         match self {
             Self::WrongState { request, state } => {
-                let failure = Failure::new(ErrorCode::WrongState, format!("VM `{vm}` is {}", in_words(state)));
+                let failure =
+                    Failure::new(ErrorCode::WrongState, format!("VM `{vm}` is {}", in_words(state)));
                 match remedy(request, state) {
                     Some(verb) => Failure {
                         message: format!("{}; {verb} it with `offshoot {verb} {vm}`", failure.message),
@@ -144,14 +149,16 @@ impl DeniedReason {
             }
             Self::RestoreUnsupported { request } => Failure::new(
                 ErrorCode::Unsupported,
-                format!("VM `{vm}` is suspended, and `{}` from a saved memory is not supported yet", request.verb()),
+                format!(
+                    "VM `{vm}` is suspended, and `{}` from a saved memory is not supported yet",
+                    request.verb()
+                ),
             )
             .hint(format!("`offshoot stop {vm}` drops the saved memory; then it can be started")),
-            Self::QueueFull => Failure::new(
-                ErrorCode::Busy,
-                format!("VM `{vm}` has {QUEUE_DEPTH} requests waiting already"),
-            )
-            .hint("try again when some have ended"),
+            Self::QueueFull => {
+                Failure::new(ErrorCode::Busy, format!("VM `{vm}` has {QUEUE_DEPTH} requests waiting already"))
+                    .hint("try again when some have ended")
+            }
             Self::BeingDestroyed => {
                 Failure::new(ErrorCode::WrongState, format!("VM `{vm}` is being destroyed"))
             }
@@ -187,6 +194,20 @@ const fn remedy(request: RequestKind, state: VmStateName) -> Option<&'static str
     }
 }
 
+/// The request that a kind of operation makes of a VM that exists.
+pub(crate) const fn request_of(kind: OperationKind) -> Option<RequestKind> {
+    match kind {
+        OperationKind::Start => Some(RequestKind::Start),
+        OperationKind::Stop => Some(RequestKind::Stop),
+        OperationKind::Restart => Some(RequestKind::Restart),
+        OperationKind::Pause => Some(RequestKind::Pause),
+        OperationKind::Resume => Some(RequestKind::Resume),
+        OperationKind::Destroy => Some(RequestKind::Destroy),
+        OperationKind::Exec | OperationKind::WriteFiles => Some(RequestKind::UseGuest),
+        OperationKind::Create | OperationKind::Reconcile => None,
+    }
+}
+
 /// The waiting requests of one VM. Generic over the request so that the model test needs no VM.
 #[derive(Debug)]
 pub(crate) struct RequestQueue<R> {
@@ -199,8 +220,14 @@ pub(crate) struct RequestQueue<R> {
 pub(crate) enum Offer<R> {
     Queued,
     /// It is the destroy: cancel the change under way, answer the others (returned in order), then run it.
-    Preempts { request: R, others: Vec<R> },
-    Refused { request: R, reason: DeniedReason },
+    Preempts {
+        request: R,
+        others: Vec<R>,
+    },
+    Refused {
+        request: R,
+        reason: DeniedReason,
+    },
 }
 
 impl<R> Default for RequestQueue<R> {
@@ -217,7 +244,9 @@ impl<R> RequestQueue<R> {
                 self.destroying = true;
                 Offer::Preempts { request, others: self.waiting.drain(..).collect() }
             }
-            _ if self.waiting.len() >= QUEUE_DEPTH => Offer::Refused { request, reason: DeniedReason::QueueFull },
+            _ if self.waiting.len() >= QUEUE_DEPTH => {
+                Offer::Refused { request, reason: DeniedReason::QueueFull }
+            }
             RequestKind::Destroy => {
                 self.waiting.push_back(request);
                 Offer::Queued
@@ -232,6 +261,11 @@ impl<R> RequestQueue<R> {
 
     pub fn next(&mut self) -> Option<R> {
         self.waiting.pop_front()
+    }
+
+    /// A destroy is carried out that did not come through here: a recovery.
+    pub fn begin_destroy(&mut self) {
+        self.destroying = true;
     }
 
     /// A destroy did not succeed: the VM takes requests again.

@@ -82,7 +82,8 @@ impl Console {
             .filter_map(Result::ok)
             .filter_map(|entry| entry.file_name().to_str()?.strip_prefix('g')?.parse::<u64>().ok())
             .max();
-        Ok(newest.map(|g| self.layout.boot(vm, offshoot_types::Generation(g)).join(crate::state_dir::CONSOLE)))
+        Ok(newest
+            .map(|g| self.layout.boot(vm, offshoot_types::Generation(g)).join(crate::state_dir::CONSOLE)))
     }
 
     fn unreadable(&self, source: &io::Error) -> Failure {

@@ -10,21 +10,43 @@
 //! answered as such.
 
 use crate::{
-    Census, Console, EventStream, ExecSession, ExecView, GuestAccess, Options, ProviderView, RequestVm,
-    StartError, StateDirLock, VmView,
+    Census, Console, EventStream, ExecView, GuestAccess, Options, ProviderView, RequestVm, StartError,
+    StateDirLock, VmView,
+    accept::Asked,
+    admission::RequestKind,
+    core::{Authority, Core},
+    driver::reason_for,
+    error, placement,
+    reaper::Reap,
+    tasks::TaskKind,
 };
-use offshoot_policy::{Authorized, Facts};
+use offshoot_policy::{Authorized, Denial, Facts, Grant, VmFacts};
+use offshoot_store::{AuditDecision, AuditEntry, Idempotency, OperationFilter};
 use offshoot_types::{
-    Actor, Command, EventId, Failure, Generation, Operation, OperationId, Target, VmId, VmStateName,
+    Actor, Command, ErrorCode, EventId, Failure, FileAccess, Generation, Lifetime, Operation, OperationId,
+    OperationKind, OperationOutcome, OperationState, Owner, Target, VmId, VmSpec, VmState, VmStateName,
 };
-use std::time::Duration;
-use tokio::sync::watch;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
 
 /// A running engine. Cheap to clone; dropping every clone without [`shutdown`](Self::shutdown) leaves the VMs
 /// running, as a crash would.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    core: std::sync::Arc<crate::core::Core>,
+    owner: Arc<Owned>,
+}
+
+/// Ends the tasks with the last handle: whatever they hold, the core included, goes with them.
+#[derive(Debug)]
+struct Owned {
+    core: Arc<Core>,
+    settled: watch::Receiver<usize>,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.core.tasks.abort_soon();
+    }
 }
 
 /// What [`Engine::wait_vm`] waits for: any of the states (none named: any state), newer than the generation.
@@ -59,7 +81,9 @@ impl Default for OperationPage {
 pub enum OnShutdown {
     /// They live on with their keepers; the next engine adopts them.
     LeaveVms,
-    StopVms { grace: Duration },
+    StopVms {
+        grace: Duration,
+    },
 }
 
 /// How a shutdown went; nothing in it prevents the next start.
@@ -72,75 +96,382 @@ pub struct ShutdownReport {
     pub interrupted: Vec<OperationId>,
 }
 
+/// Where an attached session begins to read; what the guest's ring no longer holds is reported as lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttachFrom {
+    pub stdout: u64,
+    pub stderr: u64,
+}
+
 impl Engine {
     /// Opens the store, brings record and world together (VMs that run are adopted undisturbed, what was half
     /// made is completed or undone), and takes requests from then on.
     ///
     /// Returns as soon as every VM's state is known; recoveries that take longer (an interrupted stop, say) go
     /// on in their drivers, where requests queue behind them. [`settled`](Self::settled) awaits those.
-    pub async fn start(lock: StateDirLock, options: Options) -> Result<Self, StartError>;
+    pub async fn start(lock: StateDirLock, options: Options) -> Result<Self, StartError> {
+        let (core, settled) = crate::startup::start(lock, options).await?;
+        Ok(Self { owner: Arc::new(Owned { core, settled }) })
+    }
 
     /// Waits until every change that an earlier engine left unfinished has been completed or undone.
-    pub async fn settled(&self);
+    pub async fn settled(&self) {
+        let mut settled = self.owner.settled.clone();
+        // An error means that the last recovery has ended and let go of its end.
+        let _ = settled.wait_for(|unfinished| *unfinished == 0).await;
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.owner.core
+    }
 
     /// What policy may rest its decision about `target` on, read now.
-    pub fn facts(&self, actor: &Actor, target: &Target) -> Facts;
+    pub fn facts(&self, actor: &Actor, target: &Target) -> Facts {
+        let Target::Vm(vm) = target else { return Facts::NONE };
+        let Ok(handle) = self.core().manager.find(vm, &actor.owner()) else { return Facts::NONE };
+        let view = handle.view.borrow();
+        let (labels, generation) = (view.labels.clone(), view.generation);
+        let (id, name, owner) = (handle.id, handle.name.clone(), handle.owner.clone());
+        Facts { vm: Some(VmFacts { id, name, owner, labels, state: view.state.name(), generation }) }
+    }
+
+    /// Writes a denial into the audit: what was refused is as much a fact as what was done.
+    pub async fn record_denial(&self, denial: &Denial) {
+        let entry = AuditEntry {
+            actor: denial.actor.clone(),
+            action: denial.action.to_string(),
+            target: "request".into(),
+            decision: AuditDecision::Deny,
+            rules: denial.rule_ids.iter().map(ToString::to_string).collect(),
+            revision: denial.revision.to_string(),
+            detail: denial.sentence.clone(),
+        };
+        if let Err(error) = self.core().store.audit_entry(entry).await {
+            self.core().store_failed("record a denial", &error);
+        }
+    }
+
+    // ---- changes
 
     /// Accepts create, start, stop, restart, pause, resume and destroy. Once this returns the operation is on
     /// disk and will be carried out, completed or undone, whatever happens to this process.
-    pub async fn submit(&self, permit: Authorized<Command>) -> Result<Operation, Failure>;
+    pub async fn submit(&self, permit: Authorized<Command>) -> Result<Operation, Failure> {
+        self.accept(permit, None).await
+    }
+
+    /// As [`submit`](Self::submit); the same key with the same command is the same operation, however often it
+    /// is sent.
+    pub async fn submit_once(
+        &self,
+        permit: Authorized<Command>,
+        key: Idempotency,
+    ) -> Result<Operation, Failure> {
+        self.accept(permit, Some(key)).await
+    }
+
+    async fn accept(
+        &self,
+        permit: Authorized<Command>,
+        key: Option<Idempotency>,
+    ) -> Result<Operation, Failure> {
+        self.core().manager.check_open()?;
+        let (command, grant) = permit.into_parts();
+        let (kind, request, vm, grace) = match &command {
+            Command::Create { spec } if spec.lifetime == Lifetime::Kept => {
+                let spec = (**spec).clone();
+                return self.create(spec, grant, key).await;
+            }
+            Command::Create { .. } => {
+                return Err(Failure::new(
+                    ErrorCode::Internal,
+                    "a VM that lives as long as its request was submitted without one",
+                ));
+            }
+            Command::Start { vm } => (OperationKind::Start, RequestKind::Start, vm, Duration::ZERO),
+            Command::Stop { vm, grace } => (OperationKind::Stop, RequestKind::Stop, vm, *grace),
+            Command::Restart { vm, grace } => (OperationKind::Restart, RequestKind::Restart, vm, *grace),
+            Command::Pause { vm } => (OperationKind::Pause, RequestKind::Pause, vm, Duration::ZERO),
+            Command::Resume { vm } => (OperationKind::Resume, RequestKind::Resume, vm, Duration::ZERO),
+            Command::Destroy { vm } => (OperationKind::Destroy, RequestKind::Destroy, vm, Duration::ZERO),
+            Command::Exec { .. }
+            | Command::Attach { .. }
+            | Command::Files { .. }
+            | Command::Connect { .. }
+            | Command::Inspect { .. }
+            | Command::InspectOperation { .. }
+            | Command::ManageImage { .. }
+            | Command::StopDaemon { .. } => return Err(error::wrong_permit("submit", command.action())),
+        };
+        let handle = self.core().manager.find(vm, &grant.actor().owner())?;
+        let (authority, core) = (Authority::Granted(Box::new(grant)), self.core().clone());
+        let command = Some(command.clone());
+        let asked = Asked { kind, request, authority, command, grace, key, reason: reason_for(kind) };
+        self.core().detached(TaskKind::Acceptor, async move { core.change(&handle, asked).await }).await
+    }
+
+    async fn create(
+        &self,
+        spec: VmSpec,
+        grant: Grant,
+        key: Option<Idempotency>,
+    ) -> Result<Operation, Failure> {
+        let core = self.core().clone();
+        self.core().detached(TaskKind::Acceptor, async move { core.create(spec, grant, key).await }).await
+    }
 
     /// The operation once it has ended, or as it is after `limit`.
-    pub async fn wait(&self, operation: OperationId, limit: Option<Duration>) -> Result<Operation, Failure>;
+    pub async fn wait(&self, operation: OperationId, limit: Option<Duration>) -> Result<Operation, Failure> {
+        self.core().wait(operation, limit).await
+    }
 
     /// Creates a VM that lives as long as the returned guard: for `offshoot run`. The spec's lifetime must be
     /// `Lifetime::Request`. Returns when the VM is `Stopped`.
-    pub async fn create_for_request(&self, permit: Authorized<Command>) -> Result<RequestVm, Failure>;
+    pub async fn create_for_request(&self, permit: Authorized<Command>) -> Result<RequestVm, Failure> {
+        let (command, grant) = permit.into_parts();
+        let Command::Create { spec } = command else {
+            return Err(error::wrong_permit("create_for_request", command.action()));
+        };
+        if spec.lifetime != Lifetime::Request {
+            return Err(Failure::new(ErrorCode::Internal, "a VM of a request must have the lifetime of one"));
+        }
+        let name = spec.name.clone();
+        let engine = self.clone();
+        // Detached with the guard inside: a caller that goes away in the middle leaves no VM behind.
+        self.core()
+            .detached(TaskKind::Acceptor, async move {
+                let operation = engine.core().create(*spec, grant, None).await?;
+                let Some(id) = operation.vm else {
+                    return Err(Failure::new(ErrorCode::Internal, "a create without a VM"));
+                };
+                let guard = RequestVm::new(engine.clone(), id, name);
+                match engine.wait(operation.id, None).await?.state {
+                    OperationState::Ended { outcome: OperationOutcome::Done } => Ok(guard),
+                    OperationState::Ended { outcome: OperationOutcome::Failed { failure } } => Err(failure),
+                    _ => Err(error::shutting_down()),
+                }
+            })
+            .await
+    }
 
-    /// Runs a process ([`Command::Exec`]). Returns when the guest was asked; the session's first event tells
-    /// whether it started.
-    pub async fn exec(&self, permit: Authorized<Command>) -> Result<ExecSession, Failure>;
+    pub(crate) async fn destroy_for_daemon(
+        &self,
+        vm: VmId,
+        reason: &'static str,
+    ) -> Result<Operation, Failure> {
+        let core = self.core().clone();
+        let done =
+            self.core().detached(TaskKind::Acceptor, async move { core.destroy(vm, reason).await }).await;
+        let gone = match &done {
+            Ok(operation) => {
+                matches!(operation.state, OperationState::Ended { outcome: OperationOutcome::Done })
+            }
+            Err(failure) => failure.code == ErrorCode::NotFound,
+        };
+        if !gone {
+            self.reap(vm, reason);
+        }
+        done
+    }
 
-    /// Takes over the streams of a process ([`Command::Attach`]), replaying output from these offsets as far
-    /// as the guest's ring still holds it. An earlier session of the process ends with `Detached`.
-    pub async fn attach(&self, permit: Authorized<Command>, from: AttachFrom) -> Result<ExecSession, Failure>;
+    pub(crate) fn reap(&self, vm: VmId, reason: &'static str) {
+        // A closed reaper means that the engine ends; the next start finds the VM by its lifetime.
+        let _ = self.core().reaper.send(Reap { vm, reason });
+    }
 
     /// Access to files ([`Command::Files`]) or a TCP port ([`Command::Connect`]) of a running guest.
-    pub async fn guest(&self, permit: Authorized<Command>) -> Result<GuestAccess, Failure>;
+    pub async fn guest(&self, permit: Authorized<Command>) -> Result<GuestAccess, Failure> {
+        let (command, grant) = permit.into_parts();
+        let (vm, writes) = match &command {
+            Command::Files { vm, access, path } => {
+                (vm, (*access == FileAccess::Write).then(|| format!("write {path}")))
+            }
+            Command::Connect { vm, .. } => (vm, None),
+            _ => return Err(error::wrong_permit("guest", command.action())),
+        };
+        let core = self.core().clone();
+        let handle = core.manager.find(vm, &grant.actor().owner())?;
+        let authority = Authority::Granted(Box::new(grant));
+        self.core()
+            .detached(TaskKind::Acceptor, async move {
+                let link = core.borrow_guest(&handle, authority.clone(), Some(command)).await?;
+                let until = Instant::now() + core.options.deadlines.reconnect;
+                let client = link
+                    .client(until)
+                    .await
+                    .map_err(|error| error::guest_silent(&handle.name, &error.to_string()))?;
+                let ticket = match writes {
+                    None => None,
+                    Some(reason) => {
+                        let vm = Some((handle.id, &handle.name));
+                        let new = core.new_operation(
+                            &authority,
+                            OperationKind::WriteFiles,
+                            vm,
+                            &handle.owner,
+                            reason,
+                        );
+                        let begun = core.store.begin_operation(new).await?;
+                        Some(core.opened(begun.into_operation()))
+                    }
+                };
+                Ok(GuestAccess::new(core, client, ticket))
+            })
+            .await
+    }
 
     // ---- reads: permits for `Command::Inspect` and `Command::InspectOperation`
 
     /// The VM named, with usage measured now.
-    pub async fn vm(&self, permit: Authorized<Command>) -> Result<VmView, Failure>;
+    pub async fn vm(&self, permit: Authorized<Command>) -> Result<VmView, Failure> {
+        let handle = self.inspected(&permit, "vm")?;
+        let mut view = handle.view.borrow().clone();
+        if let Some(dialer) = handle.shared.dialer() {
+            // A process that ends while it is measured has no figures; that is no failure of the read.
+            view.usage = dialer.usage().await.ok();
+        }
+        Ok(view)
+    }
+
     /// All VMs of the actor's owner, by name.
-    pub fn vms(&self, permit: Authorized<Command>) -> Result<Vec<VmView>, Failure>;
+    pub fn vms(&self, permit: Authorized<Command>) -> Result<Vec<VmView>, Failure> {
+        let owner = inspecting(&permit, "vms")?;
+        let mut views: Vec<VmView> = self
+            .core()
+            .manager
+            .all()
+            .into_iter()
+            .filter(|handle| handle.owner == owner)
+            .map(|handle| handle.view.borrow().clone())
+            .collect();
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(views)
+    }
+
     /// The VM once the condition is met, or as it is after `limit`; a destroyed VM ends the wait.
-    pub async fn wait_vm(&self, permit: Authorized<Command>, until: VmCondition, limit: Option<Duration>) -> Result<VmView, Failure>;
-    /// Processes of the VM named that run or have lately ended.
-    pub async fn execs(&self, permit: Authorized<Command>) -> Result<Vec<ExecView>, Failure>;
-    pub async fn operation(&self, permit: Authorized<Command>, wait: Option<Duration>) -> Result<Operation, Failure>;
+    pub async fn wait_vm(
+        &self,
+        permit: Authorized<Command>,
+        until: VmCondition,
+        limit: Option<Duration>,
+    ) -> Result<VmView, Failure> {
+        let mut view = self.inspected(&permit, "wait_vm")?.view;
+        let waited = view.wait_for(|view| until.met(view) || view.state == VmState::Destroyed);
+        let found = match limit {
+            None => waited.await.ok().map(|view| view.clone()),
+            Some(limit) => match tokio::time::timeout(limit, waited).await {
+                Ok(found) => found.ok().map(|view| view.clone()),
+                Err(_elapsed) => None,
+            },
+        };
+        Ok(found.unwrap_or_else(|| view.borrow().clone()))
+    }
+
+    /// Processes of the VM named that run or have lately ended, newest first.
+    pub async fn execs(&self, permit: Authorized<Command>) -> Result<Vec<ExecView>, Failure> {
+        Ok(self.inspected(&permit, "execs")?.shared.execs.list())
+    }
+
+    pub async fn operation(
+        &self,
+        permit: Authorized<Command>,
+        wait: Option<Duration>,
+    ) -> Result<Operation, Failure> {
+        match permit.get() {
+            Command::InspectOperation { id } => self.wait(*id, Some(wait.unwrap_or_default())).await,
+            other => Err(error::wrong_permit("operation", other.action())),
+        }
+    }
+
     /// Operations of the VM named, or of all, newest first.
-    pub async fn operations(&self, permit: Authorized<Command>, page: OperationPage) -> Result<Vec<Operation>, Failure>;
+    pub async fn operations(
+        &self,
+        permit: Authorized<Command>,
+        page: OperationPage,
+    ) -> Result<Vec<Operation>, Failure> {
+        let owner = inspecting(&permit, "operations")?;
+        let vm = match permit.get() {
+            Command::Inspect { vm: Some(_) } => Some(self.inspected(&permit, "operations")?.id),
+            _ => None,
+        };
+        let filter = OperationFilter { owner: Some(owner), vm, before: page.before };
+        Ok(self.core().store.operations(filter, page.limit).await?)
+    }
+
     /// Events of the VM named, or of all, after `after` (`None`: from now on), then as they happen.
-    pub async fn events(&self, permit: Authorized<Command>, after: Option<EventId>) -> Result<EventStream, Failure>;
+    pub async fn events(
+        &self,
+        permit: Authorized<Command>,
+        after: Option<EventId>,
+    ) -> Result<EventStream, Failure> {
+        let owner = inspecting(&permit, "events")?;
+        let vm = match permit.get() {
+            Command::Inspect { vm: Some(_) } => Some(self.inspected(&permit, "events")?.id),
+            _ => None,
+        };
+        Ok(EventStream::new(self.core().clone(), owner, vm, after))
+    }
+
     /// The console of the VM's present or latest boot.
-    pub async fn console(&self, permit: Authorized<Command>) -> Result<Console, Failure>;
+    pub async fn console(&self, permit: Authorized<Command>) -> Result<Console, Failure> {
+        let handle = self.inspected(&permit, "console")?;
+        Ok(Console::new(self.core().layout.clone(), handle.view))
+    }
+
+    fn inspected(
+        &self,
+        permit: &Authorized<Command>,
+        method: &'static str,
+    ) -> Result<crate::manager::VmHandle, Failure> {
+        match permit.get() {
+            Command::Inspect { vm: Some(vm) } => {
+                self.core().manager.find(vm, &permit.grant().actor().owner())
+            }
+            other => Err(error::wrong_permit(method, other.action())),
+        }
+    }
 
     // ---- facts about the engine itself
 
-    pub fn census(&self) -> Census;
+    pub fn census(&self) -> Census {
+        *self.core().census.borrow()
+    }
     /// Changes whenever the census does; for a daemon that leaves when idle.
-    pub fn census_changes(&self) -> watch::Receiver<Census>;
-    pub async fn providers(&self) -> Vec<ProviderView>;
-    pub fn options(&self) -> &Options;
+    pub fn census_changes(&self) -> watch::Receiver<Census> {
+        self.core().census.subscribe()
+    }
+    pub async fn providers(&self) -> Vec<ProviderView> {
+        let capabilities = self.core().capabilities().await;
+        let preferred = placement::strongest(&capabilities).map(|(kind, _)| kind);
+        capabilities
+            .into_iter()
+            .map(|c| ProviderView { preferred: Some(c.kind) == preferred, capabilities: c })
+            .collect()
+    }
+    pub fn options(&self) -> &Options {
+        &self.core().options
+    }
 
-    /// Accepts nothing new, waits a bounded time for running operations, then leaves or stops the VMs.
-    pub async fn shutdown(&self, vms: OnShutdown) -> ShutdownReport;
+    /// Accepts nothing new, waits a bounded time for running operations, then leaves or stops the VMs. Processes
+    /// in VMs that live on are attached to again by the next engine.
+    pub async fn shutdown(&self, vms: OnShutdown) -> ShutdownReport {
+        crate::startup::shutdown(self.core(), vms).await
+    }
+
+    /// Drops every task where it stands, as a SIGKILL would, and lets go of the state directory: for tests of
+    /// what the next start makes of it.
+    #[doc(hidden)]
+    pub async fn crash(self) {
+        let core = self.core().clone();
+        drop(self);
+        core.tasks.abort().await;
+        core.store.close().await;
+    }
 }
 
-// RequestVm { fn id(&self) -> VmId; fn name(&self) -> &VmName; async fn destroy(self) -> Result<Operation, Failure>;
-//             async fn keep? no: create with Lifetime::Kept instead } ; Drop enqueues destroy.
-// GuestAccess { fn client(&self) -> &guest_proto::client::Client; async fn complete(self, Result<(), Failure>) }
-// EventStream { async fn next(&mut self) -> Result<Event, Failure> }
-// Console { async fn next(&mut self, Follow::{No,Yes}) -> Result<Option<Bytes>, Failure> }
-// AttachFrom { stdout: u64, stderr: u64 }
+/// The owner whose records a permit to inspect lets be read.
+fn inspecting(permit: &Authorized<Command>, method: &'static str) -> Result<Owner, Failure> {
+    match permit.get() {
+        Command::Inspect { .. } => Ok(permit.grant().actor().owner()),
+        other => Err(error::wrong_permit(method, other.action())),
+    }
+}

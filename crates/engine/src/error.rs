@@ -1,44 +1,44 @@
 //! The engine's failures, worded for callers: they name the VM, the state it is in and what to do next.
 //! Everything outward is a [`Failure`]; this module is the one place that words them.
 
-use offshoot_types::{
-    ErrorCode, ExecId, Failure, OperationId, VmName, VmRef, VmStateName,
-};
+use crate::link::chain;
+use offshoot_guest_proto::{client::ClientError, message::GuestErrorKind};
+use offshoot_policy::Required;
+use offshoot_store::{OpenError, StoreError};
+use offshoot_types::{Action, ErrorCode, ExecId, Failure, OperationId, VmName, VmRef};
+use std::{io, path::PathBuf, time::Duration};
 
-/// Why an engine could not be started.
+/// Why an engine could not be started. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot open the store {}", path.display())]
+    #[error("cannot open the record {}", path.display())]
     Store {
-        path: std::path::PathBuf,
+        path: PathBuf,
         #[source]
-        source: offshoot_store::StoreError,
+        source: OpenError,
     },
     #[error("cannot prepare {}", path.display())]
     Directory {
-        path: std::path::PathBuf,
+        path: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
-    #[error("cannot read the store")]
+    #[error("cannot read the record")]
     Read {
         #[source]
-        source: offshoot_store::StoreError,
+        source: StoreError,
     },
 }
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        let code = match &error {
-            StartError::Store { .. } | StartError::Read { .. } => ErrorCode::Internal,
-            StartError::Directory { .. } => ErrorCode::Unavailable,
-        };
-        let hint = match &error {
-            StartError::Store { path, .. } => format!("check that {} is a store of this version and that its disk is not full", path.display()),
-            StartError::Read { .. } => "check that the disk of the state directory is readable".into(),
-            StartError::Directory { path, .. } => format!("check the permissions of {} and the space on its disk", path.display()),
-        };
-        Failure::new(code, error.to_string()).caused_by(&error).hint(hint)
+        match &error {
+            StartError::Store { source, .. } => source.into(),
+            StartError::Read { source } => source.into(),
+            StartError::Directory { path, .. } => Failure::new(ErrorCode::Unavailable, error.to_string())
+                .caused_by(&error)
+                .hint(format!("check the permissions of {} and the space on its disk", path.display())),
+        }
     }
 }
 
@@ -55,18 +55,20 @@ pub(crate) fn vm_not_found<'a>(vm: &VmRef, known: impl IntoIterator<Item = &'a V
     }
 }
 
+/// It existed when the request was accepted.
+pub(crate) fn vm_gone(vm: &VmName) -> Failure {
+    Failure::new(ErrorCode::NotFound, format!("VM `{vm}` has been destroyed"))
+        .hint("`offshoot list` shows the VMs there are")
+}
+
 pub(crate) fn operation_not_found(id: OperationId) -> Failure {
     Failure::new(ErrorCode::NotFound, format!("there is no operation {id}"))
+        .hint("old operations are forgotten after a while")
 }
 
 pub(crate) fn exec_not_found(vm: &VmName, exec: ExecId) -> Failure {
     Failure::new(ErrorCode::NotFound, format!("VM `{vm}` has no exec {exec}"))
         .hint(format!("`offshoot status {vm}` lists its processes; ended ones are kept for a while only"))
-}
-
-pub(crate) fn name_taken(name: &VmName, state: VmStateName) -> Failure {
-    Failure::new(ErrorCode::AlreadyExists, format!("VM `{name}` already exists ({state})"))
-        .hint(format!("choose another name, or remove it with `offshoot destroy {name}`"))
 }
 
 pub(crate) fn shutting_down() -> Failure {
@@ -75,14 +77,84 @@ pub(crate) fn shutting_down() -> Failure {
 }
 
 /// A caller handed a permit for another command than the method carries out: a defect of the transport.
-pub(crate) fn wrong_permit(method: &'static str, action: offshoot_types::Action) -> Failure {
+pub(crate) fn wrong_permit(method: &'static str, action: Action) -> Failure {
     Failure::new(ErrorCode::Internal, format!("`{method}` was called with a permit for `{action}`"))
+        .hint("this is a defect of offshoot; please report it")
 }
 
-pub(crate) fn store_failed(operation: &'static str, error: &offshoot_store::StoreError) -> Failure {
-    Failure::new(ErrorCode::Internal, format!("the store failed at {operation}"))
-        .caused_by(error)
-        .hint("check the space and health of the disk that holds the state directory")
+/// The VM moved on, and policy now wants something first.
+pub(crate) fn obligation(required: &Required) -> Failure {
+    let wanted: Vec<String> = required.obligations.iter().map(ToString::to_string).collect();
+    Failure::new(
+        ErrorCode::Denied,
+        format!("the VM has changed, and policy now requires {}", wanted.join(", ")),
+    )
+    .hint("repeat the command")
+}
+
+pub(crate) fn process_gone(vm: &VmName) -> Failure {
+    Failure::new(ErrorCode::WrongState, format!("the process of VM `{vm}` has just ended"))
+        .hint(format!("`offshoot status {vm}` shows its state"))
+}
+
+pub(crate) fn vm_ended(vm: &VmName, how: &str) -> Failure {
+    Failure::new(ErrorCode::Interrupted, format!("VM `{vm}` ended while this was running ({how})")).hint(
+        format!("`offshoot status {vm}` shows its state, `offshoot logs {vm} --console` its last words"),
+    )
+}
+
+pub(crate) fn guest_silent(vm: &VmName, why: &str) -> Failure {
+    Failure::new(ErrorCode::Guest, format!("the guest of VM `{vm}` does not answer: {why}")).hint(format!(
+        "`offshoot logs {vm} --console` may show why; `offshoot restart {vm}` starts it afresh"
+    ))
+}
+
+pub(crate) fn timeout_not_enforced(vm: &VmName, after: Duration) -> Failure {
+    let after = after.as_secs_f64();
+    guest_silent(
+        vm,
+        &format!("it did not end the process when its time was up (given up after {after:.1} s)"),
+    )
+}
+
+pub(crate) fn exec_lost(vm: &VmName, exec: ExecId) -> Failure {
+    Failure::new(ErrorCode::Guest, format!("the guest of VM `{vm}` no longer knows exec {exec}"))
+        .hint("how it ended cannot be told; the guest may have restarted")
+}
+
+pub(crate) fn input_lost(vm: &VmName) -> Failure {
+    Failure::new(
+        ErrorCode::Guest,
+        format!("the connection to the guest of VM `{vm}` was lost while input was being sent"),
+    )
+    .hint("how much of the input arrived cannot be told; the process was left as it is")
+}
+
+/// What a guest's answer, or the lack of one, means to the caller.
+pub fn guest_failure(vm: &VmName, error: &ClientError) -> Failure {
+    let code = match error {
+        ClientError::Guest(refused) => match refused.kind {
+            GuestErrorKind::NotFound => ErrorCode::NotFound,
+            GuestErrorKind::AlreadyExists => ErrorCode::AlreadyExists,
+            GuestErrorKind::PermissionDenied => ErrorCode::Denied,
+            GuestErrorKind::NotADirectory
+            | GuestErrorKind::IsADirectory
+            | GuestErrorKind::NotEmpty
+            | GuestErrorKind::InvalidArgument
+            | GuestErrorKind::ExecFailed => ErrorCode::InvalidArgument,
+            GuestErrorKind::NoSpace | GuestErrorKind::Exhausted => ErrorCode::NoResource,
+            GuestErrorKind::ConnectionRefused => ErrorCode::Unavailable,
+            GuestErrorKind::Unsupported => ErrorCode::Unsupported,
+            GuestErrorKind::Other => ErrorCode::Guest,
+        },
+        ClientError::Closed { .. } | ClientError::Timeout { .. } => {
+            return guest_silent(vm, &chain(error));
+        }
+        ClientError::Protocol { .. } => ErrorCode::Guest,
+        ClientError::TooManyStreams { .. } => ErrorCode::Busy,
+        ClientError::Request { .. } => ErrorCode::InvalidArgument,
+    };
+    Failure::new(code, format!("in VM `{vm}`: {}", chain(error)))
 }
 
 /// At most three candidates within an edit distance of a third of the longer word, nearest first.
@@ -119,7 +191,9 @@ mod tests {
 
     #[test]
     fn edit_distance_counts_insertions_deletions_and_substitutions() {
-        for (a, b, distance) in [("", "", 0), ("abc", "abc", 0), ("abc", "ab", 1), ("kitten", "sitting", 3), ("", "xyz", 3)] {
+        let cases =
+            [("", "", 0), ("abc", "abc", 0), ("abc", "ab", 1), ("kitten", "sitting", 3), ("", "xyz", 3)];
+        for (a, b, distance) in cases {
             assert_eq!(edit_distance(a, b), distance, "{a} {b}");
             assert_eq!(edit_distance(b, a), distance, "{b} {a}");
         }

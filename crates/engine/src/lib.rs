@@ -14,29 +14,53 @@
 //! Start reconciles record and world; the reaper destroys what nobody wants; shutdown drains and leaves VMs
 //! running with their keepers. This crate knows no HTTP, no hypervisor and no SQL.
 
+mod accept;
 mod admission;
 mod console;
+mod core;
+mod driver;
 mod engine;
 mod error;
+mod events;
+mod exec;
+mod execs;
+mod guest_access;
 mod images;
-mod ledger;
+mod link;
+mod machine;
+mod manager;
+mod operations;
 mod options;
+mod placement;
+mod pump;
+mod reaper;
+mod reconcile;
+mod request;
 mod request_vm;
 mod saga;
 mod session;
+mod shared;
+mod startup;
 mod state_dir;
+mod strays;
+mod sync;
 mod tasks;
 mod trace;
 mod view;
 
 pub use console::{Console, Follow};
 pub use engine::{AttachFrom, Engine, OnShutdown, OperationPage, ShutdownReport, VmCondition};
-pub use error::StartError;
-pub use images::{BootFiles, Images};
-pub use options::{Clock, Deadlines, Limits, Options};
+pub use error::{StartError, guest_failure};
+pub use events::EventStream;
+pub use guest_access::GuestAccess;
+pub use images::{BootFiles, Images, StoredImages};
+pub use offshoot_store::{Clock, Idempotency, Limits, SystemClock};
+pub use options::{Deadlines, Options};
 pub use request_vm::RequestVm;
 pub use saga::{Checkpoint, Checkpoints, Fault, Phase};
-pub use session::{ExecEnd, ExecEvent, ExecEvents, ExecInput, ExecSession, OnDrop, OutputStream, SessionClosed};
+pub use session::{
+    ExecEnd, ExecEvent, ExecEvents, ExecInput, ExecSession, OnDrop, OutputStream, SessionClosed,
+};
 pub use state_dir::{LockError, StateDirLock};
 pub use trace::TraceEvent;
 pub use view::{Census, ExecState, ExecView, GuestHealth, GuestView, ProviderView, VmView};

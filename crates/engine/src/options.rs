@@ -1,11 +1,11 @@
 //! What an engine is made from. Everything ambient (clock, paths, providers) is handed in here.
 
 use crate::{Images, saga::Checkpoints};
-use jiff::Timestamp;
 use offshoot_policy::Policy;
 use offshoot_provider::Provider;
-use offshoot_types::{Bytes, MemMib, NodeName};
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use offshoot_store::{Clock, Limits};
+use offshoot_types::NodeName;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// Everything [`Engine::start`](crate::Engine::start) needs.
 #[derive(Debug, Clone)]
@@ -18,25 +18,14 @@ pub struct Options {
     pub providers: Vec<Arc<dyn Provider>>,
     /// Asked again when a VM has moved since a command was judged.
     pub policy: Policy,
+    /// What all VMs together may take; checked in the transaction that promises it.
     pub limits: Limits,
     pub deadlines: Deadlines,
-    pub clock: Clock,
+    /// The wall clock of every row and event.
+    pub clock: Arc<dyn Clock>,
     pub node: NodeName,
     /// Where a test may stop the engine between two lines; does nothing by default.
     pub checkpoints: Checkpoints,
-}
-
-/// What all VMs together may take. `None` is no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// VMs that exist, those still being created included.
-    pub max_vms: Option<u32>,
-    /// Sum of the memory of VMs that have, or are about to have, a process.
-    pub memory: Option<Bytes>,
-    /// Sum of the data disks of all VMs at their full size.
-    pub disk: Option<Bytes>,
-    /// Largest memory of one VM; guards against an absurd request on an unlimited host.
-    pub memory_per_vm: Option<MemMib>,
 }
 
 /// How long each change may take before it is given up and undone.
@@ -73,28 +62,5 @@ impl Default for Deadlines {
             exec_backstop: Duration::from_secs(1),
             drain: Duration::from_secs(20),
         }
-    }
-}
-
-/// The wall clock, as a parameter: tests set their own.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
-
-impl Clock {
-    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-    pub fn now(&self) -> Timestamp {
-        (self.0)()
-    }
-}
-impl Default for Clock {
-    fn default() -> Self {
-        Self::new(Timestamp::now)
-    }
-}
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Clock").field(&self.now()).finish()
     }
 }

@@ -11,12 +11,12 @@
 use bytes::Bytes;
 use offshoot_types::{ExecId, ExecStatus, Failure, OperationId, PtySize, VmId};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Events buffered between the pump and a caller; each holds at most one chunk of the guest protocol.
-pub(crate) const EVENT_DEPTH: usize = 16;
+const EVENT_DEPTH: usize = 16;
 /// Inputs buffered between a caller and the pump.
-pub(crate) const INPUT_DEPTH: usize = 8;
+const INPUT_DEPTH: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputStream {
@@ -63,6 +63,11 @@ pub enum ExecEvent {
 pub(crate) enum Input {
     Stdin(Bytes),
     StdinEnd,
+}
+
+/// Overtakes input: a process that reads nothing can still be killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
     Resize(PtySize),
     Signal(i32),
     Kill,
@@ -93,15 +98,15 @@ pub struct ExecSession {
 }
 
 impl ExecSession {
-    pub(crate) fn new(
-        vm: VmId,
-        exec: ExecId,
-        operation: OperationId,
-        input: mpsc::Sender<Input>,
-        events: mpsc::Receiver<ExecEvent>,
-        on_drop: tokio::sync::watch::Sender<OnDrop>,
-    ) -> Self {
-        Self { vm, exec, operation, input: ExecInput(input), events: ExecEvents { events, on_drop } }
+    /// A session, and the pump's end of it.
+    pub(crate) fn new(vm: VmId, exec: ExecId, operation: OperationId, on_drop: OnDrop) -> (Self, Sink) {
+        let (event_sender, events) = mpsc::channel(EVENT_DEPTH);
+        let (data, input) = mpsc::channel(INPUT_DEPTH);
+        let (control_sender, control) = mpsc::channel(INPUT_DEPTH);
+        let (on_drop, on_drop_receiver) = watch::channel(on_drop);
+        let input_end = ExecInput { data, control: control_sender };
+        let session = Self { vm, exec, operation, input: input_end, events: ExecEvents { events, on_drop } };
+        (session, Sink { events: event_sender, input, control, on_drop: on_drop_receiver })
     }
 
     pub fn split(self) -> (ExecInput, ExecEvents) {
@@ -110,7 +115,7 @@ impl ExecSession {
     pub fn input(&self) -> &ExecInput {
         &self.input
     }
-    /// `None` after the last event.
+    /// `None` after the last event. Cancel-safe.
     pub async fn next(&mut self) -> Option<ExecEvent> {
         self.events.next().await
     }
@@ -120,30 +125,44 @@ impl ExecSession {
     }
 }
 
-/// Sends to the process; clones share one bounded buffer.
+/// The pump's end of a session.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    pub events: mpsc::Sender<ExecEvent>,
+    pub input: mpsc::Receiver<Input>,
+    pub control: mpsc::Receiver<Control>,
+    pub on_drop: watch::Receiver<OnDrop>,
+}
+
+/// Sends to the process; clones share bounded buffers. Dropping it ends nothing: stdin is closed by
+/// [`end_stdin`](Self::end_stdin) only.
 #[derive(Debug, Clone)]
-pub struct ExecInput(mpsc::Sender<Input>);
+pub struct ExecInput {
+    data: mpsc::Sender<Input>,
+    control: mpsc::Sender<Control>,
+}
 
 impl ExecInput {
-    async fn send(&self, input: Input) -> Result<(), SessionClosed> {
-        self.0.send(input).await.map_err(|_| SessionClosed)
-    }
     /// Waits while the process does not read.
     pub async fn stdin(&self, data: Bytes) -> Result<(), SessionClosed> {
-        self.send(Input::Stdin(data)).await
+        self.data.send(Input::Stdin(data)).await.map_err(|_| SessionClosed)
     }
     pub async fn end_stdin(&self) -> Result<(), SessionClosed> {
-        self.send(Input::StdinEnd).await
+        self.data.send(Input::StdinEnd).await.map_err(|_| SessionClosed)
     }
     pub async fn resize(&self, size: PtySize) -> Result<(), SessionClosed> {
-        self.send(Input::Resize(size)).await
+        self.control(Control::Resize(size)).await
     }
+    /// To the process group in the foreground.
     pub async fn signal(&self, signal: i32) -> Result<(), SessionClosed> {
-        self.send(Input::Signal(signal)).await
+        self.control(Control::Signal(signal)).await
     }
     /// SIGKILL to the whole tree.
     pub async fn kill(&self) -> Result<(), SessionClosed> {
-        self.send(Input::Kill).await
+        self.control(Control::Kill).await
+    }
+    async fn control(&self, control: Control) -> Result<(), SessionClosed> {
+        self.control.send(control).await.map_err(|_| SessionClosed)
     }
 }
 
@@ -151,7 +170,7 @@ impl ExecInput {
 #[derive(Debug)]
 pub struct ExecEvents {
     events: mpsc::Receiver<ExecEvent>,
-    on_drop: tokio::sync::watch::Sender<OnDrop>,
+    on_drop: watch::Sender<OnDrop>,
 }
 
 impl ExecEvents {

@@ -60,7 +60,8 @@ impl StateDirLock {
         make_private_dir(dir).map_err(prepare)?;
         let dir = dir.canonicalize().map_err(prepare)?;
         let path = dir.join(LOCK);
-        let failed = |source: rustix::io::Errno| LockError::Lock { path: path.clone(), source: source.into() };
+        let failed =
+            |source: rustix::io::Errno| LockError::Lock { path: path.clone(), source: source.into() };
         let lock = open(&path, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
             .map_err(failed)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -154,10 +155,10 @@ mod tests {
         let wait = Duration::from_millis(60);
         let refused = StateDirLock::acquire_within(dir.path(), wait).await;
         assert!(matches!(refused, Err(LockError::Held { .. })));
-        let (second, ()) = tokio::join!(
-            StateDirLock::acquire_within(dir.path(), Duration::from_secs(10)),
-            async move { drop(first) }
-        );
+        let (second, ()) =
+            tokio::join!(StateDirLock::acquire_within(dir.path(), Duration::from_secs(10)), async move {
+                drop(first)
+            });
         second.unwrap();
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum TaskKind {
     GuestLink,
     /// Moves the streams of one exec. Its panic ends that session; the process is attachable by its id.
     ExecPump,
+    /// Takes one request from its permit to its driver. Its panic is answered as an ending daemon.
+    Acceptor,
     /// Writes one outcome to the store after its caller was answered or went away.
     Recorder,
     /// Destroys what nobody wants any more. Its panic leaves that to the next start.
@@ -32,6 +34,7 @@ impl TaskKind {
             Self::Driver => "driver",
             Self::GuestLink => "guest-link",
             Self::ExecPump => "exec-pump",
+            Self::Acceptor => "acceptor",
             Self::Recorder => "recorder",
             Self::Reaper => "reaper",
         }

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use offshoot_provider::{Capabilities, Usage};
 use offshoot_types::{
-    CpuCount, DiskMib, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest, ImageRef, IsolationClass, Labels,
-    Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind, VmId, VmName, VmState,
+    CpuCount, DiskMib, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest, ImageRef, IsolationClass,
+    Labels, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind, VmId, VmName, VmState,
 };
 
 /// One VM as it is now: record, process and guest as last observed.

@@ -104,16 +104,37 @@ impl Saga {
         self.run_from(0, machine, change, cancel).await
     }
 
-    /// Goes on with step `step` of a run that was cut off, or from the start if it is not known.
-    pub async fn resume(
+    /// Goes on after a crash at step `step`, for sagas that are completed. A part whose steps have undos is taken
+    /// back to its beginning first: what they need is not in the journal.
+    pub async fn complete(
         &self,
         step: Option<&str>,
         machine: &mut Machine,
         change: &Change,
         cancel: &CancellationToken,
     ) -> Result<(), Unwound> {
-        let first = step.and_then(|step| self.position(step)).unwrap_or(0);
+        let mut first = 0;
+        if let Some(position) = step.and_then(|step| self.position(step)) {
+            let (part_first, part) = self.part_of(position);
+            let undone = part.iter().any(|step| matches!(step.undo, Undo::Run(_)));
+            if undone {
+                self.unwind(position, machine, change).await;
+            }
+            first = if undone { part_first } else { position };
+        }
         self.run_from(first, machine, change, cancel).await
+    }
+
+    /// The part that holds a step, and the position of the part's first step.
+    fn part_of(&self, position: usize) -> (usize, &'static [Step]) {
+        let mut first = 0;
+        for part in self.steps {
+            if position < first + part.len() {
+                return (first, part);
+            }
+            first += part.len();
+        }
+        (first, &[])
     }
 
     async fn run_from(
@@ -210,7 +231,7 @@ impl Saga {
         if at(Phase::AfterUndo).await.repeats()? {
             undo(machine, change).await?;
         }
-        Ok(())
+        machine.journal_undone(change, step.name).await
     }
 
     pub fn name(&self) -> &'static str {

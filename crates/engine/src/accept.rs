@@ -1,0 +1,169 @@
+//! From a permitted command to a journaled operation in the hands of a driver.
+//!
+//! ```text
+//! find VM / choose provider --> operation + audit (and the new row) on disk --> ticket --> driver's queue
+//! ```
+//! Everything from the journal on runs detached from the caller: a caller that goes away cuts nothing off.
+
+use crate::{
+    admission::RequestKind,
+    core::{Authority, Core},
+    driver::{Beginning, Driver, reason_for},
+    error,
+    link::GuestLink,
+    machine::Machine,
+    manager::VmHandle,
+    placement,
+    request::{ChangeRequest, GuestRequest, Request},
+    tasks::TaskKind,
+    trace::Scope,
+};
+use offshoot_policy::Grant;
+use offshoot_provider::Capabilities;
+use offshoot_store::{Begun, Idempotency, NewVm, VmRecord};
+use offshoot_types::{
+    Command, ErrorCode, Failure, Operation, OperationId, OperationKind, OperationState, VmId, VmSpec,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::oneshot;
+
+/// One permitted change of an existing VM.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub kind: OperationKind,
+    pub request: RequestKind,
+    pub authority: Authority,
+    pub command: Option<Command>,
+    pub grace: Duration,
+    pub key: Option<Idempotency>,
+    pub reason: String,
+}
+
+impl Core {
+    /// Journals a change and hands it to the VM's driver.
+    pub async fn change(&self, handle: &VmHandle, asked: Asked) -> Result<Operation, Failure> {
+        let Asked { kind, request, authority, command, grace, key, reason } = asked;
+        let vm = Some((handle.id, &handle.name));
+        let mut new = self.new_operation(&authority, kind, vm, &handle.owner, reason);
+        new.idempotency = key;
+        let operation = match self.store.begin_operation(new).await? {
+            Begun::Repeated(operation) => return Ok(operation),
+            Begun::New(operation) => operation,
+        };
+        let ticket = self.opened(operation.clone());
+        let change = ChangeRequest { kind: request, ticket, authority, command, grace };
+        // A driver that has just ended drops the request, which answers its waiters; the operation is closed
+        // here, because nobody else will.
+        if let Err(failure) = handle.send(Request::Change(change)).await {
+            let outcome = offshoot_types::OperationOutcome::Failed { failure };
+            self.store.end_operation(operation.id, outcome).await?;
+        }
+        Ok(operation)
+    }
+
+    /// Journals a new VM with its operation and starts its driver.
+    pub async fn create(
+        self: &Arc<Self>,
+        spec: VmSpec,
+        grant: Grant,
+        key: Option<Idempotency>,
+    ) -> Result<Operation, Failure> {
+        self.manager.check_open()?;
+        let (provider, isolation) =
+            placement::choose(&self.capabilities().await, spec.provider, spec.min_isolation)?;
+        let (id, owner) = (VmId::new(), grant.actor().owner());
+        let authority = Authority::Granted(Box::new(grant));
+        let kind = OperationKind::Create;
+        let mut new = self.new_operation(&authority, kind, Some((id, &spec.name)), &owner, reason_for(kind));
+        new.idempotency = key;
+        let vm = NewVm { id, owner, node: self.options.node.clone(), spec, provider, isolation };
+        let begun = self
+            .store
+            .transaction(move |tx| {
+                let begun = tx.create_vm(&new, &vm)?;
+                Ok((begun, tx.vm(id)?))
+            })
+            .await?;
+        let (operation, row) = match begun {
+            (Begun::Repeated(operation), _) => return Ok(operation),
+            (Begun::New(operation), Some(row)) => (operation, row),
+            (Begun::New(_), None) => {
+                return Err(Failure::new(ErrorCode::Internal, "a VM that was just written cannot be read"));
+            }
+        };
+        let ticket = self.opened(operation.clone());
+        self.drive(row, Vec::new(), Beginning::Create(ticket));
+        Ok(operation)
+    }
+
+    /// Starts the driver of a VM and makes the VM known.
+    pub fn drive(
+        self: &Arc<Self>,
+        row: VmRecord,
+        instances: Vec<offshoot_provider::InstanceRecord>,
+        beginning: Beginning,
+    ) {
+        let (id, owner) = (row.id, row.owner.clone());
+        let (machine, view) = Machine::new(self.clone(), row, instances);
+        let (handle, inbox) = VmHandle::new(owner, view, machine.shared.clone());
+        self.manager.insert(handle);
+        self.count();
+        let driver = Driver::new(machine, inbox);
+        let scope = Scope { vm: Some(id), ..Scope::default() };
+        self.tasks.spawn(TaskKind::Driver, scope, driver.run(beginning));
+    }
+
+    /// Destroys a VM for the daemon itself; returns with the outcome.
+    pub async fn destroy(&self, vm: VmId, reason: &str) -> Result<Operation, Failure> {
+        let Some(handle) = self.manager.get(vm) else {
+            return Err(Failure::new(ErrorCode::NotFound, "the VM has been destroyed already"));
+        };
+        let asked = Asked {
+            kind: OperationKind::Destroy,
+            request: RequestKind::Destroy,
+            authority: Authority::Daemon,
+            command: None,
+            grace: Duration::ZERO,
+            key: None,
+            reason: reason.into(),
+        };
+        let operation = self.change(&handle, asked).await?;
+        self.wait(operation.id, None).await
+    }
+
+    /// The operation once it has ended, or as it is after `limit`.
+    pub async fn wait(&self, id: OperationId, limit: Option<Duration>) -> Result<Operation, Failure> {
+        if let Some(mut operation) = self.operations.watch(id) {
+            let ended =
+                operation.wait_for(|operation| matches!(operation.state, OperationState::Ended { .. }));
+            let found = match limit {
+                None => ended.await.ok().map(|operation| operation.clone()),
+                Some(limit) => match tokio::time::timeout(limit, ended).await {
+                    Ok(found) => found.ok().map(|operation| operation.clone()),
+                    Err(_elapsed) => None,
+                },
+            };
+            return Ok(found.unwrap_or_else(|| operation.borrow().clone()));
+        }
+        self.store.operation(id).await?.ok_or_else(|| error::operation_not_found(id))
+    }
+
+    /// Admission to a running guest by its VM's driver.
+    pub async fn borrow_guest(
+        &self,
+        handle: &VmHandle,
+        authority: Authority,
+        command: Option<Command>,
+    ) -> Result<GuestLink, Failure> {
+        self.manager.check_open()?;
+        let (reply, answer) = oneshot::channel();
+        handle.send(Request::UseGuest(GuestRequest { authority, command, reply })).await?;
+        answer.await.unwrap_or_else(|_| Err(error::shutting_down()))
+    }
+
+    /// What every provider proved on this host.
+    pub async fn capabilities(&self) -> Vec<Capabilities> {
+        let probes = self.options.providers.iter().map(|provider| provider.capabilities());
+        futures::future::join_all(probes).await
+    }
+}

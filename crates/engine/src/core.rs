@@ -1,0 +1,183 @@
+//! What every part of an engine shares: options, store, live operations, tasks.
+
+use crate::{
+    Census, Options,
+    manager::Manager,
+    operations::{Operations, Ticket},
+    reaper::Reap,
+    state_dir::{Layout, StateDirLock},
+    tasks::{TaskKind, Tasks},
+    trace::{Scope, TraceEvent},
+};
+use offshoot_policy::Grant;
+use offshoot_provider::Provider;
+use offshoot_store::{AuditDecision, AuditEntry, NewEvent, NewOperation, Store};
+use offshoot_types::{
+    Actor, ErrorCode, EventKind, Failure, Operation, OperationId, OperationKind, OperationOutcome,
+    OperationState, Owner, ProviderKind, VmId, VmName,
+};
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub options: Options,
+    pub layout: Layout,
+    pub store: Store,
+    pub manager: Manager,
+    pub operations: Operations,
+    pub tasks: Tasks,
+    pub reaper: mpsc::UnboundedSender<Reap>,
+    pub census: watch::Sender<Census>,
+    /// Cancelled when drivers, links and pumps shall let go; the VMs live on.
+    pub closing: CancellationToken,
+    /// Held until the last task has let go of the core: nothing of ours touches the directory after that.
+    pub _lock: StateDirLock,
+}
+
+/// On whose word something is done.
+#[derive(Debug, Clone)]
+pub(crate) enum Authority {
+    /// Policy permitted it.
+    Granted(Box<Grant>),
+    /// The daemon's own duty: recovery, reaping, an observed exit.
+    Daemon,
+}
+
+impl Authority {
+    pub fn actor(&self) -> Actor {
+        match self {
+            Self::Granted(grant) => grant.actor().clone(),
+            Self::Daemon => Actor::Daemon,
+        }
+    }
+}
+
+impl Core {
+    pub fn now(&self) -> jiff::Timestamp {
+        self.options.clock.now()
+    }
+
+    pub fn provider(&self, kind: ProviderKind) -> Result<Arc<dyn Provider>, Failure> {
+        self.options.providers.iter().find(|provider| provider.kind() == kind).cloned().ok_or_else(|| {
+            Failure::new(ErrorCode::Unavailable, format!("provider `{kind}` is not part of this daemon"))
+                .hint("`offshoot doctor` lists the providers of this host")
+        })
+    }
+
+    /// The row of an operation that is about to be begun, with the decision that allowed it.
+    pub fn new_operation(
+        &self,
+        authority: &Authority,
+        kind: OperationKind,
+        vm: Option<(VmId, &VmName)>,
+        owner: &Owner,
+        reason: String,
+    ) -> NewOperation {
+        let actor = authority.actor();
+        let target = vm.map_or_else(|| "daemon".into(), |(id, _)| id.to_string());
+        let detail = match vm {
+            Some((_, name)) => format!("{kind} `{name}`: {reason}"),
+            None => format!("{kind}: {reason}"),
+        };
+        let (decision, rules, revision) = match authority {
+            Authority::Granted(grant) => (
+                AuditDecision::Permit,
+                grant.rules().iter().map(ToString::to_string).collect(),
+                grant.revision().to_string(),
+            ),
+            Authority::Daemon => (AuditDecision::Recorded, Vec::new(), String::new()),
+        };
+        NewOperation {
+            id: OperationId::new(),
+            kind,
+            owner: owner.clone(),
+            labels: Default::default(),
+            node: self.options.node.clone(),
+            vm: vm.map(|(id, _)| id),
+            actor: actor.clone(),
+            reason,
+            obligation: None,
+            idempotency: None,
+            audit: AuditEntry { actor, action: kind.to_string(), target, decision, rules, revision, detail },
+        }
+    }
+
+    /// Opens the ticket of an operation that is on disk.
+    pub fn opened(&self, operation: Operation) -> Ticket {
+        let scope = scope(&operation);
+        TraceEvent::OperationAccepted { kind: operation.kind }.emit(&scope);
+        let ticket = self.operations.open(operation);
+        self.count();
+        ticket
+    }
+
+    /// Writes the outcome and answers the waiters. If the store fails they are told that instead: an outcome
+    /// that is not on disk did not happen.
+    pub async fn close(&self, ticket: Ticket, outcome: OperationOutcome) -> Operation {
+        let outcome = match self.store.end_operation(ticket.id(), outcome.clone()).await {
+            Ok(()) => outcome,
+            Err(error) => {
+                self.store_failed("end an operation", &error);
+                OperationOutcome::Failed { failure: error.into() }
+            }
+        };
+        let (now, mut operation) = (self.now(), ticket.operation().clone());
+        let word = match &outcome {
+            OperationOutcome::Done => "done",
+            OperationOutcome::Failed { failure } => failure.message.as_str(),
+            OperationOutcome::Interrupted { undone: true } => "interrupted, undone",
+            OperationOutcome::Interrupted { undone: false } => "interrupted, completed",
+        };
+        let took = now.duration_since(operation.created).try_into().unwrap_or(Duration::ZERO);
+        TraceEvent::OperationEnded { kind: operation.kind, outcome: word, took }.emit(&scope(&operation));
+        operation.state = OperationState::Ended { outcome: outcome.clone() };
+        operation.updated = now;
+        ticket.close(outcome, now);
+        self.count();
+        operation
+    }
+
+    /// Writes an event that belongs to no move.
+    pub async fn event(&self, owner: Owner, vm: Option<(VmId, VmName)>, kind: EventKind) {
+        let event = NewEvent { owner, vm, operation: None, actor: Actor::Daemon, kind };
+        if let Err(error) = self.store.emit(event).await {
+            self.store_failed("write an event", &error);
+        }
+    }
+
+    pub fn store_failed(&self, operation: &str, error: &offshoot_store::StoreError) {
+        let failure = Failure::from(error);
+        let text = failure.cause.unwrap_or(failure.message);
+        TraceEvent::StoreFailed { operation, error: &text }.emit(&Scope::default());
+    }
+
+    /// Publishes what keeps us busy. Called after every change of it.
+    pub fn count(&self) {
+        let census = self.manager.census(self.operations.count());
+        self.census.send_if_modified(|old| {
+            let changed = *old != census;
+            *old = census;
+            changed
+        });
+    }
+
+    /// Runs `work` to its end even if the caller goes away: between journal and driver nothing may be cut off.
+    pub async fn detached<T: Send + 'static>(
+        &self,
+        kind: TaskKind,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (answer, answered) = oneshot::channel();
+        self.tasks.spawn(kind, Scope::default(), async move {
+            // The caller may be gone; the work is done all the same.
+            let _ = answer.send(work.await);
+        });
+        answered.await.unwrap_or_else(|_| Err(crate::error::shutting_down()))
+    }
+}
+
+pub(crate) fn scope(operation: &Operation) -> Scope {
+    Scope { vm: operation.vm, op: Some(operation.id), actor: Some(operation.actor.clone()) }
+}

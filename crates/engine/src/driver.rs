@@ -1,0 +1,540 @@
+//! One task per VM: the only writer of its row.
+//!
+//! ```text
+//!   first: reconcile (a VM from the store) or create (a new one), then, until Destroyed:
+//!
+//!   select, in this order                          while a change runs     while idle
+//!     1. destroy                                   cancels it              runs it
+//!     2. the change under way has ended            settles, next           -
+//!     3. the VMM has ended                         the change sees it      Stopped | Failed
+//!     4. the guest's health                        -                       event
+//!     5. requests                                  queue                   judge, run
+//!     6. the engine ends                           the change goes on      lets go
+//!     7. leftovers to be removed                   -                       tries again
+//! ```
+//! A change that is stuck cannot block a destroy, and whoever waits is answered when the VM goes: a request
+//! that is dropped answers for itself.
+
+use crate::{
+    admission::{self, Admission, DeniedReason, Offer, RequestKind, RequestQueue},
+    core::{Authority, Core},
+    error,
+    link::{GuestLink, LinkState, ended},
+    machine::{Machine, Verdict},
+    manager::Inbox,
+    operations::Ticket,
+    reconcile::Unfinished,
+    request::{ChangeRequest, GuestRequest, Request},
+    saga::{Change, Saga, Unwound, create::CREATE, destroy::DESTROY, pause, start, stop, verb},
+    startup::Settling,
+};
+use offshoot_policy::{Decision, Facts, VmFacts};
+use offshoot_provider::{Exit, UndoReport};
+use offshoot_types::{ErrorCode, Failure, OperationKind, OperationOutcome, VmStateName};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Between two attempts to remove what is left of a process: doubled from the first to the second.
+const TIDY_FIRST: Duration = Duration::from_millis(500);
+const TIDY_MOST: Duration = Duration::from_secs(60);
+
+/// How a driver begins.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    Create(Ticket),
+    /// A VM of the store: `ready` is answered once its state is known, `settling` is dropped once nothing of an
+    /// earlier daemon's work is unfinished.
+    Reconcile {
+        unfinished: Vec<Unfinished>,
+        ready: oneshot::Sender<()>,
+        settling: Settling,
+    },
+}
+
+pub(crate) struct Driver {
+    pub core: Arc<Core>,
+    pub machine: Machine,
+    inbox: Inbox,
+    queue: RequestQueue<Request>,
+    /// The destroy that pre-empted the change under way.
+    destroy: Option<Request>,
+    /// What the last health event said.
+    responsive: bool,
+    tidy: Duration,
+}
+
+pub(crate) fn saga_of(kind: OperationKind) -> Option<&'static Saga> {
+    match kind {
+        OperationKind::Create => Some(&CREATE),
+        OperationKind::Start => Some(&start::START),
+        OperationKind::Stop => Some(&stop::STOP),
+        OperationKind::Restart => Some(&stop::RESTART),
+        OperationKind::Pause => Some(&pause::PAUSE),
+        OperationKind::Resume => Some(&pause::RESUME),
+        OperationKind::Destroy => Some(&DESTROY),
+        OperationKind::Exec | OperationKind::WriteFiles | OperationKind::Reconcile => None,
+    }
+}
+
+impl Driver {
+    pub fn new(machine: Machine, inbox: Inbox) -> Self {
+        let core = machine.core.clone();
+        let queue = RequestQueue::default();
+        Self { core, machine, inbox, queue, destroy: None, responsive: true, tidy: TIDY_FIRST }
+    }
+
+    /// Runs until the VM is destroyed or the engine ends.
+    pub async fn run(mut self, beginning: Beginning) {
+        match beginning {
+            Beginning::Create(ticket) => self.create(ticket).await,
+            Beginning::Reconcile { unfinished, ready, settling } => {
+                let recoveries = self.reconcile(unfinished).await;
+                // Nobody waits any more if the engine was dropped meanwhile.
+                let _ = ready.send(());
+                for recovery in recoveries {
+                    self.recover(recovery).await;
+                }
+                drop(settling);
+            }
+        }
+        while self.machine.state() != VmStateName::Destroyed {
+            if !self.turn().await {
+                break;
+            }
+        }
+        if self.machine.state() == VmStateName::Destroyed {
+            self.core.manager.remove(self.machine.id());
+        }
+        self.core.count();
+        self.answer_the_rest();
+    }
+
+    /// One thing: the next request, or what happens by itself. `false` when nobody can ask any more.
+    async fn turn(&mut self) -> bool {
+        if let Some(request) = self.destroy.take().or_else(|| self.queue.next()) {
+            self.handle(request).await;
+            return true;
+        }
+        let (exit, link) = self.watched();
+        let closing = self.core.closing.clone();
+        let leftovers = self.leftovers().then_some(self.tidy);
+        tokio::select! {
+            biased;
+            // 1. A destroy goes before everything.
+            Some(request) = self.inbox.urgent.recv() => self.offer(request),
+            // 2. (No change is under way here.)
+            // 3. The truth about the process goes before requests that believe it lives.
+            exit = exit => self.exited(exit).await,
+            // 4. The guest stopped answering, answers again, or is connected.
+            () = link => self.guest_changed().await,
+            // 5. The queue is bounded; senders wait.
+            request = self.inbox.requests.recv() => match request {
+                Some(request) => self.offer(request),
+                // Every handle is gone: the engine was dropped.
+                None => return false,
+            },
+            // 6. The engine ends; the VM does not.
+            () = closing.cancelled() => return false,
+            // 7. Something of a dead process could not be removed.
+            () = after(leftovers) => self.tidy().await,
+        }
+        true
+    }
+
+    /// What there is to watch of the process and its guest, as futures that never resolve without one.
+    fn watched(&self) -> (impl Future<Output = Exit> + use<>, impl Future<Output = ()> + use<>) {
+        let live = self.machine.live.as_ref();
+        let exit = live.map(|live| live.dialer.exit());
+        let link = live.map(|live| live.link.changes());
+        (exit_of(exit), change_of(link, self.machine.published_guest()))
+    }
+
+    fn leftovers(&self) -> bool {
+        !self.machine.instances.is_empty()
+            && self.machine.live.is_none()
+            && !self.machine.state().has_process()
+    }
+
+    // ---- requests
+
+    fn offer(&mut self, request: Request) {
+        let name = self.machine.name().clone();
+        match self.queue.offer(request.kind(), request) {
+            Offer::Queued => {}
+            Offer::Preempts { request, others } => {
+                self.destroy = Some(request);
+                for other in others {
+                    self.refuse(other, DeniedReason::BeingDestroyed.failure(&name));
+                }
+            }
+            Offer::Refused { request, reason } => self.refuse(request, reason.failure(&name)),
+        }
+    }
+
+    /// Answers a request that is not carried out. The outcome is written by a task of its own: the driver may
+    /// be in the middle of a change.
+    fn refuse(&self, request: Request, failure: Failure) {
+        match request {
+            Request::Change(change) => {
+                let core = self.core.clone();
+                let scope = crate::core::scope(change.ticket.operation());
+                self.core.tasks.spawn(crate::tasks::TaskKind::Recorder, scope, async move {
+                    core.close(change.ticket, OperationOutcome::Failed { failure }).await;
+                });
+            }
+            // A caller that went away needs no answer.
+            Request::UseGuest(guest) => drop(guest.reply.send(Err(failure))),
+        }
+    }
+
+    async fn handle(&mut self, request: Request) {
+        let kind = request.kind();
+        let admitted = self.admit(&request);
+        match (request, admitted) {
+            (Request::Change(change), Ok(Admission::Run)) => {
+                self.carry_out(change).await;
+            }
+            (Request::Change(change), Ok(Admission::AlreadySatisfied)) => {
+                self.core.close(change.ticket, OperationOutcome::Done).await;
+            }
+            (Request::UseGuest(guest), Ok(Admission::Run | Admission::AlreadySatisfied)) => self.lend(guest),
+            (request, Ok(Admission::Denied(reason))) => {
+                let failure = self.why(reason);
+                self.refuse_now(request, failure).await;
+            }
+            (request, Err(failure)) => self.refuse_now(request, failure).await,
+        }
+        if kind == RequestKind::Destroy && self.machine.state() != VmStateName::Destroyed {
+            self.queue.destroy_failed();
+        }
+    }
+
+    /// A failed VM says why it failed; other states speak for themselves.
+    fn why(&self, reason: DeniedReason) -> Failure {
+        let failure = reason.failure(self.machine.name());
+        match &self.machine.row.state {
+            offshoot_types::VmState::Failed(why) => {
+                Failure { cause: Some(format!("it failed at {}: {}", why.step, why.reason)), ..failure }
+            }
+            _ => failure,
+        }
+    }
+
+    /// As `refuse`, with the outcome on disk when this returns.
+    async fn refuse_now(&self, request: Request, failure: Failure) {
+        match request {
+            Request::Change(change) => {
+                self.core.close(change.ticket, OperationOutcome::Failed { failure }).await;
+            }
+            guest @ Request::UseGuest(_) => self.refuse(guest, failure),
+        }
+    }
+
+    /// Judges a request whose turn has come: policy once more if the VM has moved since, then the state.
+    fn admit(&self, request: &Request) -> Result<Admission, Failure> {
+        let (authority, command) = request.authority();
+        if let (Authority::Granted(grant), Some(command)) = (authority, command)
+            && grant.generation() != Some(self.machine.row.generation)
+        {
+            match self.core.options.policy.decide(grant.actor(), command.clone(), &self.facts()) {
+                Decision::Permit(_) => {}
+                Decision::Deny(denial) => return Err(denial.into()),
+                Decision::Require(required) => return Err(error::obligation(&required)),
+            }
+        }
+        Ok(admission::judge(self.machine.state(), request.kind()))
+    }
+
+    fn facts(&self) -> Facts {
+        let row = &self.machine.row;
+        Facts {
+            vm: Some(VmFacts {
+                id: row.id,
+                name: row.name.clone(),
+                owner: row.owner.clone(),
+                labels: row.labels.clone(),
+                state: row.state.name(),
+                generation: row.generation,
+            }),
+        }
+    }
+
+    fn lend(&self, guest: GuestRequest) {
+        let link: Result<GuestLink, Failure> = match &self.machine.live {
+            Some(live) => Ok(live.link.clone()),
+            None => Err(error::process_gone(self.machine.name())),
+        };
+        // A caller that went away needs no answer.
+        drop(guest.reply.send(link));
+    }
+
+    // ---- changes
+
+    async fn create(&mut self, ticket: Ticket) {
+        let change = self.change(ticket.operation(), Duration::ZERO);
+        let outcome = self.run_saga(&CREATE, None, &change).await;
+        self.conclude(ticket, outcome, &change, OperationOutcome::Done).await;
+    }
+
+    async fn carry_out(&mut self, request: ChangeRequest) {
+        let ChangeRequest { ticket, grace, .. } = request;
+        let Some(saga) = saga_of(ticket.operation().kind) else {
+            let failure =
+                Failure::new(ErrorCode::Internal, "this kind of operation is not carried out by a driver");
+            self.core.close(ticket, OperationOutcome::Failed { failure }).await;
+            return;
+        };
+        let change = self.change(ticket.operation(), grace);
+        let outcome = self.run_saga(saga, None, &change).await;
+        self.conclude(ticket, outcome, &change, OperationOutcome::Done).await;
+    }
+
+    pub fn change(&self, operation: &offshoot_types::Operation, grace: Duration) -> Change {
+        let limits = &self.core.options.deadlines;
+        let start = limits.boot + limits.start_overhead;
+        let stop = grace + limits.stop;
+        let limit = match operation.kind {
+            OperationKind::Create => limits.create,
+            OperationKind::Start => start,
+            OperationKind::Stop => stop,
+            OperationKind::Restart => stop + start,
+            OperationKind::Destroy => limits.destroy,
+            OperationKind::Pause
+            | OperationKind::Resume
+            | OperationKind::Exec
+            | OperationKind::WriteFiles
+            | OperationKind::Reconcile => limits.pause,
+        };
+        Change {
+            operation: operation.id,
+            kind: operation.kind,
+            actor: operation.actor.clone(),
+            reason: operation.reason.clone(),
+            grace,
+            deadline: Instant::now() + limit,
+        }
+    }
+
+    /// Runs a saga while listening: a destroy cancels it, other requests queue.
+    /// `resume_at`: the step an earlier daemon was at, for a change that is to be completed.
+    pub async fn run_saga(
+        &mut self,
+        saga: &'static Saga,
+        resume_at: Option<Option<String>>,
+        change: &Change,
+    ) -> Result<(), Unwound> {
+        self.machine.publish_operation(Some(change.operation));
+        if saga.kind == OperationKind::Destroy {
+            self.queue.begin_destroy();
+        }
+        let cancel = CancellationToken::new();
+        let mut destroy = None;
+        let ended = {
+            let Self { machine, inbox, queue, core, .. } = &mut *self;
+            let name = machine.name().clone();
+            let mut refused = Vec::new();
+            let run = async {
+                match resume_at {
+                    None => saga.run(machine, change, &cancel).await,
+                    Some(step) => saga.complete(step.as_deref(), machine, change, &cancel).await,
+                }
+            };
+            tokio::pin!(run);
+            loop {
+                let request = tokio::select! {
+                    biased;
+                    Some(request) = inbox.urgent.recv() => request,
+                    ended = &mut run => break ended,
+                    Some(request) = inbox.requests.recv() => request,
+                };
+                match queue.offer(request.kind(), request) {
+                    Offer::Queued => {}
+                    Offer::Preempts { request, others } => {
+                        destroy = Some(request);
+                        cancel.cancel();
+                        refused.extend(others.into_iter().map(|other| (other, DeniedReason::BeingDestroyed)));
+                    }
+                    Offer::Refused { request, reason } => refused.push((request, reason)),
+                }
+                for (request, reason) in refused.drain(..) {
+                    refuse(core, request, reason.failure(&name));
+                }
+            }
+        };
+        self.destroy = destroy;
+        self.machine.publish_operation(None);
+        ended
+    }
+
+    /// Brings the VM to rest after a change, writes the outcome and answers the waiters.
+    pub async fn conclude(
+        &mut self,
+        ticket: Ticket,
+        ended: Result<(), Unwound>,
+        change: &Change,
+        done: OperationOutcome,
+    ) {
+        let outcome = match ended {
+            Ok(()) => done,
+            Err(unwound) => {
+                // A destroy that waits settles everything itself.
+                if self.destroy.is_none() {
+                    let verdict = self.verdict(change, &unwound);
+                    if let Err(failure) = self.machine.settle(verdict, change).await {
+                        // The next request finds the state in between and settles it again.
+                        tracing::debug!(%failure, "a VM could not be settled");
+                    }
+                }
+                OperationOutcome::Failed { failure: with_undo(unwound.failure, &unwound.undo) }
+            }
+        };
+        self.core.close(ticket, outcome).await;
+    }
+
+    fn verdict(&self, change: &Change, unwound: &Unwound) -> Verdict {
+        let failed = |reason: String| Verdict::failed(change, unwound.step, reason);
+        if !unwound.undo.failed.is_empty() {
+            return failed(format!(
+                "{}; left over: {}",
+                unwound.failure.message,
+                unwound.undo.failed.join(", ")
+            ));
+        }
+        match (change.kind, self.machine.state()) {
+            (_, VmStateName::Destroyed) => Verdict::AsItIs,
+            (OperationKind::Start | OperationKind::Restart, VmStateName::Starting) => {
+                start::verdict(change, unwound.step, &unwound.failure)
+            }
+            (OperationKind::Pause | OperationKind::Resume, _) => Verdict::AsItIs,
+            // Refused before anything was touched.
+            (_, VmStateName::Stopped | VmStateName::Running | VmStateName::Paused | VmStateName::Failed)
+                if change.kind != OperationKind::Destroy =>
+            {
+                Verdict::AsItIs
+            }
+            _ => failed(unwound.failure.message.clone()),
+        }
+    }
+
+    // ---- what happens by itself
+
+    async fn exited(&mut self, exit: Exit) {
+        if let Err(failure) = self.machine.observe_exit(Some(exit)).await {
+            tracing::debug!(%failure, "what an ended VMM left is removed later");
+        }
+        self.responsive = true;
+        self.tidy = TIDY_FIRST;
+    }
+
+    async fn guest_changed(&mut self) {
+        self.machine.publish();
+        let Some(live) = &self.machine.live else { return };
+        // A paused guest is silent by order.
+        let responsive = match &*live.link.changes().borrow() {
+            LinkState::Connected { silent, .. } => !*silent || self.machine.state() == VmStateName::Paused,
+            LinkState::Connecting { .. } | LinkState::Ended { .. } => self.responsive,
+        };
+        if responsive != self.responsive {
+            self.responsive = responsive;
+            self.machine.guest_health(responsive).await;
+        }
+    }
+
+    async fn tidy(&mut self) {
+        match self.machine.reclaim_instances().await {
+            Ok(()) => self.tidy = TIDY_FIRST,
+            Err(_) => self.tidy = (self.tidy * 2).min(TIDY_MOST),
+        }
+    }
+
+    /// Whoever is still queued when the driver ends is told why.
+    fn answer_the_rest(&mut self) {
+        self.inbox.urgent.close();
+        self.inbox.requests.close();
+        while let Ok(request) = self.inbox.urgent.try_recv() {
+            self.answer_late(request);
+        }
+        while let Ok(request) = self.inbox.requests.try_recv() {
+            self.answer_late(request);
+        }
+        for request in self.destroy.take().into_iter().chain(self.queue.drain()).collect::<Vec<_>>() {
+            self.answer_late(request);
+        }
+    }
+
+    fn answer_late(&self, request: Request) {
+        match (self.machine.state(), request) {
+            // A destroy that came second got what it asked for.
+            (VmStateName::Destroyed, Request::Change(change)) if change.kind == RequestKind::Destroy => {
+                let core = self.core.clone();
+                let scope = crate::core::scope(change.ticket.operation());
+                self.core.tasks.spawn(crate::tasks::TaskKind::Recorder, scope, async move {
+                    core.close(change.ticket, OperationOutcome::Done).await;
+                });
+            }
+            (VmStateName::Destroyed, request) => self.refuse(request, error::vm_gone(self.machine.name())),
+            // The engine ends: tickets that are dropped say so.
+            (_, request) => drop(request),
+        }
+    }
+}
+
+fn refuse(core: &Arc<Core>, request: Request, failure: Failure) {
+    match request {
+        Request::Change(change) => {
+            let (core, scope) = (core.clone(), crate::core::scope(change.ticket.operation()));
+            core.clone().tasks.spawn(crate::tasks::TaskKind::Recorder, scope, async move {
+                core.close(change.ticket, OperationOutcome::Failed { failure }).await;
+            });
+        }
+        // A caller that went away needs no answer.
+        Request::UseGuest(guest) => drop(guest.reply.send(Err(failure))),
+    }
+}
+
+/// Says in the failure what could not be taken back.
+fn with_undo(mut failure: Failure, undo: &UndoReport) -> Failure {
+    if !undo.failed.is_empty() {
+        let left = format!("not taken back: {}", undo.failed.join(", "));
+        failure.cause = Some(match failure.cause {
+            Some(cause) => format!("{cause}; {left}"),
+            None => left,
+        });
+    }
+    failure
+}
+
+async fn exit_of(exit: Option<watch::Receiver<Option<Exit>>>) -> Exit {
+    match exit {
+        Some(exit) => ended(exit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the link shows something else than what was published last.
+async fn change_of(link: Option<watch::Receiver<LinkState>>, published: Option<crate::GuestView>) {
+    let Some(mut link) = link else { return std::future::pending().await };
+    loop {
+        if crate::link::view_of(&link.borrow_and_update()) != published {
+            return;
+        }
+        if link.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn after(delay: Option<Duration>) {
+    match delay {
+        Some(delay) => tokio::time::sleep(delay).await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(crate) fn reason_for(kind: OperationKind) -> String {
+    format!("{} was asked for", verb(kind))
+}

@@ -1,0 +1,52 @@
+//! Events in order, first those on disk, then as they are committed.
+
+use crate::core::Core;
+use offshoot_types::{ErrorCode, Event, EventId, Failure, Owner, VmId};
+use std::{collections::VecDeque, sync::Arc};
+use tokio::sync::watch;
+
+/// Read from the store at once.
+const PAGE: u32 = 256;
+
+/// Events of one owner, and of one VM if asked for.
+#[derive(Debug)]
+pub struct EventStream {
+    core: Arc<Core>,
+    owner: Owner,
+    vm: Option<VmId>,
+    after: EventId,
+    last: watch::Receiver<EventId>,
+    ahead: VecDeque<Event>,
+}
+
+impl EventStream {
+    pub(crate) fn new(core: Arc<Core>, owner: Owner, vm: Option<VmId>, after: Option<EventId>) -> Self {
+        let last = core.store.last_event();
+        let after = after.unwrap_or_else(|| *last.borrow());
+        Self { core, owner, vm, after, last, ahead: VecDeque::new() }
+    }
+
+    /// The next event, whenever it comes. Cancel-safe. Fails once if events were pruned before they were read:
+    /// what the reader derived from them is incomplete, and it goes on from the oldest there is.
+    pub async fn next(&mut self) -> Result<Event, Failure> {
+        loop {
+            if let Some(event) = self.ahead.pop_front() {
+                return Ok(event);
+            }
+            // Marked as seen before reading: a commit in between wakes the next round.
+            if *self.last.borrow_and_update() <= self.after && self.last.changed().await.is_err() {
+                return Err(crate::error::shutting_down());
+            }
+            let page = self.core.store.events(self.after, PAGE).await?;
+            let missed = page.missed;
+            self.after = page.last;
+            let (owner, vm) = (&self.owner, self.vm);
+            let wanted = |event: &Event| event.owner == *owner && vm.is_none_or(|vm| event.vm == Some(vm));
+            self.ahead.extend(page.events.into_iter().filter(wanted));
+            if missed {
+                return Err(Failure::new(ErrorCode::NotFound, "events were forgotten before they were read")
+                    .hint("read the present state afresh, then go on from here"));
+            }
+        }
+    }
+}

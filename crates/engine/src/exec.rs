@@ -1,0 +1,311 @@
+//! Starting processes in guests, attaching to them, and taking up those that an earlier daemon started.
+
+use crate::{
+    AttachFrom, Engine, ExecSession, ExecState, ExecView, OnDrop,
+    core::{Authority, Core},
+    error,
+    execs::{TAKEOVER_DEPTH, Takeover},
+    link::GuestLink,
+    manager::VmHandle,
+    operations::Ticket,
+    pump::{Opening, Pump},
+    tasks::TaskKind,
+};
+use offshoot_guest_proto::message as wire;
+use offshoot_policy::Authorized;
+use offshoot_types::{
+    Command, ExecArgv, ExecId, ExecSpec, ExecStatus, Failure, Operation, OperationId, OperationKind,
+    OperationOutcome, VmId, VmRef,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// The one step of an exec's journal; its detail is a [`Journaled`].
+pub(crate) const STEP: &str = "exec";
+
+/// What is written down of an exec: enough to list it and to take it up again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Journaled {
+    /// Without the values of its environment: they may be secrets.
+    pub spec: ExecSpec,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<ExecStatus>,
+}
+
+/// An exec is the operation that started it: one id for both.
+pub(crate) const fn exec_id(operation: OperationId) -> ExecId {
+    ExecId::from_uuid(*operation.as_uuid())
+}
+pub(crate) const fn operation_id(exec: ExecId) -> OperationId {
+    OperationId::from_uuid(*exec.as_uuid())
+}
+
+impl Engine {
+    /// Runs a process ([`Command::Exec`]). Returns when the guest is being asked; the session's first event
+    /// tells whether it started. Dropping the session kills the process unless told otherwise.
+    pub async fn exec(&self, permit: Authorized<Command>) -> Result<ExecSession, Failure> {
+        let (command, grant) = permit.into_parts();
+        let Command::Exec { vm, spec } = &command else {
+            return Err(error::wrong_permit("exec", command.action()));
+        };
+        let core = self.core().clone();
+        let handle = core.manager.find(vm, &grant.actor().owner())?;
+        let (authority, spec) = (Authority::Granted(Box::new(grant)), spec.clone());
+        self.core()
+            .detached(TaskKind::Acceptor, async move { core.exec(&handle, authority, command, *spec).await })
+            .await
+    }
+
+    /// Takes over the streams of a process ([`Command::Attach`]), replaying output from these offsets as far as
+    /// the guest's ring still holds it. An earlier session of the process ends with `Detached`.
+    pub async fn attach(
+        &self,
+        permit: Authorized<Command>,
+        from: AttachFrom,
+    ) -> Result<ExecSession, Failure> {
+        let (command, grant) = permit.into_parts();
+        let Command::Attach { vm, exec } = command else {
+            return Err(error::wrong_permit("attach", command.action()));
+        };
+        let core = self.core().clone();
+        let handle = core.manager.find(&vm, &grant.actor().owner())?;
+        let authority = Authority::Granted(Box::new(grant));
+        self.core()
+            .detached(TaskKind::Acceptor, async move { core.attach(&handle, authority, exec, from).await })
+            .await
+    }
+}
+
+impl Core {
+    async fn exec(
+        self: &Arc<Self>,
+        handle: &VmHandle,
+        authority: Authority,
+        command: Command,
+        spec: ExecSpec,
+    ) -> Result<ExecSession, Failure> {
+        self.manager.check_open()?;
+        let vm = Some((handle.id, &handle.name));
+        let new = self.new_operation(&authority, OperationKind::Exec, vm, &handle.owner, reason(&spec));
+        let detail = journaled(&spec);
+        let written = detail.clone();
+        // Journaled before anybody is asked: the operation and its only step in one write.
+        let begun = self.store.transaction(move |tx| {
+            let begun = tx.begin_operation(&new)?;
+            tx.step_begun(begun.operation().id, 0, STEP, &written)?;
+            Ok(begun)
+        });
+        let operation = begun.await?.into_operation();
+        let ticket = self.opened(operation.clone());
+        let link = match self.borrow_guest(handle, authority, Some(command)).await {
+            Ok(link) => link,
+            Err(failure) => {
+                self.close(ticket, OperationOutcome::Failed { failure: failure.clone() }).await;
+                return Err(failure);
+            }
+        };
+        let exec = exec_id(operation.id);
+        let (session, sink) = ExecSession::new(handle.id, exec, operation.id, OnDrop::Kill);
+        let start = Opening::Start(Box::new(start_message(exec, &spec)));
+        let (takeover, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
+        handle.shared.execs.insert(view(&operation, handle.id, spec.clone()), takeover);
+        self.count();
+        let pump = Pump {
+            core: self.clone(),
+            vm: handle.name.clone(),
+            shared: handle.shared.clone(),
+            link,
+            exec,
+            ticket: Some(ticket),
+            takeovers,
+            sink: Some(sink),
+            stdout: 0,
+            stderr: 0,
+            timeout: spec.limits.timeout,
+            pty: spec.pty.is_some(),
+            detail,
+        };
+        let scope = crate::core::scope(&operation);
+        self.tasks.spawn(TaskKind::ExecPump, scope, pump.run(start));
+        Ok(session)
+    }
+
+    async fn attach(
+        self: &Arc<Self>,
+        handle: &VmHandle,
+        authority: Authority,
+        exec: ExecId,
+        from: AttachFrom,
+    ) -> Result<ExecSession, Failure> {
+        let command = Command::Attach { vm: VmRef::Id(handle.id), exec };
+        let link = self.borrow_guest(handle, authority, Some(command)).await?;
+        let Some((view, takeover)) = handle.shared.execs.get(exec) else {
+            return Err(error::exec_not_found(&handle.name, exec));
+        };
+        let (session, sink) = ExecSession::new(handle.id, exec, operation_id(exec), OnDrop::Detach);
+        let taken = takeover.send(Takeover { sink, stdout: from.stdout, stderr: from.stderr }).await;
+        if let Err(mpsc::error::SendError(Takeover { sink, .. })) = taken {
+            // It has ended; the guest keeps its last output for a while.
+            let (_, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
+            let pump = Pump {
+                core: self.clone(),
+                vm: handle.name.clone(),
+                shared: handle.shared.clone(),
+                link,
+                exec,
+                ticket: None,
+                takeovers,
+                sink: Some(sink),
+                stdout: from.stdout,
+                stderr: from.stderr,
+                timeout: None,
+                pty: view.spec.pty.is_some(),
+                detail: Value::Null,
+            };
+            let scope = crate::trace::Scope { vm: Some(handle.id), ..Default::default() };
+            self.tasks.spawn(TaskKind::ExecPump, scope, pump.run(Opening::Attach));
+        }
+        Ok(session)
+    }
+
+    /// Takes up an exec that an earlier daemon started: it runs on, unattended until somebody attaches.
+    pub async fn take_up_exec(
+        self: &Arc<Self>,
+        handle: &VmHandle,
+        link: GuestLink,
+        ticket: Ticket,
+        detail: Value,
+    ) {
+        let operation = ticket.operation().clone();
+        let exec = exec_id(operation.id);
+        let Ok(Journaled { spec, .. }) = serde_json::from_value(detail.clone()) else {
+            // Written by another version: it runs on, but nobody here knows what it is.
+            drop(self.close(ticket, OperationOutcome::Interrupted { undone: false }).await);
+            return;
+        };
+        let (takeover, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
+        let pty = spec.pty.is_some();
+        handle.shared.execs.insert(view(&operation, handle.id, spec), takeover);
+        self.count();
+        let pump = Pump {
+            core: self.clone(),
+            vm: handle.name.clone(),
+            shared: handle.shared.clone(),
+            link,
+            exec,
+            ticket: Some(ticket),
+            takeovers,
+            sink: None,
+            stdout: 0,
+            stderr: 0,
+            // The guest enforces it; since when it runs, only the guest knows.
+            timeout: None,
+            pty,
+            detail,
+        };
+        self.tasks.spawn(TaskKind::ExecPump, crate::core::scope(&operation), pump.run(Opening::Attach));
+    }
+
+    /// As `close`, with the exec's status in its journal.
+    pub async fn close_exec(&self, ticket: Ticket, outcome: OperationOutcome, detail: Value) {
+        let id = ticket.id();
+        let written = self.store.transaction(move |tx| tx.step_done(id, 0, Some(&detail))).await;
+        if let Err(error) = written {
+            self.store_failed("record how an exec ended", &error);
+        }
+        self.close(ticket, outcome).await;
+    }
+}
+
+fn view(operation: &Operation, vm: VmId, spec: ExecSpec) -> ExecView {
+    ExecView {
+        id: exec_id(operation.id),
+        vm,
+        operation: operation.id,
+        spec,
+        pid: None,
+        started: operation.created,
+        state: ExecState::Running,
+    }
+}
+
+fn journaled(spec: &ExecSpec) -> Value {
+    let mut spec = spec.clone();
+    for value in spec.env.values_mut() {
+        value.clear();
+    }
+    json!(Journaled { spec, status: None })
+}
+
+/// The command line, cut to what a list can show.
+fn reason(spec: &ExecSpec) -> String {
+    const MOST: usize = 200;
+    let line = match &spec.argv {
+        ExecArgv::Argv(argv) => argv.join(" "),
+        ExecArgv::Shell(script) => script.clone(),
+    };
+    let clean: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST + 1).collect();
+    let shown: String = clean.chars().take(MOST).collect();
+    let more = if clean.len() > shown.len() { "..." } else { "" };
+    format!("run as {}: {shown}{more}", spec.user)
+}
+
+fn start_message(exec: ExecId, spec: &ExecSpec) -> wire::ExecStart {
+    let limits = &spec.limits;
+    wire::ExecStart {
+        exec: *exec.as_uuid().as_bytes(),
+        command: match &spec.argv {
+            ExecArgv::Argv(argv) => wire::ExecCommand::Argv(argv.clone()),
+            ExecArgv::Shell(script) => wire::ExecCommand::Shell(script.clone()),
+        },
+        env: spec.env.clone(),
+        cwd: spec.cwd.clone(),
+        user: spec.user.clone(),
+        pty: spec.pty.map(|size| wire::PtySize { rows: size.rows, cols: size.cols }),
+        stdin: spec.stdin,
+        timeout_ms: limits.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        max_output: limits.max_output.map(|bytes| bytes.0),
+        limits: wire::ResourceLimits {
+            open_files: limits.max_open_files,
+            address_space: limits.max_address_space.map(|bytes| bytes.0),
+            file_size: limits.max_file_size.map(|bytes| bytes.0),
+            cpu_seconds: limits.max_cpu_seconds,
+            processes: limits.max_processes,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offshoot_types::ExecLimits;
+
+    fn spec() -> ExecSpec {
+        ExecSpec {
+            argv: ExecArgv::Argv(vec!["sh".into(), "-c".into(), "x\ny".repeat(200)]),
+            env: [("TOKEN".into(), "hunter2".into())].into(),
+            cwd: None,
+            user: "root".into(),
+            pty: None,
+            stdin: false,
+            limits: ExecLimits::default(),
+        }
+    }
+
+    #[test]
+    fn the_journal_keeps_the_names_but_not_the_values_of_the_environment() {
+        let text = journaled(&spec()).to_string();
+        assert!(text.contains("TOKEN") && !text.contains("hunter2"), "{text}");
+        let back: Journaled = serde_json::from_value(journaled(&spec())).unwrap();
+        assert_eq!(back.spec.argv, spec().argv);
+    }
+
+    #[test]
+    fn the_reason_of_an_exec_is_one_bounded_line() {
+        let reason = reason(&spec());
+        assert!(reason.starts_with("run as root: sh -c x y"), "{reason}");
+        assert!(reason.len() < 250 && !reason.contains('\n') && reason.ends_with("..."));
+    }
+}

@@ -1,0 +1,292 @@
+//! The connection to one guest, kept for as long as its process lives.
+//!
+//! ```text
+//!            dial + handshake                 3 heartbeats missed
+//! Connecting -----------------> Connected{silent: no} <------------> Connected{silent: yes}
+//!     ^  |  (failed: again, after a growing pause)       |
+//!     |  +-- process gone, or closed --> Ended           | session lost
+//!     +--------------------------------------------------+
+//! ```
+//! Whoever talks to the guest takes the client of the moment and, when that fails as closed, waits for the next
+//! one. The link itself decides nothing about the VM: its driver reads the states and acts.
+
+use crate::{
+    GuestHealth, GuestView,
+    core::Core,
+    tasks::TaskKind,
+    trace::{Scope, TraceEvent},
+};
+use offshoot_guest_proto::{
+    client::{Client, ConnectOptions, Health},
+    message::GuestHello,
+};
+use offshoot_provider::{Exit, vm::Dialer};
+use offshoot_types::{Generation, VmName};
+use std::time::Duration;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// First pause after a failed attempt; doubled up to the second one. A guest that boots is dialled early, one
+/// that is hung is not hammered.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone)]
+pub(crate) enum LinkState {
+    Connecting {
+        /// Why the last attempt failed or the last session ended.
+        reason: Option<String>,
+        /// What the guest last said of itself.
+        known: Option<GuestHello>,
+    },
+    Connected {
+        client: Client,
+        hello: GuestHello,
+        silent: bool,
+    },
+    Ended {
+        reason: String,
+    },
+}
+
+/// Shared by the driver and everyone who talks to the guest.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestLink {
+    state: watch::Receiver<LinkState>,
+    close: CancellationToken,
+}
+
+/// There will be no client any more, or none in time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoClient {
+    #[error("the VM's process has ended ({reason})")]
+    Ended { reason: String },
+    #[error("the guest agent could not be reached in time{}", .reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
+    Late { reason: Option<String> },
+}
+
+impl GuestLink {
+    /// Starts dialling. The first handshake may take until `deadline`: the guest is booting.
+    pub fn spawn(
+        core: &Core,
+        scope: Scope,
+        dialer: Dialer,
+        hostname: &VmName,
+        generation: Generation,
+        deadline: Instant,
+    ) -> Self {
+        let (publish, state) = watch::channel(LinkState::Connecting { reason: None, known: None });
+        // Closed by its driver, or with the engine: the session ends in order, the VM lives on.
+        let close = core.closing.child_token();
+        let dial = Dial {
+            exit: dialer.exit(),
+            dialer,
+            hostname: hostname.clone(),
+            generation,
+            first: deadline,
+            reconnect: core.options.deadlines.reconnect,
+            publish,
+            close: close.clone(),
+            scope: scope.clone(),
+        };
+        core.tasks.spawn(TaskKind::GuestLink, scope, dial.run());
+        Self { state, close }
+    }
+
+    /// A client that was connected a moment ago, as soon as there is one.
+    pub async fn client(&self, until: Instant) -> Result<Client, NoClient> {
+        let mut state = self.state.clone();
+        loop {
+            let reason = match &*state.borrow_and_update() {
+                LinkState::Connected { client, .. } if client.close_reason().is_none() => {
+                    return Ok(client.clone());
+                }
+                LinkState::Connected { .. } => None,
+                LinkState::Connecting { reason, .. } => reason.clone(),
+                LinkState::Ended { reason } => return Err(NoClient::Ended { reason: reason.clone() }),
+            };
+            match tokio::time::timeout_at(until, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(NoClient::Ended { reason: "the link was closed".into() }),
+                Err(_elapsed) => return Err(NoClient::Late { reason }),
+            }
+        }
+    }
+
+    /// The client of this moment, if there is one and the guest answers.
+    pub fn responsive(&self) -> Option<Client> {
+        match &*self.state.borrow() {
+            LinkState::Connected { client, silent: false, .. } if client.close_reason().is_none() => {
+                Some(client.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// For a select: changes of the state.
+    pub fn changes(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// Resolves once no client will come any more.
+    pub async fn ended(&self) -> String {
+        let mut state = self.state.clone();
+        loop {
+            if let LinkState::Ended { reason } = &*state.borrow_and_update() {
+                return reason.clone();
+            }
+            if state.changed().await.is_err() {
+                return "the link was closed".into();
+            }
+        }
+    }
+
+    pub fn view(&self) -> Option<GuestView> {
+        view_of(&self.state.borrow())
+    }
+
+    /// Ends the session and stops dialling.
+    pub fn close(&self) {
+        self.close.cancel();
+    }
+}
+
+/// What a state of the link shows to callers.
+pub(crate) fn view_of(state: &LinkState) -> Option<GuestView> {
+    match state {
+        LinkState::Connected { hello, silent, .. } => {
+            let health = if *silent { GuestHealth::Silent } else { GuestHealth::Responsive };
+            Some(view(hello, health))
+        }
+        LinkState::Connecting { known: Some(hello), .. } => Some(view(hello, GuestHealth::Reconnecting)),
+        LinkState::Connecting { known: None, .. } | LinkState::Ended { .. } => None,
+    }
+}
+
+fn view(hello: &GuestHello, health: GuestHealth) -> GuestView {
+    GuestView {
+        kernel: hello.kernel_release.clone(),
+        agent_version: hello.agent_version.clone(),
+        ready_ms: hello.ready_ms,
+        health,
+    }
+}
+
+struct Dial {
+    dialer: Dialer,
+    exit: watch::Receiver<Option<Exit>>,
+    hostname: VmName,
+    generation: Generation,
+    first: Instant,
+    reconnect: Duration,
+    publish: watch::Sender<LinkState>,
+    close: CancellationToken,
+    scope: Scope,
+}
+
+impl Dial {
+    async fn run(mut self) {
+        let reason = tokio::select! {
+            biased;
+            () = self.close.clone().cancelled_owned() => "it was stopped".to_owned(),
+            exit = ended(self.exit.clone()) => format!("{exit:?}"),
+            never = self.keep() => match never {},
+        };
+        let last = self.publish.send_replace(LinkState::Ended { reason });
+        if let LinkState::Connected { client, .. } = last {
+            client.close().await;
+        }
+    }
+
+    async fn keep(&mut self) -> std::convert::Infallible {
+        let mut pause = RETRY_FIRST;
+        let mut known = None;
+        let mut limit = self.first;
+        loop {
+            let begun = Instant::now();
+            match self.attempt(limit).await {
+                Ok((client, hello)) => {
+                    let took = begun.elapsed();
+                    TraceEvent::GuestConnected { kernel: &hello.kernel_release, took }.emit(&self.scope);
+                    known = Some(hello.clone());
+                    pause = RETRY_FIRST;
+                    let reason = self.watch(client, hello).await;
+                    TraceEvent::GuestLost { reason: &reason }.emit(&self.scope);
+                    self.connecting(Some(reason), known.clone());
+                }
+                Err(reason) => {
+                    self.connecting(Some(reason), known.clone());
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MOST);
+                }
+            }
+            limit = (Instant::now() + self.reconnect).max(self.first);
+        }
+    }
+
+    async fn attempt(&self, until: Instant) -> Result<(Client, GuestHello), String> {
+        let left = until.saturating_duration_since(Instant::now());
+        let pipe = match tokio::time::timeout(left, self.dialer.channel()).await {
+            Ok(Ok(pipe)) => pipe,
+            Ok(Err(error)) => return Err(chain(&error)),
+            Err(_elapsed) => return Err(format!("the channel did not open within {left:?}")),
+        };
+        let mut options = ConnectOptions::new(self.hostname.as_str(), self.generation.0);
+        options.deadline = until.saturating_duration_since(Instant::now());
+        Client::connect(pipe, options).await.map_err(|error| chain(&error))
+    }
+
+    /// Publishes the client and its health until the session ends.
+    async fn watch(&self, client: Client, hello: GuestHello) -> String {
+        let mut health = client.health();
+        loop {
+            let silent = match &*health.borrow_and_update() {
+                Health::Alive { .. } => false,
+                Health::Silent { .. } => true,
+                Health::Closed { reason } => return reason.to_string(),
+            };
+            self.publish.send_if_modified(|state| {
+                let same = matches!(state, LinkState::Connected { silent: s, .. } if *s == silent);
+                if !same {
+                    *state = LinkState::Connected { client: client.clone(), hello: hello.clone(), silent };
+                }
+                !same
+            });
+            if health.changed().await.is_err() {
+                return client.closed().await.to_string();
+            }
+        }
+    }
+
+    fn connecting(&self, reason: Option<String>, known: Option<GuestHello>) {
+        self.publish.send_replace(LinkState::Connecting { reason, known });
+    }
+}
+
+/// Resolves once the VMM has ended.
+pub(crate) async fn ended(mut exit: watch::Receiver<Option<Exit>>) -> Exit {
+    loop {
+        if let Some(exit) = exit.borrow_and_update().clone() {
+            return exit;
+        }
+        if exit.changed().await.is_err() {
+            // Whoever watched the process is gone without a word: so is the keeper.
+            return Exit::KeeperLost;
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,500 @@
+//! What a driver knows of its VM and the primitive things it can do to it. Only the driver task holds a
+//! `Machine`, so everything here may assume to be the only writer of the VM's row.
+//!
+//! ```text
+//! row        the record as last written         (store)
+//! instances  processes that may exist           (store; recorded before boot, forgotten when seen gone)
+//! live       the process we hold, its CPUs running or paused, and the link to its guest
+//! ```
+
+use crate::{
+    VmView,
+    core::Core,
+    images::BootFiles,
+    link::{GuestLink, chain},
+    saga::{Change, Checkpoints, verb},
+    shared::VmShared,
+    trace::{Scope, TraceEvent},
+};
+use offshoot_provider::{
+    Adoption, BootError, Diagnostics, Exit, InstanceRecord,
+    vm::{Adopted, Dialer, Paused, Running, Vm},
+};
+use offshoot_store::{Move, NewInstance, Step, StepState, VmRecord};
+use offshoot_types::{
+    Actor, ErrorCode, EventKind, Failure, FailureReason, OperationId, VmId, VmName, VmState, VmStateName,
+};
+use serde_json::Value;
+use std::{io, path::Path, sync::Arc};
+use tokio::{sync::watch, time::Instant};
+
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub core: Arc<Core>,
+    pub row: VmRecord,
+    pub instances: Vec<InstanceRecord>,
+    pub live: Option<Live>,
+    /// Verified for the boot under way.
+    pub boot_files: Option<BootFiles>,
+    pub shared: Arc<VmShared>,
+    view: watch::Sender<VmView>,
+    log: StepLog,
+}
+
+/// A process we hold.
+#[derive(Debug)]
+pub(crate) struct Live {
+    /// `None` after a move was cut off: the handle is gone, the process is not. `reobserve` finds it again.
+    pub power: Option<Power>,
+    pub dialer: Dialer,
+    pub link: GuestLink,
+}
+
+#[derive(Debug)]
+pub(crate) enum Power {
+    Running(Vm<Running>),
+    Paused(Vm<Paused>),
+}
+
+/// The journal of the change under way: every step begun, in order.
+#[derive(Debug, Default)]
+struct StepLog {
+    operation: Option<OperationId>,
+    entries: Vec<(String, StepState)>,
+}
+
+impl Machine {
+    pub fn new(
+        core: Arc<Core>,
+        row: VmRecord,
+        instances: Vec<InstanceRecord>,
+    ) -> (Self, watch::Receiver<VmView>) {
+        let (view, receiver) = watch::channel(view_of(&row, None));
+        let machine = Self {
+            core,
+            row,
+            instances,
+            live: None,
+            boot_files: None,
+            shared: Arc::default(),
+            view,
+            log: StepLog::default(),
+        };
+        (machine, receiver)
+    }
+
+    pub fn id(&self) -> VmId {
+        self.row.id
+    }
+    pub fn name(&self) -> &VmName {
+        &self.row.name
+    }
+    pub fn state(&self) -> VmStateName {
+        self.row.state.name()
+    }
+    pub fn checkpoints(&self) -> Checkpoints {
+        self.core.options.checkpoints.clone()
+    }
+    pub fn scope(&self, change: &Change) -> Scope {
+        Scope { vm: Some(self.id()), op: Some(change.operation), actor: Some(change.actor.clone()) }
+    }
+    /// For what is observed rather than asked for.
+    pub fn own_scope(&self) -> Scope {
+        Scope { vm: Some(self.id()), op: None, actor: Some(Actor::Daemon) }
+    }
+
+    // ---- record
+
+    /// Moves the VM: row, event and audit in one transaction, then the view. Being there already is no move.
+    pub async fn move_to(&mut self, to: VmState, change: &Change) -> Result<(), Failure> {
+        self.write_move(to, change.reason.clone(), change.actor.clone(), Some(change.operation)).await
+    }
+
+    /// Moves the VM because of what was seen, not asked for.
+    pub async fn observe(&mut self, to: VmState, reason: impl Into<String>) -> Result<(), Failure> {
+        self.write_move(to, reason.into(), Actor::Daemon, None).await
+    }
+
+    async fn write_move(
+        &mut self,
+        to: VmState,
+        reason: String,
+        actor: Actor,
+        operation: Option<OperationId>,
+    ) -> Result<(), Failure> {
+        let from = self.state();
+        if from == to.name() {
+            return Ok(());
+        }
+        let change = Move {
+            vm: self.id(),
+            expected: self.row.generation,
+            to,
+            reason: reason.clone(),
+            actor: actor.clone(),
+            operation,
+        };
+        let id = self.id();
+        let moved = self
+            .core
+            .store
+            .transaction(move |tx| {
+                tx.move_vm(&change)?;
+                tx.vm(id)
+            })
+            .await?;
+        if let Some(row) = moved {
+            self.row = row;
+        }
+        let scope = Scope { vm: Some(id), op: operation, actor: Some(actor) };
+        let (to, generation) = (self.state(), self.row.generation);
+        TraceEvent::VmMoved { from: Some(from), to, generation, reason: &reason }.emit(&scope);
+        self.publish();
+        Ok(())
+    }
+
+    /// Shows the row and the guest as they are now to everyone who waits.
+    pub fn publish(&self) {
+        let guest = self.live.as_ref().and_then(|live| live.link.view());
+        self.view.send_modify(|view| {
+            let operation = view.operation;
+            *view = view_of(&self.row, guest);
+            view.operation = operation;
+        });
+        self.core.count();
+    }
+
+    /// The guest as everyone who waits sees it.
+    pub fn published_guest(&self) -> Option<crate::GuestView> {
+        self.view.borrow().guest.clone()
+    }
+
+    /// Shows which operation is under way.
+    pub fn publish_operation(&self, operation: Option<OperationId>) {
+        self.view.send_modify(|view| view.operation = operation);
+    }
+
+    // ---- journal of the change under way
+
+    /// Journals that a step is about to act, and that the one before it has acted: one write for both.
+    pub async fn journal_step(&mut self, change: &Change, name: &'static str) -> Result<(), Failure> {
+        if self.log.operation != Some(change.operation) {
+            self.log = StepLog { operation: Some(change.operation), entries: Vec::new() };
+        }
+        let entries = &mut self.log.entries;
+        let last_open = entries.last().is_some_and(|(_, state)| *state == StepState::Begun);
+        let repeats = last_open && entries.last().is_some_and(|(last, _)| last == name);
+        if !repeats {
+            let (operation, position) = (change.operation, entries.len() as u32);
+            self.core
+                .store
+                .transaction(move |tx| {
+                    if last_open {
+                        tx.step_done(operation, position - 1, None)?;
+                    }
+                    tx.step_begun(operation, position, name, &Value::Null)
+                })
+                .await?;
+            if let Some((_, state)) = entries.last_mut().filter(|_| last_open) {
+                *state = StepState::Done;
+            }
+            entries.push((name.into(), StepState::Begun));
+        }
+        self.core.operations.step(change.operation, name, self.core.now());
+        Ok(())
+    }
+
+    /// Journals that nothing of a step is left.
+    pub async fn journal_undone(&mut self, change: &Change, name: &str) -> Result<(), Failure> {
+        let entries = &mut self.log.entries;
+        let position = entries.iter().rposition(|(n, state)| n == name && *state != StepState::Undone);
+        if let (Some(position), true) = (position, self.log.operation == Some(change.operation)) {
+            self.core.store.step_undone(change.operation, position as u32, None).await?;
+            entries[position].1 = StepState::Undone;
+        }
+        Ok(())
+    }
+
+    /// Takes up the journal of a change that an earlier daemon began. Returns the step it was at.
+    pub fn resume_journal(&mut self, operation: OperationId, steps: Vec<Step>) -> Option<String> {
+        let entries: Vec<(String, StepState)> = steps.into_iter().map(|s| (s.name, s.state)).collect();
+        let last = entries.iter().rev().find(|(_, state)| *state != StepState::Undone);
+        let last = last.map(|(name, _)| name.clone());
+        self.log = StepLog { operation: Some(operation), entries };
+        last
+    }
+
+    // ---- instances
+
+    /// Writes down a process that is about to exist.
+    pub async fn record_instance(&mut self, record: InstanceRecord) -> Result<(), Failure> {
+        let InstanceRecord { vm, generation, provider, isolation, .. } = record;
+        let new = NewInstance::new(vm, generation, provider, isolation, &record)?;
+        self.core.store.record_instance(new).await?;
+        self.instances.retain(|known| known.generation != generation);
+        self.instances.push(record);
+        (self.row.provider, self.row.isolation) = (provider, isolation);
+        Ok(())
+    }
+
+    /// Ends whatever is left of every recorded process, and forgets those that were seen gone.
+    pub async fn reclaim_instances(&mut self) -> Result<(), Failure> {
+        if let Some(live) = self.live.take() {
+            live.link.close();
+        }
+        self.shared.set_dialer(None);
+        let mut failed = Vec::new();
+        for record in self.instances.clone() {
+            let provider = self.core.provider(record.provider)?;
+            let report = provider.reclaim(&record).await;
+            if report.failed.is_empty() {
+                self.core.store.forget_instance(record.vm, record.generation).await?;
+                self.instances.retain(|known| known.generation != record.generation);
+            } else {
+                failed.extend(report.failed);
+            }
+        }
+        self.publish();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let name = self.name();
+        Err(Failure::new(
+            ErrorCode::Backend,
+            format!("what is left of the process of VM `{name}` could not be removed: {}", failed.join(", ")),
+        )
+        .hint("it is tried again; `offshoot status` shows the state"))
+    }
+
+    /// Looks at the recorded processes again: after a restart of the daemon, or a handle lost in a cut-off move.
+    pub async fn find_process(&mut self) -> Found {
+        let Some(record) = self.instances.last().cloned() else { return Found::Nothing };
+        let provider = match self.core.provider(record.provider) {
+            Ok(provider) => provider,
+            Err(failure) => return Found::Unknown(failure),
+        };
+        match provider.adopt(&record).await {
+            Ok(Adoption::Running(instance)) => match Adopted::observe(instance).await {
+                Ok(adopted) => {
+                    let (power, dialer) = match adopted {
+                        Adopted::Running(vm) => {
+                            let dialer = vm.dialer();
+                            (Power::Running(vm), dialer)
+                        }
+                        Adopted::Paused(vm) => {
+                            let dialer = vm.dialer();
+                            (Power::Paused(vm), dialer)
+                        }
+                    };
+                    let paused = matches!(power, Power::Paused(_));
+                    match self.live.as_mut() {
+                        Some(live) => live.power = Some(power),
+                        None => self.attach(power, dialer, &record, Instant::now()),
+                    }
+                    TraceEvent::Adopted { generation: record.generation }.emit(&self.own_scope());
+                    if paused { Found::Paused } else { Found::Running }
+                }
+                Err((_instance, error)) => Found::Unknown(self.vmm_failure("adopt", &error)),
+            },
+            Ok(Adoption::Ended(exit)) => Found::Ended(exit),
+            Ok(Adoption::NeverStarted) => Found::NeverStarted,
+            Err(error) => Found::Unknown(self.vmm_failure("adopt", &error)),
+        }
+    }
+
+    /// Holds a process and starts to connect to its guest. `boot_deadline` is that of its first handshake.
+    pub fn attach(&mut self, power: Power, dialer: Dialer, record: &InstanceRecord, boot_deadline: Instant) {
+        let link = GuestLink::spawn(
+            &self.core,
+            self.own_scope(),
+            dialer.clone(),
+            self.name(),
+            record.generation,
+            boot_deadline.max(Instant::now() + self.core.options.deadlines.reconnect),
+        );
+        self.shared.set_dialer(Some(dialer.clone()));
+        self.live = Some(Live { power: Some(power), dialer, link });
+        self.publish();
+    }
+
+    // ---- observations
+
+    /// The process ended by itself: `Stopped` if the guest powered off, else `Failed` with the exit. What is
+    /// left of it is removed after the state is told.
+    pub async fn observe_exit(&mut self, exit: Option<Exit>) -> Result<(), Failure> {
+        let words = exit_words(exit.as_ref());
+        TraceEvent::VmmExited { exit: &words }.emit(&self.own_scope());
+        if let Some(live) = &self.live {
+            live.link.close();
+        }
+        if exit == Some(Exit::PoweredOff) {
+            if matches!(self.state(), VmStateName::Running | VmStateName::Paused) {
+                self.observe(VmState::Stopping, &words).await?;
+            }
+            self.reclaim_instances().await?;
+            self.observe(VmState::Stopped, &words).await
+        } else {
+            let step = "observed/vmm-exit".into();
+            self.observe(VmState::Failed(FailureReason { reason: words.clone(), step }), words).await?;
+            self.reclaim_instances().await
+        }
+    }
+
+    /// Brings a VM out of a state that only a change under way may have. Called when none is.
+    pub async fn settle(&mut self, verdict: Verdict, change: &Change) -> Result<(), Failure> {
+        let transitional = matches!(
+            self.state(),
+            VmStateName::Creating | VmStateName::Starting | VmStateName::Stopping | VmStateName::Suspending
+        );
+        match verdict {
+            Verdict::Failed(reason) if self.state().may_become(VmStateName::Failed) => {
+                self.move_to(VmState::Failed(reason), change).await
+            }
+            Verdict::Stopped if transitional && self.state().may_become(VmStateName::Stopped) => {
+                self.move_to(VmState::Stopped, change).await
+            }
+            Verdict::Failed(_) | Verdict::Stopped | Verdict::AsItIs => Ok(()),
+        }
+    }
+
+    /// Tells that the guest stopped answering, or answers again.
+    pub async fn guest_health(&self, responsive: bool) {
+        let trace = if responsive { TraceEvent::GuestAnswersAgain } else { TraceEvent::GuestSilent };
+        trace.emit(&self.own_scope());
+        let vm = Some((self.id(), self.name().clone()));
+        self.core.event(self.row.owner.clone(), vm, EventKind::GuestHealth { responsive }).await;
+    }
+
+    pub async fn diagnostics(&self) -> Diagnostics {
+        match self.live.as_ref().and_then(|live| live.power.as_ref()) {
+            Some(Power::Running(vm)) => vm.diagnostics().await,
+            Some(Power::Paused(vm)) => vm.diagnostics().await,
+            None => Diagnostics::default(),
+        }
+    }
+
+    // ---- files
+
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(_) => Err(Failure::new(ErrorCode::Internal, "a file operation did not come to its end")),
+        }
+    }
+
+    // ---- words
+
+    pub fn vmm_failure(&self, operation: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+        let name = self.name();
+        Failure::new(ErrorCode::Backend, format!("{operation} of VM `{name}` failed: {}", chain(error)))
+            .hint(format!("`offshoot logs {name} --console` shows what the guest last said"))
+    }
+
+    pub fn boot_failure(&self, error: &BootError) -> Failure {
+        let code = match error.step {
+            offshoot_provider::BootStep::Probe => ErrorCode::Unavailable,
+            offshoot_provider::BootStep::Keeper
+            | offshoot_provider::BootStep::Vmm
+            | offshoot_provider::BootStep::Channel
+            | offshoot_provider::BootStep::Handshake => ErrorCode::Backend,
+        };
+        let name = self.name();
+        let mut failure = Failure::new(code, format!("VM `{name}` did not start: {error}"));
+        failure.cause = cause_with_console(std::error::Error::source(error), &error.console_tail);
+        failure.hint(error.hint.clone().unwrap_or_else(|| {
+            format!(
+                "`offshoot logs {name} --console` shows how far it came; `offshoot doctor` checks this host"
+            )
+        }))
+    }
+}
+
+/// What [`Machine::find_process`] found.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Running,
+    Paused,
+    Ended(Option<Exit>),
+    NeverStarted,
+    /// No process is recorded.
+    Nothing,
+    /// It could not be told.
+    Unknown(Failure),
+}
+
+/// Where a VM belongs after a change that did not reach its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Failed(FailureReason),
+    Stopped,
+    AsItIs,
+}
+
+impl Verdict {
+    pub fn failed(change: &Change, step: &str, reason: impl Into<String>) -> Self {
+        Self::Failed(FailureReason { reason: reason.into(), step: format!("{}/{step}", verb(change.kind)) })
+    }
+}
+
+pub(crate) fn exit_words(exit: Option<&Exit>) -> String {
+    match exit {
+        Some(Exit::PoweredOff) => "the guest powered itself off".into(),
+        Some(Exit::Code(code)) => format!("the VMM ended with status {code}"),
+        Some(Exit::Signal(signal)) => format!("the VMM was ended by signal {signal}"),
+        Some(Exit::GuestPanic { line }) => format!("the guest's kernel panicked: {line}"),
+        Some(Exit::KeeperLost) => "the VMM's keeper is gone, and the VMM with it".into(),
+        None => "the VMM ended while no daemon watched it".into(),
+    }
+}
+
+/// The cause of a failed boot, followed by what the guest last said.
+pub(crate) fn cause_with_console(
+    source: Option<&(dyn std::error::Error + 'static)>,
+    console: &[String],
+) -> Option<String> {
+    let mut parts: Vec<String> = source.map(|source| chain(source)).into_iter().collect();
+    if !console.is_empty() {
+        parts.push(format!("console: {}", console.join(" | ")));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// An I/O failure on one of our own paths, by what the caller can do about it.
+pub(crate) fn io_failure(operation: &str, path: &Path, error: &io::Error) -> Failure {
+    let (code, hint) = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            (ErrorCode::NoResource, "free space on the disk that holds the state directory")
+        }
+        _ => (ErrorCode::Internal, "check the permissions and the disk of the state directory"),
+    };
+    Failure::new(code, format!("cannot {operation} {}", path.display())).caused_by(error).hint(hint)
+}
+
+fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
+    VmView {
+        id: row.id,
+        name: row.name.clone(),
+        owner: row.owner.clone(),
+        labels: row.labels.clone(),
+        node: row.node.clone(),
+        image: row.spec.image.clone(),
+        image_digest: row.spec.image_digest.clone(),
+        provider: row.provider,
+        isolation: row.isolation,
+        state: row.state.clone(),
+        generation: row.generation,
+        lifetime: row.spec.lifetime,
+        memory: row.spec.memory,
+        cpus: row.spec.cpus,
+        disk: row.spec.disk,
+        created: row.created,
+        updated: row.updated,
+        started_at: row.started,
+        guest,
+        usage: None,
+        operation: None,
+    }
+}

@@ -1,0 +1,236 @@
+//! The first thing a driver does for a VM of the store: bring record and world together.
+//!
+//! ```text
+//! what the record says          what is found             what becomes of it
+//! Running, Paused               Running, Paused           adopted as found, undisturbed
+//! Running, Paused               ended                     Stopped if the guest powered off, else Failed{exit}
+//! Starting, Stopping            anything                  reclaimed, Stopped
+//! Creating                      -                         Failed, to be destroyed
+//! Stopped, Failed, Suspended    anything                  reclaimed: such a VM has no process
+//! any                           cannot be told            tried again, then Failed{why}
+//!
+//! ... and with a change that was cut off            OnCrash::Undo       OnCrash::Complete
+//!   never begun                                     nothing to undo     carried out now
+//!   begun                                           undone              completed
+//!   at its end                                      completed           completed
+//! ```
+//! Such an operation ends as `Interrupted{undone}`: whoever was told "accepted" can look up what became of it.
+
+use crate::{
+    admission::{self, Admission},
+    driver::{Driver, saga_of},
+    exec,
+    machine::{Found, Verdict},
+    saga::{OnCrash, Unwound, start},
+    trace::TraceEvent,
+};
+use offshoot_store::Step;
+use offshoot_types::{
+    FailureReason, Operation, OperationKind, OperationOutcome, OperationState, VmState, VmStateName,
+};
+use std::time::Duration;
+
+/// An adoption that fails by time-out or a refused connection may succeed a moment later.
+const ADOPTION_ATTEMPTS: u32 = 3;
+const ADOPTION_PAUSE: Duration = Duration::from_millis(100);
+
+/// An operation without an outcome, with its journal.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    pub operation: Operation,
+    pub steps: Vec<Step>,
+}
+
+impl Unfinished {
+    /// Whether it is a change that had begun to act on the VM's process or files.
+    fn acts(&self) -> bool {
+        saga_of(self.operation.kind).is_some() && !self.steps.is_empty()
+    }
+}
+
+impl Driver {
+    /// Returns with the VM's state known; what remains to be completed or undone is handed back.
+    pub async fn reconcile(&mut self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
+        let found = self.find_process().await;
+        let cut_off = unfinished.iter().find(|u| u.acts()).map(|u| u.operation.kind);
+        let settled = match cut_off {
+            // The recovery of these knows better what to make of a process or its absence.
+            _ if unfinished.iter().any(|u| self.reached(u)) => self.compare(found).await,
+            Some(
+                OperationKind::Create
+                | OperationKind::Start
+                | OperationKind::Stop
+                | OperationKind::Restart
+                | OperationKind::Destroy,
+            ) => Ok(()),
+            _ => self.compare(found).await,
+        };
+        if let Err(failure) = settled {
+            TraceEvent::AdoptionFailed { error: &failure.message }.emit(&self.machine.own_scope());
+        }
+        unfinished
+    }
+
+    async fn find_process(&mut self) -> Found {
+        for _ in 1..ADOPTION_ATTEMPTS {
+            match self.machine.find_process().await {
+                Found::Unknown(failure) => {
+                    TraceEvent::AdoptionFailed { error: &failure.message }.emit(&self.machine.own_scope());
+                    tokio::time::sleep(ADOPTION_PAUSE).await;
+                }
+                found => return found,
+            }
+        }
+        self.machine.find_process().await
+    }
+
+    async fn compare(&mut self, found: Found) -> Result<(), offshoot_types::Failure> {
+        use VmStateName::{
+            Creating, Destroyed, Failed, Migrating, Paused, Running, Starting, Stopped, Stopping, Suspended,
+            Suspending,
+        };
+        let machine = &mut self.machine;
+        match (machine.state(), found) {
+            (Running, Found::Running) | (Paused, Found::Paused) => Ok(()),
+            (Paused, Found::Running) => {
+                machine.observe(VmState::Running, "found running when the daemon started").await
+            }
+            (Running, Found::Paused) => {
+                machine.observe(VmState::Paused, "found paused when the daemon started").await
+            }
+            (Running | Paused, Found::Ended(exit)) => machine.observe_exit(exit).await,
+            (Running | Paused, Found::NeverStarted | Found::Nothing) => machine.observe_exit(None).await,
+            (Running | Paused | Suspending | Migrating | Starting | Stopping, Found::Unknown(failure)) => {
+                let reason = FailureReason { reason: failure.message.clone(), step: "observed/adopt".into() };
+                machine.observe(VmState::Failed(reason), failure.message).await
+            }
+            (Starting | Stopping, _) => {
+                machine.reclaim_instances().await?;
+                machine.observe(VmState::Stopped, "the daemon ended while its state was changing").await
+            }
+            (Creating, _) => {
+                let reason = "the daemon ended while it was being created";
+                let step = "observed/half-created".into();
+                let failed = VmState::Failed(FailureReason { reason: reason.into(), step });
+                machine.observe(failed, reason).await
+            }
+            (Suspending | Migrating, _) => {
+                machine.reclaim_instances().await?;
+                let reason = "the daemon ended while its state was changing";
+                let step = "observed/cut-off".into();
+                let failed = VmState::Failed(FailureReason { reason: reason.into(), step });
+                machine.observe(failed, reason).await
+            }
+            (Stopped | Failed | Suspended | Destroyed, Found::Nothing) => Ok(()),
+            (Stopped | Failed | Suspended | Destroyed, _) => machine.reclaim_instances().await,
+        }
+    }
+
+    /// Completes or undoes what an earlier daemon left unfinished, and closes the operation.
+    pub async fn recover(&mut self, unfinished: Unfinished) {
+        let Unfinished { operation, steps } = unfinished;
+        let kind = operation.kind;
+        let step = steps.last().map_or("", |step| step.name.as_str());
+        TraceEvent::RecoveryStarted { kind, step }.emit(&crate::core::scope(&operation));
+        match kind {
+            OperationKind::Exec => self.recover_exec(operation, steps).await,
+            OperationKind::WriteFiles | OperationKind::Reconcile => {
+                let ticket = self.core.opened(operation);
+                self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
+            }
+            OperationKind::Create
+            | OperationKind::Start
+            | OperationKind::Stop
+            | OperationKind::Restart
+            | OperationKind::Pause
+            | OperationKind::Resume
+            | OperationKind::Destroy => self.recover_change(operation, steps).await,
+        }
+    }
+
+    async fn recover_exec(&mut self, operation: Operation, steps: Vec<Step>) {
+        let detail = steps.into_iter().find(|step| step.name == exec::STEP).map(|step| step.detail);
+        let link = self.machine.live.as_ref().map(|live| live.link.clone());
+        let handle = self.core.manager.get(self.machine.id());
+        let ticket = self.core.opened(operation);
+        match (link, handle, detail) {
+            (Some(link), Some(handle), Some(detail)) => {
+                self.core.take_up_exec(&handle, link, ticket, detail).await;
+            }
+            // Its VM has no process any more: nobody can tell how it ended.
+            _ => drop(self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await),
+        }
+    }
+
+    async fn recover_change(&mut self, operation: Operation, steps: Vec<Step>) {
+        let Some(saga) = saga_of(operation.kind) else { return };
+        let change = self.change(&operation, Duration::ZERO);
+        if self.reached(&Unfinished { operation: operation.clone(), steps: steps.clone() }) {
+            let ticket = self.core.opened(operation);
+            self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
+            return;
+        }
+        let begun = !steps.is_empty() || matches!(operation.state, OperationState::Running { .. });
+        let step = self.machine.resume_journal(operation.id, steps);
+        let ticket = self.core.opened(operation);
+        let completed = OperationOutcome::Interrupted { undone: false };
+        match saga.on_crash {
+            OnCrash::Undo => {
+                let report = if begun || change.kind == OperationKind::Create {
+                    saga.undo_from(step.as_deref(), &mut self.machine, &change).await
+                } else {
+                    offshoot_provider::UndoReport::default()
+                };
+                let undone = report.failed.is_empty();
+                let verdict = if undone {
+                    Verdict::Stopped
+                } else {
+                    Verdict::failed(&change, "undo", report.failed.join(", "))
+                };
+                if let Err(failure) = self.machine.settle(verdict, &change).await {
+                    tracing::debug!(%failure, "a VM could not be settled");
+                }
+                self.core.close(ticket, OperationOutcome::Interrupted { undone }).await;
+            }
+            OnCrash::Complete => {
+                let outcome = if begun {
+                    self.run_saga(saga, Some(step), &change).await
+                } else {
+                    self.carry_out_late(saga, &change).await
+                };
+                self.conclude(ticket, outcome, &change, completed).await;
+            }
+        }
+    }
+
+    /// Whether the VM is already where this change was to bring it: only its outcome was not written.
+    fn reached(&self, unfinished: &Unfinished) -> bool {
+        let state = self.machine.state();
+        match unfinished.operation.kind {
+            OperationKind::Create => state != VmStateName::Creating,
+            OperationKind::Start | OperationKind::Restart => {
+                let last = unfinished.steps.last().is_some_and(|step| step.name == start::LAST);
+                last && state == VmStateName::Running
+            }
+            _ => false,
+        }
+    }
+
+    /// A change that was accepted and never begun is judged like any other whose turn has come.
+    async fn carry_out_late(
+        &mut self,
+        saga: &'static crate::saga::Saga,
+        change: &crate::saga::Change,
+    ) -> Result<(), Unwound> {
+        let Some(request) = admission::request_of(change.kind) else { return Ok(()) };
+        match admission::judge(self.machine.state(), request) {
+            Admission::AlreadySatisfied => Ok(()),
+            Admission::Run => self.run_saga(saga, None, change).await,
+            Admission::Denied(reason) => Err(Unwound {
+                step: "admission",
+                failure: reason.failure(self.machine.name()),
+                undo: offshoot_provider::UndoReport::default(),
+            }),
+        }
+    }
+}

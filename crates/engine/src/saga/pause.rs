@@ -1,0 +1,69 @@
+//! `Running <-> Paused`: the CPUs stand still, memory stays. One step each; the VMM is asked what it did if the
+//! step was cut off.
+
+use super::{Change, OnCrash, Saga, Step, StepFuture, Undo};
+use crate::machine::{Found, Machine, Power};
+use offshoot_types::{ErrorCode, Failure, OperationKind, VmState};
+
+pub(crate) const PAUSE: Saga = Saga {
+    kind: OperationKind::Pause,
+    steps: &[&[Step { name: "pause", act: pause, undo: OBSERVED }]],
+    on_crash: OnCrash::Complete,
+};
+
+pub(crate) const RESUME: Saga = Saga {
+    kind: OperationKind::Resume,
+    steps: &[&[Step { name: "resume", act: resume, undo: OBSERVED }]],
+    on_crash: OnCrash::Complete,
+};
+
+const OBSERVED: Undo = Undo::Nothing("the driver asks the VMM which state it is in");
+
+fn pause<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        let (power, done) = match take(machine).await? {
+            Power::Running(vm) => match vm.pause().await {
+                Ok(vm) => (Power::Paused(vm), Ok(())),
+                Err((vm, error)) => (Power::Running(vm), Err(error)),
+            },
+            paused @ Power::Paused(_) => (paused, Ok(())),
+        };
+        put_back(machine, power);
+        done.map_err(|error| machine.vmm_failure("pause", &error))?;
+        machine.move_to(VmState::Paused, change).await
+    })
+}
+
+fn resume<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        let (power, done) = match take(machine).await? {
+            Power::Paused(vm) => match vm.resume().await {
+                Ok(vm) => (Power::Running(vm), Ok(())),
+                Err((vm, error)) => (Power::Paused(vm), Err(error)),
+            },
+            running @ Power::Running(_) => (running, Ok(())),
+        };
+        put_back(machine, power);
+        done.map_err(|error| machine.vmm_failure("resume", &error))?;
+        machine.move_to(VmState::Running, change).await
+    })
+}
+
+/// The typed handle. One that was lost in a cut-off move is found again by asking the VMM.
+async fn take(machine: &mut Machine) -> Result<Power, Failure> {
+    if machine.live.as_ref().is_none_or(|live| live.power.is_none())
+        && let Found::Unknown(failure) = machine.find_process().await
+    {
+        return Err(failure);
+    }
+    machine.live.as_mut().and_then(|live| live.power.take()).ok_or_else(|| {
+        Failure::new(ErrorCode::Backend, format!("the process of VM `{}` is gone", machine.name()))
+            .hint(format!("`offshoot status {}` shows its state", machine.name()))
+    })
+}
+
+fn put_back(machine: &mut Machine, power: Power) {
+    if let Some(live) = &mut machine.live {
+        live.power = Some(power);
+    }
+}

@@ -1,0 +1,126 @@
+//! `Running | Paused -> Stopping -> Stopped`, and `restart`, which is this and a start.
+//!
+//! ```text
+//! guest-shutdown   the agent syncs and powers off        (caller's grace)
+//! end-process      VMM quit, TERM, KILL                  (the provider's ladder; each rung is logged)
+//! reclaim          sockets, cgroup, record               only after the process was seen gone
+//! ```
+
+use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, start};
+use crate::{
+    machine::{Machine, Power, exit_words},
+    trace::TraceEvent,
+};
+use offshoot_guest_proto::message::ShutdownKind;
+use offshoot_provider::StopStep;
+use offshoot_types::{OperationKind, VmState, VmStateName};
+use std::time::Duration;
+use tokio::time::Instant;
+
+pub(crate) const STOP: Saga =
+    Saga { kind: OperationKind::Stop, steps: &[STEPS], on_crash: OnCrash::Complete };
+
+pub(crate) const RESTART: Saga =
+    Saga { kind: OperationKind::Restart, steps: &[STEPS, start::STEPS], on_crash: OnCrash::Complete };
+
+const NOT_TAKEN_BACK: Undo = Undo::Nothing("memory that is gone does not come back: a stop is completed");
+
+const STEPS: &[Step] = &[
+    Step { name: "stopping", act: stopping, undo: NOT_TAKEN_BACK },
+    Step { name: "guest-shutdown", act: guest_shutdown, undo: NOT_TAKEN_BACK },
+    Step { name: "end-process", act: end_process, undo: NOT_TAKEN_BACK },
+    Step { name: "reclaim", act: reclaim, undo: NOT_TAKEN_BACK },
+    Step { name: "stopped", act: stopped, undo: NOT_TAKEN_BACK },
+];
+
+/// How long the agent may take to say that it will power off; the powering off itself has the grace.
+const SHUTDOWN_ANSWER: Duration = Duration::from_secs(5);
+
+pub(super) fn stopping<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        if machine.state().may_become(VmStateName::Stopping) {
+            machine.move_to(VmState::Stopping, change).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Asks; a guest that cannot be asked is not an error, the next rung ends it.
+fn guest_shutdown<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        if change.grace.is_zero() {
+            return Ok(());
+        }
+        resume_if_paused(machine).await;
+        let Some(live) = &machine.live else { return Ok(()) };
+        let Some(client) = live.link.responsive() else { return Ok(()) };
+        let begun = Instant::now();
+        let limit = change.grace.min(SHUTDOWN_ANSWER);
+        let asked = tokio::time::timeout(limit, client.shutdown(ShutdownKind::PowerOff)).await;
+        let rung = match asked {
+            Ok(Ok(())) => "guest-shutdown",
+            Ok(Err(_)) => "guest-shutdown (refused)",
+            Err(_elapsed) => "guest-shutdown (no answer)",
+        };
+        TraceEvent::StopRung { rung, took: begun.elapsed() }.emit(&machine.scope(change));
+        Ok(())
+    })
+}
+
+/// A paused guest cannot write its data back: it runs on until it has.
+async fn resume_if_paused(machine: &mut Machine) {
+    let Some(live) = &mut machine.live else { return };
+    live.power = match live.power.take() {
+        Some(Power::Paused(vm)) => Some(match vm.resume().await {
+            Ok(vm) => Power::Running(vm),
+            Err((vm, _)) => Power::Paused(vm),
+        }),
+        other => other,
+    };
+}
+
+pub(super) fn end_process<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        let Some(live) = &mut machine.live else { return Ok(()) };
+        // A guest that was not asked to power off will not: there is nothing to wait for.
+        let grace = if live.link.view().is_some() { change.grace } else { Duration::ZERO };
+        let Some(power) = live.power.take() else { return Ok(()) };
+        let stopped = match power {
+            Power::Running(vm) => vm.stop(grace).await.map_err(|(_, error)| error),
+            Power::Paused(vm) => vm.stop(grace).await.map_err(|(_, error)| error),
+        };
+        let scope = machine.scope(change);
+        match stopped {
+            Ok(report) => {
+                for (rung, took) in &report.steps {
+                    TraceEvent::StopRung { rung: rung_name(*rung), took: *took }.emit(&scope);
+                }
+                TraceEvent::VmmExited { exit: &exit_words(Some(&report.exit)) }.emit(&scope);
+            }
+            // The next step ends it by its record, and tells if that fails too.
+            Err(error) => TraceEvent::StopRung { rung: &error.to_string(), took: grace }.emit(&scope),
+        }
+        Ok(())
+    })
+}
+
+const fn rung_name(rung: StopStep) -> &'static str {
+    match rung {
+        StopStep::GuestShutdown => "guest-shutdown",
+        StopStep::VmmQuit => "vmm-quit",
+        StopStep::Term => "term",
+        StopStep::Kill => "kill",
+    }
+}
+
+pub(super) fn reclaim<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        machine.reclaim_instances().await?;
+        let dir = machine.core.layout.runtime_vm(machine.id());
+        machine.blocking(move || super::create::remove_tree(&dir)).await
+    })
+}
+
+fn stopped<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(machine.move_to(VmState::Stopped, change))
+}

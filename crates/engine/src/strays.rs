@@ -1,0 +1,85 @@
+//! Files in our directories that belong to no VM.
+//!
+//! ```text
+//! vms/<id>           of a VM that the record says is destroyed     removed: a leftover of ours
+//! <runtime>/<8 hex>  with nothing but empty directories in it      removed: sockets come back with a boot
+//! anything else                                                    kept, and reported as a warning
+//! ```
+//! A disk whose VM the record does not know is not deleted: the record may be the part that was lost.
+
+use crate::{
+    core::Core,
+    trace::{Scope, TraceEvent},
+};
+use offshoot_types::{EventKind, Owner, VmId, VmState};
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+use uuid::Uuid;
+
+/// Runs once per start, after every VM is known.
+pub(crate) async fn sweep(core: &Core) {
+    let layout = core.layout.clone();
+    let ids: HashSet<VmId> = core.manager.all().into_iter().map(|handle| handle.id).collect();
+    let runtime: HashSet<PathBuf> = ids.iter().map(|id| layout.runtime_vm(*id)).collect();
+
+    for path in entries(&layout.vms()) {
+        match vm_of(&path) {
+            Some(id) if ids.contains(&id) => {}
+            Some(id) if is_destroyed(core, id).await => remove(core, &path).await,
+            _ => keep(core, &path).await,
+        }
+    }
+    for path in entries(&layout.runtime) {
+        // Other parts of the daemon keep their sockets here too; ours are directories of eight hex digits.
+        if !runtime.contains(&path) && is_runtime_dir(&path) {
+            if holds_nothing(&path) {
+                remove(core, &path).await;
+            } else {
+                keep(core, &path).await;
+            }
+        }
+    }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir)
+        .map(|entries| entries.filter_map(Result::ok).map(|e| e.path()).collect())
+        .unwrap_or_default()
+}
+
+fn vm_of(path: &Path) -> Option<VmId> {
+    let name = path.file_name()?.to_str()?;
+    let uuid = Uuid::try_parse(name).ok().filter(|uuid| uuid.simple().to_string() == name)?;
+    path.is_dir().then(|| VmId::from_uuid(uuid))
+}
+
+fn is_runtime_dir(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.len() == 8 && name.bytes().all(|b| b.is_ascii_hexdigit()) && path.is_dir()
+}
+
+fn holds_nothing(dir: &Path) -> bool {
+    entries(dir).iter().all(|path| path.is_dir() && !path.is_symlink() && holds_nothing(path))
+}
+
+async fn is_destroyed(core: &Core, id: VmId) -> bool {
+    matches!(core.store.vm(id).await, Ok(Some(row)) if row.state == VmState::Destroyed)
+}
+
+async fn remove(core: &Core, path: &Path) {
+    match fs::remove_dir_all(path) {
+        Ok(()) => TraceEvent::StrayRemoved { path: &path.display().to_string() }.emit(&Scope::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(_) => keep(core, path).await,
+    }
+}
+
+async fn keep(core: &Core, path: &Path) {
+    let shown = path.display().to_string();
+    TraceEvent::StrayKept { path: &shown }.emit(&Scope::default());
+    let message = format!("{shown} belongs to no VM of this daemon and was left as it is");
+    core.event(Owner::default(), None, EventKind::Warning { message }).await;
+}
