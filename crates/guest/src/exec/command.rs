@@ -3,13 +3,14 @@
 use crate::fault::invalid;
 use crate::users::User;
 use offshoot_guest_proto::message::{ExecCommand, ExecStart, GuestError, ResourceLimits};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, getrlimit};
 use std::{collections::BTreeMap, ffi::CString};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const SHELL: &str = "/bin/bash";
-/// What login sessions get on Debian; the agent's own limit is far higher.
-const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(512 * 1024) };
+/// What login sessions get, as programs that use `select` need; the agent's own limit is far higher. A program may
+/// raise it to the agent's maximum.
+const OPEN_FILES: u64 = 1024;
 
 /// What a process becomes. All of it is made before the process, which must not allocate.
 #[derive(Debug)]
@@ -106,7 +107,8 @@ fn candidates(program: &str, path: &str) -> Result<Vec<CString>, GuestError> {
 
 fn limits(wanted: &ResourceLimits) -> Vec<(Resource, Rlimit)> {
     let both = |value: u64| Rlimit { current: Some(value), maximum: Some(value) };
-    let mut limits = vec![(Resource::Nofile, wanted.open_files.map_or(OPEN_FILES, both))];
+    let usual = || Rlimit { current: Some(OPEN_FILES), maximum: getrlimit(Resource::Nofile).maximum };
+    let mut limits = vec![(Resource::Nofile, wanted.open_files.map_or_else(usual, both))];
     let optional = [
         (Resource::As, wanted.address_space),
         (Resource::Fsize, wanted.file_size),

@@ -63,8 +63,6 @@ struct Registry {
     processes: HashMap<[u8; 16], Arc<Process>>,
     /// Oldest first.
     ended: VecDeque<([u8; 16], Instant)>,
-    /// Being started: their ids are taken.
-    starting: usize,
 }
 
 impl Execs {
@@ -171,7 +169,6 @@ impl Execs {
                 Err(std::io::ErrorKind::Other.into())
             }
         });
-        drop(launch);
         let (exit, pid, ()) = launched.map_err(|error| {
             failure.unwrap_or_else(|| fault(GuestErrorKind::Other, format!("start a process: {error}")))
         })?;
@@ -324,3 +321,6 @@ fn hex(id: &[u8; 16]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,8 +44,6 @@ pub struct Process {
     pub id: [u8; 16],
     pub pid: i32,
     pub stdin: Stdin,
-    tree: Box<dyn Tree>,
-    terminal: Option<Arc<AsyncFd<OwnedFd>>>,
     state: Mutex<State>,
     /// Output or the end has come: for attachments.
     progress: watch::Sender<()>,
@@ -55,6 +53,8 @@ pub struct Process {
 
 #[derive(Debug)]
 struct State {
+    /// `None` once ended: what is kept for readers to come holds no descriptors.
+    live: Option<Live>,
     rings: [Ring; 2],
     /// Offsets of each attachment, by its key.
     readers: Vec<(u64, [u64; 2])>,
@@ -66,6 +66,13 @@ struct State {
     /// The pid is no longer ours: no signal may go there.
     reaped: bool,
     end: Option<ExecEnd>,
+}
+
+/// What only a process that has not ended needs.
+#[derive(Debug)]
+struct Live {
+    tree: Box<dyn Tree>,
+    terminal: Option<Arc<AsyncFd<OwnedFd>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,9 +116,8 @@ impl Process {
             id,
             pid,
             stdin,
-            tree,
-            terminal,
             state: Mutex::new(State {
+                live: Some(Live { tree, terminal }),
                 rings: Default::default(),
                 readers: Vec::new(),
                 next_reader: 0,
@@ -159,7 +165,8 @@ impl Process {
         if state.reaped {
             return;
         }
-        let foreground = self.terminal.as_deref().and_then(|fd| rustix::termios::tcgetpgrp(fd).ok());
+        let terminal = state.live.as_ref().and_then(|live| live.terminal.as_deref());
+        let foreground = terminal.and_then(|fd| rustix::termios::tcgetpgrp(fd).ok());
         let own = Pid::from_raw(self.pid);
         // SAFETY-free and without effect for numbers that are no signals: the kernel refuses them.
         if let (Some(group), Some(signal)) = (foreground.or(own), Signal::from_named_raw(number)) {
@@ -175,16 +182,15 @@ impl Process {
 
     fn kill_because(&self, cause: Killed) {
         let mut state = self.lock();
-        if state.end.is_some() {
-            return;
-        }
-        state.killed.get_or_insert(cause);
+        let State { live: Some(live), killed, .. } = &mut *state else { return };
+        killed.get_or_insert(cause);
         // A tree that is already empty cannot be killed again; the driver waits for it to be empty either way.
-        drop(self.tree.kill(self.pid));
+        drop(live.tree.kill(self.pid));
     }
 
     pub fn resize(&self, size: PtySize) {
-        if let Some(terminal) = &self.terminal {
+        let state = self.lock();
+        if let Some(Live { terminal: Some(terminal), .. }) = &state.live {
             // The terminal outlives its last reader: nothing to resize any more.
             let _gone = rustix::termios::tcsetwinsize(terminal, window(size));
         }
@@ -269,13 +275,20 @@ impl Process {
         if killed.is_some() {
             self.wait_until_empty(&mut reaper_passes).await;
         }
-        self.finish(&exit, killed, exit.at.duration_since(started));
+        let live = self.finish(&exit, killed, exit.at.duration_since(started));
+        // Removing the cgroup is nothing a caller should wait for: let the announced end leave for the host first.
+        tokio::task::yield_now().await;
+        drop(live);
+    }
+
+    /// A tree that cannot be asked is taken as gone: its directory is removed only if that is true.
+    fn is_populated(&self) -> bool {
+        self.lock().live.as_ref().is_some_and(|live| live.tree.is_populated(self.pid).unwrap_or(false))
     }
 
     async fn wait_until_empty(&self, reaper_passes: &mut watch::Receiver<u64>) {
         let deadline = Instant::now() + DEATH;
-        // A tree that cannot be asked is taken as gone: its directory is removed only if that is true.
-        while self.tree.is_populated(self.pid).unwrap_or(false) {
+        while self.is_populated() {
             tokio::select! {
                 _ = reaper_passes.changed() => {}
                 () = sleep_until(deadline) => return,
@@ -283,7 +296,8 @@ impl Process {
         }
     }
 
-    fn finish(&self, exit: &Exit, killed: Option<Killed>, wall: Duration) {
+    /// Announces the end; answers what is to be released.
+    fn finish(&self, exit: &Exit, killed: Option<Killed>, wall: Duration) -> Option<Live> {
         let status = ExitStatus::from_raw(exit.reaped.status);
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let mut state = self.lock();
@@ -298,8 +312,10 @@ impl Process {
             user_us: micros(exit.reaped.user),
             system_us: micros(exit.reaped.system),
         });
+        let live = state.live.take();
         drop(state);
         self.progress.send_replace(());
+        live
     }
 }
 

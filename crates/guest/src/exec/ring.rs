@@ -60,7 +60,14 @@ impl Ring {
         if count == 0 {
             return Found::Nothing;
         }
-        Found::Data(self.bytes.range(skip..skip + count).copied().collect())
+        // By slices: byte by byte is what an emulated CPU feels.
+        let (front, back) = self.bytes.as_slices();
+        let mut data = Vec::with_capacity(count);
+        let from_front = front.get(skip..).unwrap_or_default();
+        data.extend_from_slice(&from_front[..count.min(from_front.len())]);
+        let skip = skip.saturating_sub(front.len());
+        data.extend_from_slice(&back[skip..skip + count - data.len()]);
+        Found::Data(data)
     }
 
     /// Forgets what is held, keeping the offsets.
@@ -105,6 +112,29 @@ mod tests {
         assert_eq!(ring.held(), CAPACITY);
         assert_eq!(ring.read(6, 1), Found::Lost { next_offset: 11 });
         assert_eq!(ring.read(ring.end() - 5, 100), Found::Data(vec![8; 5]));
+    }
+
+    #[test]
+    fn every_byte_is_found_wherever_the_ring_wraps() {
+        let byte = |offset: usize| (offset % 251) as u8;
+        let mut ring = Ring::default();
+        let mut written = 0;
+        for step in [CAPACITY, 1, 1000, CAPACITY / 2, CAPACITY - 1] {
+            let data: Vec<u8> = (written..written + step).map(byte).collect();
+            ring.write(&data);
+            written += step;
+            let start = written - CAPACITY;
+            for (skip, limit) in
+                [(0, CAPACITY), (1, 5), (CAPACITY / 2 - 1, 7), (CAPACITY - 1, 9), (999, 60_000)]
+            {
+                let expected: Vec<u8> = (start + skip..written).take(limit).map(byte).collect();
+                assert_eq!(
+                    ring.read((start + skip) as u64, limit),
+                    Found::Data(expected),
+                    "{step} {skip} {limit}"
+                );
+            }
+        }
     }
 
     #[test]

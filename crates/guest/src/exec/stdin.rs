@@ -40,9 +40,13 @@ impl Stdin {
         Self::new(End::Terminal(fd))
     }
 
-    /// The process has ended: whoever writes stops waiting.
+    /// The process has ended: whoever writes stops waiting, and the descriptor is released.
     pub fn close(&self) {
         self.closed.send_replace(true);
+        // Held: by a writer, who now fails and releases it.
+        if let Ok(mut end) = self.end.try_lock() {
+            *end = End::None;
+        }
     }
 
     /// Waits until the process has taken all of `data`. Input for a process that does not read any more is
@@ -52,8 +56,8 @@ impl Stdin {
         let mut closed = self.closed.subscribe();
         let outcome = tokio::select! {
             biased;
-            outcome = end.write(data) => outcome,
             _ = closed.wait_for(|closed| *closed) => Err(Errno::PIPE),
+            outcome = end.write(data) => outcome,
         };
         if outcome.is_err() {
             *end = End::None;
