@@ -1,8 +1,8 @@
-//! The host's images, for callers and for the engine. The store blocks and may hash gigabytes, so every access
+//! The host's images, for callers. The store blocks and may hash gigabytes, so every access
 //! runs where blocking is allowed.
 
 use offshoot_api::v1;
-use offshoot_engine::{BootFiles, Images};
+use offshoot_engine::StoredImages;
 use offshoot_image::{AgentBinary, Image, Store, StoreError};
 use offshoot_types::{ErrorCode, Failure, ImageDigest, ImageRef, MemMib};
 use std::{collections::BTreeSet, path::Path};
@@ -32,17 +32,22 @@ impl HostImages {
         self.store.root()
     }
 
-    /// The image as it is now, with this daemon's agent: what a VM made now is bound to.
+    /// What the engine boots VMs from.
+    pub fn to_boot_from(&self) -> StoredImages {
+        StoredImages { store: self.store.clone(), agent: self.agent.clone() }
+    }
+
+    /// The image as its name stands now: what a VM made now is bound to.
     pub async fn for_new_vm(&self, image: ImageRef) -> Result<ImageForVm, Failure> {
-        self.blocking(move |store, agent| {
-            let image = store.with_agent(&store.resolve(&image)?, agent)?;
+        self.blocking(move |store| {
+            let image = store.resolve(&image)?;
             Ok(ImageForVm { digest: image.digest, default_memory: image.manifest.default_memory })
         })
         .await
     }
 
     pub async fn list(&self) -> Result<Vec<v1::Image>, Failure> {
-        self.blocking(|store, _| {
+        self.blocking(|store| {
             let listing = store.list()?;
             for (digest, error) in listing.broken {
                 tracing::warn!(%digest, %error, "an image cannot be read");
@@ -53,12 +58,12 @@ impl HostImages {
     }
 
     pub async fn remove(&self, image: ImageRef, in_use: BTreeSet<ImageDigest>) -> Result<(), Failure> {
-        self.blocking(move |store, _| store.remove(&image, &in_use).map(drop)).await
+        self.blocking(move |store| store.remove(&image, &in_use).map(drop)).await
     }
 
     /// Reads every part in full.
     pub async fn verify(&self, image: ImageRef) -> Result<v1::ImageVerified, Failure> {
-        self.blocking(move |store, _| {
+        self.blocking(move |store| {
             let image = store.resolve(&image)?;
             store.verify(&image)?;
             let file = |(kind, part): (offshoot_image::PartKind, offshoot_image::Part)| v1::ImageFile {
@@ -74,30 +79,13 @@ impl HostImages {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Store, &AgentBinary) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Failure> {
-        let Self { store, agent } = self.clone();
-        let done = spawn_blocking(move || work(&store, &agent)).await.map_err(|error| {
+        let store = self.store.clone();
+        let done = spawn_blocking(move || work(&store)).await.map_err(|error| {
             Failure::new(ErrorCode::Internal, "reading the image store broke off").caused_by(&error)
         })?;
         done.map_err(|error| error.failure())
-    }
-}
-
-impl Images for HostImages {
-    fn boot_files(&self, digest: &ImageDigest) -> Result<BootFiles, Failure> {
-        let checked = || {
-            let image = self.store.resolve(&ImageRef::Digest(digest.clone()))?;
-            self.store.check(&image)?;
-            Ok(image)
-        };
-        let image = checked().map_err(|error: StoreError| error.failure())?;
-        Ok(BootFiles {
-            kernel: image.kernel(),
-            initramfs: image.initramfs(),
-            root: image.root(),
-            disk_template: image.disk(),
-        })
     }
 }
 

@@ -47,7 +47,7 @@ pub fn engine_options(
 ) -> Options {
     Options {
         runtime_dir: runtime_dir.into(),
-        images: Arc::new(images.clone()),
+        images: Arc::new(images.to_boot_from()),
         providers: options.providers.assemble(state_dir),
         policy: policy.clone(),
         limits: options.limits,

@@ -118,7 +118,7 @@ pub struct Started {
 pub struct Lost {
     pub stream: Stream,
     /// The next data of this stream begins here.
-    pub next_offset: u64,
+    pub bytes: u64,
 }
 
 /// The process has ended.
@@ -197,11 +197,8 @@ mod tests {
         );
         assert_eq!(text(&ClientMessage::Signal { signal: 15 }), r#"{"type":"signal","signal":15}"#);
         assert!(ClientMessage::Signal { signal: 65 }.check().is_err());
-        let lost = ServerMessage::Lost(Lost { stream: Stream::Stderr, next_offset: 7 });
-        assert_eq!(
-            serde_json::to_string(&lost).unwrap(),
-            r#"{"event":"lost","stream":"stderr","next_offset":7}"#
-        );
+        let lost = ServerMessage::Lost(Lost { stream: Stream::Stderr, bytes: 7 });
+        assert_eq!(serde_json::to_string(&lost).unwrap(), r#"{"event":"lost","stream":"stderr","bytes":7}"#);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use offshoot_types::{Command, ErrorCode, Failure};
 use std::sync::OnceLock;
 
 /// Whether the daemon answers.
-#[utoipa::path(get, path = "/v1/health", tag = "daemon",
+#[utoipa::path(get, path = "/v1/health", tag = "daemon", operation_id = "health",
     responses((status = 200, body = v1::Health), ReadErrors))]
 pub async fn health(call: Call) -> Result<axum::Json<v1::Health>, ApiError> {
     let _read = call.permit(Command::Inspect { vm: None })?;
@@ -24,7 +24,7 @@ pub async fn health(call: Call) -> Result<axum::Json<v1::Health>, ApiError> {
 }
 
 /// This document.
-#[utoipa::path(get, path = "/v1/openapi.json", tag = "daemon",
+#[utoipa::path(get, path = "/v1/openapi.json", tag = "daemon", operation_id = "openapi",
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value), ReadErrors))]
 pub async fn openapi(call: Call) -> Result<Response, ApiError> {
     static TEXT: OnceLock<String> = OnceLock::new();
@@ -34,7 +34,7 @@ pub async fn openapi(call: Call) -> Result<Response, ApiError> {
 }
 
 /// Who serves, since when, and what keeps it busy.
-#[utoipa::path(get, path = "/v1/daemon", tag = "daemon",
+#[utoipa::path(get, path = "/v1/daemon", tag = "daemon", operation_id = "show_daemon",
     responses((status = 200, body = v1::Daemon), ReadErrors))]
 pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
     let _read = call.permit(Command::Inspect { vm: None })?;
@@ -51,7 +51,7 @@ pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
 }
 
 /// End the daemon. VMs live on unless `vms`.
-#[utoipa::path(post, path = "/v1/daemon/stop", tag = "daemon", request_body = StopDaemon,
+#[utoipa::path(post, path = "/v1/daemon/stop", tag = "daemon", operation_id = "stop_daemon", request_body = StopDaemon,
     responses((status = 202, body = v1::Stopping), StopErrors))]
 pub async fn stop(call: Call, Json(request): Json<StopDaemon>) -> Result<Response, ApiError> {
     let permit = call.permit(Command::StopDaemon { vms: request.vms })?;

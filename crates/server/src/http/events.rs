@@ -2,7 +2,7 @@
 
 use super::{
     bounded_wait,
-    error::{ApiError, ReadErrors},
+    error::{ApiError, LookupErrors},
     extract::Query,
     request::Call,
 };
@@ -28,7 +28,7 @@ const MAX_PAGE: u32 = 1000;
     responses(
         (status = 200, description = "A page, or a stream of `Event`s", content(
             (v1::EventPage = "application/json"), (v1::Event = "text/event-stream"))),
-        ReadErrors))]
+        LookupErrors))]
 pub async fn events(
     call: Call,
     headers: HeaderMap,

@@ -302,8 +302,8 @@ impl Teller<'_> {
                     continue;
                 }
                 Some(ExecEvent::Started { pid }) => self.about.started(self.exec, self.operation, pid),
-                Some(ExecEvent::Lost { stream, next_offset }) => {
-                    ServerMessage::Lost(Lost { stream: wire(stream), next_offset })
+                Some(ExecEvent::Lost { stream, bytes }) => {
+                    ServerMessage::Lost(Lost { stream: wire(stream), bytes })
                 }
                 Some(ExecEvent::Detached) => ServerMessage::Detached,
                 Some(ExecEvent::Ended(end)) => {

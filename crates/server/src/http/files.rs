@@ -10,11 +10,12 @@ use offshoot_api::v1::{
     self, DirectoryEntry, DirectoryList, ListQuery, MakeDirectory, RemoveFile, RenameFile, SetMode,
     StatQuery, Symlink, absolute_path,
 };
+use offshoot_engine::guest_failure;
 use offshoot_guest_proto::{
     client::{ClientError, Files},
-    message::{FileKind, FileStat, GuestErrorKind},
+    message::{FileKind, FileStat},
 };
-use offshoot_types::{Command, ErrorCode, Failure, FileAccess, VmRef};
+use offshoot_types::{Command, Failure, FileAccess, VmRef};
 
 /// Entries of one listing, each perhaps a kilobyte of JSON.
 const MAX_ENTRIES: usize = 50_000;
@@ -131,12 +132,13 @@ where
 }
 
 /// Does `work` in the guest, as one permitted and recorded access.
-async fn in_guest<T, W>(call: &Call, command: Command, user: String, work: W) -> Result<T, Failure>
+pub(super) async fn in_guest<T, W>(call: &Call, command: Command, user: String, work: W) -> Result<T, Failure>
 where
     W: AsyncFnOnce(Files) -> Result<T, ClientError>,
 {
+    let vm = call.named(&command);
     let guest = call.app.engine.guest(call.permit(command)?).await?;
-    let done = work(guest.client().files(user)).await.map_err(guest_failure);
+    let done = work(guest.client().files(user)).await.map_err(|error| guest_failure(&vm, &error));
     guest.complete(done.as_ref().map(drop).map_err(Clone::clone)).await;
     done
 }
@@ -155,33 +157,5 @@ pub fn wire_stat(stat: FileStat) -> v1::FileStat {
         gid: stat.gid,
         modified_ns: stat.modified_ns,
         symlink_target: stat.symlink_target,
-    }
-}
-
-/// The guest's answer, or its silence, in our words.
-pub fn guest_failure(error: ClientError) -> Failure {
-    let code = match &error {
-        ClientError::Guest(guest) => match guest.kind {
-            GuestErrorKind::NotFound => ErrorCode::NotFound,
-            GuestErrorKind::AlreadyExists => ErrorCode::AlreadyExists,
-            GuestErrorKind::PermissionDenied => ErrorCode::Denied,
-            GuestErrorKind::NotADirectory
-            | GuestErrorKind::IsADirectory
-            | GuestErrorKind::NotEmpty
-            | GuestErrorKind::InvalidArgument
-            | GuestErrorKind::ExecFailed => ErrorCode::InvalidArgument,
-            GuestErrorKind::NoSpace | GuestErrorKind::Exhausted => ErrorCode::NoResource,
-            GuestErrorKind::ConnectionRefused | GuestErrorKind::Other => ErrorCode::Guest,
-            GuestErrorKind::Unsupported => ErrorCode::Unsupported,
-        },
-        ClientError::Timeout { .. } => ErrorCode::Timeout,
-        ClientError::TooManyStreams { .. } => ErrorCode::NoResource,
-        ClientError::Closed { .. } | ClientError::Protocol { .. } => ErrorCode::Guest,
-        ClientError::Request { .. } => ErrorCode::InvalidArgument,
-    };
-    let failure = Failure::new(code, format!("in the VM: {error}"));
-    match std::error::Error::source(&error) {
-        Some(source) => failure.caused_by(source),
-        None => failure,
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     error::{ApiError, GuestErrors},
     extract::{Query, Vm},
-    files::{guest_failure, wire_stat},
+    files::wire_stat,
     request::Call,
 };
 use axum::{
@@ -14,9 +14,9 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use offshoot_api::v1::{self, FILE_STAT_HEADER, ReadQuery, WriteQuery, absolute_path};
-use offshoot_engine::GuestAccess;
+use offshoot_engine::{GuestAccess, guest_failure};
 use offshoot_guest_proto::client::{FileReader, FileWriter};
-use offshoot_types::{Command, ErrorCode, Failure, FileAccess};
+use offshoot_types::{Command, ErrorCode, Failure, FileAccess, VmName};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -32,9 +32,10 @@ pub async fn read(call: Call, Vm(vm): Vm, Query(query): Query<ReadQuery>) -> Res
     absolute_path("path", &query.path)?;
     let user = query.user()?;
     let command = Command::Files { vm, access: FileAccess::Read, path: query.path.clone() };
+    let name = call.named(&command);
     let guest = call.app.engine.guest(call.permit(command)?).await?;
     let opened = guest.client().files(user).read(query.path, query.offset, query.length).await;
-    let reader = match opened.map_err(guest_failure) {
+    let reader = match opened.map_err(|error| guest_failure(&name, &error)) {
         Ok(reader) => reader,
         Err(failure) => {
             guest.complete(Err(failure.clone())).await;
@@ -46,7 +47,7 @@ pub async fn read(call: Call, Vm(vm): Vm, Query(query): Query<ReadQuery>) -> Res
     let stat = HeaderValue::from_bytes(stat.as_bytes()).map_err(|error| {
         Failure::new(ErrorCode::Internal, "metadata do not fit a header").caused_by(&error)
     })?;
-    let mut response = Body::from_stream(contents(guest, reader)).into_response();
+    let mut response = Body::from_stream(contents(name, guest, reader)).into_response();
     response.headers_mut().insert(FILE_STAT_HEADER, stat);
     let octets = HeaderValue::from_static("application/octet-stream");
     response.headers_mut().insert(header::CONTENT_TYPE, octets);
@@ -55,13 +56,14 @@ pub async fn read(call: Call, Vm(vm): Vm, Query(query): Query<ReadQuery>) -> Res
 
 /// The file as it comes; a guest that gives up half-way breaks the body, so that nobody takes it for the whole.
 fn contents(
+    name: VmName,
     guest: GuestAccess,
     reader: FileReader,
 ) -> impl futures::Stream<Item = Result<Bytes, Failure>> + Send {
-    stream::unfold(Some((guest, reader)), |open| async {
-        let (guest, mut reader) = open?;
-        match reader.next().await.map_err(guest_failure) {
-            Ok(Some(bytes)) => Some((Ok(bytes), Some((guest, reader)))),
+    stream::unfold(Some((name, guest, reader)), |open| async {
+        let (name, guest, mut reader) = open?;
+        match reader.next().await.map_err(|error| guest_failure(&name, &error)) {
+            Ok(Some(bytes)) => Some((Ok(bytes), Some((name, guest, reader)))),
             Ok(None) => {
                 guest.complete(Ok(())).await;
                 None
@@ -89,11 +91,13 @@ pub async fn write(
     let user = query.user()?;
     let WriteQuery { path, mode, make_parents, exclusive, .. } = query;
     let command = Command::Files { vm, access: FileAccess::Write, path: path.clone() };
+    let name = call.named(&command);
     let guest = call.app.engine.guest(call.permit(command)?).await?;
     let written = async {
         let files = guest.client().files(user);
-        let writer = files.write(path, mode, make_parents, exclusive).await.map_err(guest_failure)?;
-        fill(writer, body.into_data_stream()).await
+        let opened = files.write(path, mode, make_parents, exclusive).await;
+        let writer = opened.map_err(|error| guest_failure(&name, &error))?;
+        fill(&name, writer, body.into_data_stream()).await
     };
     let written = written.await;
     guest.complete(written.as_ref().map(drop).map_err(Clone::clone)).await;
@@ -101,11 +105,16 @@ pub async fn write(
 }
 
 /// Dropping the writer before its end leaves the old file.
-async fn fill(mut writer: FileWriter, mut body: BodyDataStream) -> Result<v1::FileStat, Failure> {
+async fn fill(
+    name: &VmName,
+    mut writer: FileWriter,
+    mut body: BodyDataStream,
+) -> Result<v1::FileStat, Failure> {
+    let failed = |error| guest_failure(name, &error);
     loop {
         match timeout(STALLED, body.next()).await {
-            Ok(Some(Ok(bytes))) => writer.send(&bytes).await.map_err(guest_failure)?,
-            Ok(None) => return writer.finish().await.map(wire_stat).map_err(guest_failure),
+            Ok(Some(Ok(bytes))) => writer.send(&bytes).await.map_err(failed)?,
+            Ok(None) => return writer.finish().await.map(wire_stat).map_err(failed),
             Ok(Some(Err(error))) => {
                 return Err(Failure::new(ErrorCode::Interrupted, "the upload broke off").caused_by(&error));
             }

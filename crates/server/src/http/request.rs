@@ -12,7 +12,7 @@ use axum::{
 };
 use offshoot_api::v1::REQUEST_ID_HEADER;
 use offshoot_policy::{Authorized, Decision};
-use offshoot_types::{Actor, Command, ErrorCode, Failure, Owner, RequestId};
+use offshoot_types::{Actor, Command, ErrorCode, Failure, Owner, RequestId, Target, VmName, VmRef};
 use std::time::Instant;
 use tracing::Instrument;
 
@@ -31,6 +31,19 @@ pub struct Call {
 }
 
 impl Call {
+    /// The name, for messages, of the VM a command is about.
+    pub fn named(&self, command: &Command) -> VmName {
+        let target = command.target();
+        match &target {
+            Target::Vm(VmRef::Name(name)) | Target::NewVm(name) => name.clone(),
+            _ => match self.app.engine.facts(&self.actor, &target).vm {
+                Some(vm) => vm.name,
+                // Gone in the meantime, or never there; the engine says so.
+                None => "unknown".parse().expect("letters are a valid name"),
+            },
+        }
+    }
+
     /// Asks policy. The only way from here to the engine.
     pub fn permit(&self, command: Command) -> Result<Authorized<Command>, Failure> {
         let facts = self.app.engine.facts(&self.actor, &command.target());

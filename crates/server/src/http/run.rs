@@ -1,9 +1,9 @@
 //! `/v1/run`: one process in a fresh VM that lives no longer than the WebSocket.
 //!
 //! ```text
-//! request --> create --> boot --> exec --> ended --> destroy --> close
-//!                |          |        |                  ^
-//!                +----------+--------+-- caller gone ---+       (`keep`: no destroy)
+//! request --> create --> boot --> files --> exec --> ended --> destroy --> close
+//!                |          |       |         |                  ^
+//!                +----------+-------+---------+-- caller gone ---+       (`keep`: no destroy)
 //! ```
 //! The VM is `Lifetime::Request`: should this task or the whole daemon die, the engine destroys it.
 
@@ -13,13 +13,12 @@ use super::{
     error::{ApiError, CreateErrors},
     exec_session::{About, Channel, Left, follow},
     extract::Upgrade,
-    files::guest_failure,
     request::Call,
     vms,
 };
 use axum::response::Response;
 use offshoot_api::v1::{Durations, NewFile, NewRun, ProgressState, RunRequest, ServerMessage, StepProgress};
-use offshoot_engine::RequestVm;
+use offshoot_engine::{RequestVm, guest_failure};
 use offshoot_types::{
     Command, ErrorCode, ExecSpec, Failure, FileAccess, Lifetime, VmId, VmName, VmRef, VmSpec,
 };
@@ -70,8 +69,8 @@ async fn use_machine(
     follow(call, channel, session, &about, durations).await
 }
 
-/// Tells the caller about a step while doing it. A caller that leaves is noticed only between steps that must
-/// not be cut short, and at once in the others: see [`boot`].
+/// Tells the caller about a step while doing it. A caller that leaves ends the step: the engine takes back a
+/// creation whose caller is gone, and the guard destroys what was created.
 async fn step<T>(
     channel: &mut Channel,
     name: &str,
@@ -137,16 +136,12 @@ async fn boot(call: &Call, vm: VmId) -> Result<(), Failure> {
 async fn place(call: &Call, vm: VmId, files: Vec<NewFile>) -> Result<(), Failure> {
     for NewFile { path, mode, content } in files {
         let command = Command::Files { vm: VmRef::Id(vm), access: FileAccess::Write, path: path.clone() };
-        let guest = call.app.engine.guest(call.permit(command)?).await?;
-        let written = async {
-            let files = guest.client().files("root");
+        in_guest(call, command, "root".into(), async |files| {
             let mut writer = files.write(path, mode, true, false).await?;
             writer.send(&content).await?;
-            writer.finish().await
-        };
-        let written = written.await.map(drop).map_err(guest_failure);
-        guest.complete(written.clone()).await;
-        written?;
+            writer.finish().await.map(drop)
+        })
+        .await?;
     }
     Ok(())
 }

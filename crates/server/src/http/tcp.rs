@@ -4,7 +4,6 @@
 use super::{
     error::{ApiError, GuestErrors},
     extract::{Query, Upgrade, Vm},
-    files::guest_failure,
     request::Call,
 };
 use axum::{
@@ -17,6 +16,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use offshoot_api::v1::{TCP_END, TcpQuery};
+use offshoot_engine::guest_failure;
 use offshoot_types::{Command, ErrorCode, Failure};
 use std::time::Duration;
 use tokio::{
@@ -39,8 +39,10 @@ pub async fn tcp(
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
     let port = query.port()?;
-    let guest = call.app.engine.guest(call.permit(Command::Connect { vm, port })?).await?;
-    let tunnel = guest.client().connect_tcp(port).await.map_err(guest_failure)?;
+    let command = Command::Connect { vm, port };
+    let name = call.named(&command);
+    let guest = call.app.engine.guest(call.permit(command)?).await?;
+    let tunnel = guest.client().connect_tcp(port).await.map_err(|error| guest_failure(&name, &error))?;
     let present = call.app.activity.enter();
     Ok(upgrade.serve(move |socket| async move {
         let _present = present;
