@@ -28,7 +28,7 @@ mod recipe;
 mod store;
 
 pub use agent::{AgentBinary, AgentError};
-pub use build::{BuildError, BuildOptions, MissingTool, Packages, Progress, Stage, build};
+pub use build::{BuildError, BuildOptions, MissingTool, Packages, Progress, Stage, build, missing_tools};
 pub use cancel::Cancel;
 pub use digest::{BlobDigest, InvalidDigest};
 pub use elf::ElfError;

@@ -20,7 +20,7 @@ mod tools;
 mod tree;
 
 pub use error::BuildError;
-pub use tools::MissingTool;
+pub use tools::{MissingTool, missing as missing_tools};
 
 use crate::{
     AgentBinary, AgentInfo, BlobDigest, Cancel, FORMAT, Image, Manifest, Parts, Recipe, Store, initramfs,

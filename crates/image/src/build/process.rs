@@ -4,8 +4,10 @@
 //! spawned --exits--> Exited                      the rest of its group is killed
 //!    |---cancelled--> TERM to the group --exits, or GRACE passes--> KILL --> Cancelled
 //! ```
-//! Every program leads a process group of its own and gets SIGTERM when we die (`setpriv --pdeathsig`, so that no code
-//! has to run between fork and exec). Its output goes to the log and, line by line, to the progress callback.
+//! Every program leads a process group of its own and is killed when we die (`setpriv --pdeathsig`, so that no code has
+//! to run between fork and exec). That reaches the program but not its children, and mmdebstrap has many and mounts
+//! things; so it runs in PID and mount namespaces of its own, and the kernel ends and unmounts everything with the
+//! first process. Output goes to the log and, line by line, to the progress callback.
 
 use super::{Build, BuildError, Progress, Stage, tools};
 use rustix::{
@@ -47,10 +49,30 @@ enum Output {
 }
 
 impl Program {
+    /// A program without children of its own.
     pub(super) fn new(name: &'static str) -> Self {
+        Self::below(name, &["--pdeathsig", "KILL", "--"])
+    }
+
+    /// A program whose children and mounts end with it.
+    pub(super) fn confined(name: &'static str) -> Self {
+        const NAMESPACES: [&str; 6] =
+            ["--mount", "--propagation=private", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
+        match tools::is_root() {
+            true => {
+                let setpriv = ["--pdeathsig", "KILL", "--", "unshare"];
+                Self::below(name, &[&setpriv[..], &NAMESPACES, &["--"]].concat())
+            }
+            // Without root it is mmdebstrap itself that makes the namespaces, and TERM lets it tidy up outside them.
+            false => Self::below(name, &["--pdeathsig", "TERM", "--"]),
+        }
+    }
+
+    /// `name` as the last of the programs that `setpriv` turns into.
+    fn below(name: &'static str, setpriv: &[&str]) -> Self {
         let mut command = Command::new("setpriv");
         let path = tools::find(name).unwrap_or_else(|| name.into());
-        command.args(["--pdeathsig", "TERM", "--"]).arg(path);
+        command.args(setpriv).arg(path);
         // Messages are parsed by no one, but logged and shown: one language, no terminal control.
         command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").env_remove("TERM");
         command.stdin(Stdio::null()).process_group(0);
@@ -305,7 +327,39 @@ mod tests {
         });
         assert!(matches!(result, Err(BuildError::Cancelled)));
         assert!(started.elapsed() < Duration::from_secs(15), "TERM was enough");
-        assert!(!Path::new(&format!("/proc/{}/fd", children[0])).exists() || is_zombie(&children[0]));
+        // Killed, but perhaps still on its way out.
+        while Path::new(&format!("/proc/{}", children[0])).exists() && !is_zombie(&children[0]) {
+            assert!(started.elapsed() < GRACE, "the child lives on");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_a_confined_program_starts_ends_with_it_even_in_a_session_of_its_own() {
+        let mut pids = Vec::new();
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let mut progress = |event: Progress<'_>| {
+            if let Progress::Line { text, .. } = event {
+                pids.push(text.to_owned());
+            }
+        };
+        let mut build = Build::begin(&store, &BuildOptions::default(), &mut progress).unwrap();
+        let script = "setsid sleep 4321 >/dev/null 2>&1 & readlink /proc/self";
+        let program = Program::confined("sh").args(["-c", script]);
+        match build.run_program(Stage::Disk, program) {
+            // Namespaces are for root; without them mmdebstrap does this itself.
+            Err(BuildError::Failed { .. }) => return,
+            result => result.unwrap(),
+        }
+        drop(build);
+        if tools::is_root() {
+            let alive = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+                std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\x004321\0")
+            });
+            assert!(!alive);
+            assert!(pids[0].parse::<u32>().unwrap() < 10, "it has process ids of its own: {pids:?}");
+        }
     }
 
     fn is_zombie(pid: &str) -> bool {

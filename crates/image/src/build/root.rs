@@ -58,9 +58,9 @@ fn make(build: &mut Build<'_>, directory: &Path, tree: &Tree) -> Result<StageRec
         true => {
             let tmp = directory.join("tmp");
             fs::create_dir(&tmp).during("create", &tmp)?;
-            Program::new("sh").env("TMPDIR", &tmp)
+            Program::confined("sh").env("TMPDIR", &tmp)
         }
-        false => Program::new("mmdebstrap").args(["--unshare-helper", "sh"]).env("TMPDIR", "/tmp"),
+        false => Program::confined("mmdebstrap").args(["--unshare-helper", "sh"]).env("TMPDIR", "/tmp"),
     };
     let program = program
         .args(["-c", &script])

@@ -21,12 +21,13 @@ const fn tool(
     MissingTool { program, apt, dnf, pacman }
 }
 
-const NEEDED: [MissingTool; 6] = [
+const NEEDED: [MissingTool; 7] = [
     tool("mmdebstrap", "mmdebstrap", "mmdebstrap", None),
     tool("dpkg-deb", "dpkg", "dpkg", Some("dpkg")),
     tool("mkfs.erofs", "erofs-utils", "erofs-utils", Some("erofs-utils")),
     tool("mke2fs", "e2fsprogs", "e2fsprogs", Some("e2fsprogs")),
     tool("tar", "tar", "tar", Some("tar")),
+    tool("unshare", "util-linux", "util-linux", Some("util-linux")),
     tool("setpriv", "util-linux", "util-linux", Some("util-linux")),
 ];
 
@@ -59,10 +60,14 @@ pub(super) fn is_root() -> bool {
 }
 
 pub(super) fn require() -> Result<(), BuildError> {
-    let extra = (!is_root()).then_some(WITHOUT_ROOT);
-    let tools: Vec<MissingTool> =
-        NEEDED.into_iter().chain(extra).filter(|tool| find(tool.program).is_none()).collect();
+    let tools = missing();
     if tools.is_empty() { Ok(()) } else { Err(BuildError::MissingTools { tools }) }
+}
+
+/// Programs a build needs and this host lacks.
+pub fn missing() -> Vec<MissingTool> {
+    let extra = (!is_root()).then_some(WITHOUT_ROOT);
+    NEEDED.into_iter().chain(extra).filter(|tool| find(tool.program).is_none()).collect()
 }
 
 /// Where a program is. The administrator's directories are looked into as well: Debian does not put them on the path

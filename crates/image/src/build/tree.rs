@@ -84,7 +84,7 @@ fn make(build: &mut Build<'_>, directory: &Path, recipe: &Recipe) -> Result<Stag
 
 /// mmdebstrap with what every use of it here has in common.
 pub(super) fn mmdebstrap(directory: &Path) -> Result<Program, BuildError> {
-    let mut program = Program::new("mmdebstrap").args([
+    let mut program = Program::confined("mmdebstrap").args([
         "--architectures=amd64",
         "--components=main",
         "--aptopt=APT::Install-Recommends \"false\"",

@@ -5,7 +5,10 @@ use super::{
     FileLock, Store, StoreError,
     error::{At, IoAt},
 };
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// A directory below `tmp/`, removed with everything in it when dropped.
 #[derive(Debug)]
@@ -46,6 +49,9 @@ impl Store {
                 continue;
             }
             match FileLock::try_exclusive(&path.join("lock")) {
+                Ok(Some(_abandoned)) if has_mounts_below(&path)? => {
+                    tracing::warn!(path = %path.display(), "an abandoned build directory has mounts in it and is left alone");
+                }
                 Ok(Some(_abandoned)) => match fs::remove_dir_all(&path) {
                     Ok(()) => tracing::info!(path = %path.display(), "removed an abandoned build directory"),
                     Err(error) => {
@@ -60,6 +66,23 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Removing a tree that something is mounted in would remove what is mounted.
+fn has_mounts_below(path: &Path) -> io::Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let path = escaped(&path.canonicalize()?);
+    // The fifth field is the mount point.
+    Ok(mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .any(|point| Path::new(point).starts_with(&path)))
+}
+
+/// The path as `mountinfo` writes it.
+fn escaped(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.replace('\\', r"\134").replace(' ', r"\040").replace('\t', r"\011").replace('\n', r"\012")
 }
 
 impl Scratch {

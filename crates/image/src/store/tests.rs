@@ -210,6 +210,38 @@ fn a_directory_of_a_dead_builder_is_swept_and_that_of_a_living_one_is_not() {
 }
 
 #[test]
+fn a_directory_with_something_mounted_in_it_is_left_alone() {
+    let fixture = Fixture::new();
+    let dead = fixture.store.root().join("tmp/0190 dead");
+    std::fs::create_dir_all(dead.join("proc")).unwrap();
+    std::fs::write(dead.join("precious"), b"").unwrap();
+    // Only root may mount; the namespaces keep it from everyone else.
+    let swept =
+        "mount --bind /proc \"$1/proc\" && exec \"$2\" --exact --ignored store::tests::sweeps_a_store";
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--map-root-user", "sh", "-c", swept, "sh"])
+        .args([dead.as_os_str(), std::env::current_exe().unwrap().as_os_str()])
+        .env("SWEPT_STORE", fixture.store.root())
+        .output();
+    let Ok(output) = output else { return };
+    if String::from_utf8_lossy(&output.stderr).contains("Operation not permitted") {
+        return;
+    }
+    assert!(output.status.success(), "{output:?}");
+    assert!(dead.join("precious").exists());
+    fixture.store.sweep();
+    assert!(!dead.exists());
+}
+
+#[test]
+#[ignore = "run by the test above, where something is mounted"]
+fn sweeps_a_store() {
+    if let Some(root) = std::env::var_os("SWEPT_STORE") {
+        Store::open(root).unwrap();
+    }
+}
+
+#[test]
 fn a_build_that_dies_before_it_publishes_leaves_no_image_and_its_blobs_are_collected() {
     let fixture = Fixture::new();
     let kept = fixture.image(Some("base"), b"root");
