@@ -13,12 +13,13 @@ use super::{
     error::{ApiError, CreateErrors},
     exec_session::{About, Channel, Left, follow},
     extract::Upgrade,
+    files::in_guest,
     request::Call,
     vms,
 };
 use axum::response::Response;
 use offshoot_api::v1::{Durations, NewFile, NewRun, ProgressState, RunRequest, ServerMessage, StepProgress};
-use offshoot_engine::{RequestVm, guest_failure};
+use offshoot_engine::RequestVm;
 use offshoot_types::{
     Command, ErrorCode, ExecSpec, Failure, FileAccess, Lifetime, VmId, VmName, VmRef, VmSpec,
 };
