@@ -12,7 +12,10 @@ pub mod disk;
 pub mod fake;
 pub mod instance;
 pub mod keeper;
+mod os;
+pub mod process;
 pub mod qemu;
+mod task;
 pub mod vm;
 
 pub use instance::{

@@ -1,8 +1,42 @@
-//! The keeper.
-use std::{path::Path, process::ExitCode};
+//! The keeper: one small process per VM, parent of its VMM. It survives the daemon, so that VMs do.
+//!
+//! ```text
+//! daemon --spawns--> keeper --parent of--> VMM --runs--> guest
+//!    |                 |  \--- QMP, console, VMM's stderr
+//!    |                 \------ channel: kept open, handed to the daemon by SCM_RIGHTS
+//!    \--keeper.sock----/       requests, replies, the exit
+//!
+//! Claiming --lease gone--> (ends; no VMM was started)
+//!    | claimed
+//! Starting --failed--> Failed{step, message} --\
+//!    | VMM answers                              exit.json, lingers for its clients, removes its traces, ends
+//! Running --VMM ended--> Ended{exit} ----------/
+//! ```
+//! The VMM cannot outlive the keeper (parent-death signal), the keeper does not outlive the VMM. The lock on
+//! `keeper.lock` is held by inheritance from before the keeper's first instruction to its end: it, not a pid,
+//! says whether a keeper exists. Which files there are and who renames which: `files`. What is said on
+//! the socket: [`wire`].
 
-/// `offshoot keeper --spec FILE`.
-pub fn main(spec: &Path) -> ExitCode {
-    let _ = spec;
-    ExitCode::FAILURE
-}
+mod cgroup;
+mod channel;
+pub mod client;
+mod connection;
+mod console;
+pub(crate) mod files;
+mod instance;
+mod launch;
+mod log;
+mod qmp;
+mod recovery;
+mod run;
+pub(crate) mod spec;
+mod vmm;
+pub mod wire;
+
+pub(crate) use cgroup::remove as remove_cgroup;
+pub(crate) use client::Greeting;
+pub(crate) use console::{last_lines, tail as console_tail};
+pub(crate) use instance::KeptInstance;
+pub(crate) use launch::{LaunchError, launch};
+pub(crate) use recovery::{adopt, reclaim};
+pub use run::main;

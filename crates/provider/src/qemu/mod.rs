@@ -1,12 +1,35 @@
-//! Micro-VMs on QEMU, by KVM where that is proven to work and by software emulation (TCG) elsewhere.
+//! Micro-VMs on QEMU: by KVM where a kernel was seen to boot under it, by software emulation (TCG) elsewhere.
+//!
+//! ```text
+//! boot: find QEMU -> resolve the accelerator -> check the disk -> launch a keeper -> VMM answers -> Instance
+//!        Probe          Probe (isolation)         Keeper            Keeper             Vmm, Channel
+//! ```
+//! A failure at any step takes back what was made, by the same [`Provider::reclaim`] a reconciler uses.
+
+mod command_line;
+mod host;
+mod kvm_probe;
+mod tsc;
 
 use crate::{
     Adoption, BootError, BootPlan, BootStep, Capabilities, Instance, InstanceError, InstanceRecord, Provider,
-    ReclaimReport, UndoReport,
+    ReclaimReport, UndoReport, disk,
+    keeper::{
+        self, Greeting, KeptInstance, LaunchError,
+        spec::{Limits, Spec},
+        wire::StartFailed,
+    },
 };
 use async_trait::async_trait;
+use command_line::Accelerator;
+use host::Qemu;
+use kvm_probe::Verdict;
 use offshoot_types::ProviderKind;
-use std::path::PathBuf;
+use std::{error::Error, path::PathBuf};
+use tokio::sync::Mutex;
+
+/// Threads of QEMU besides one per processor, and of the keeper.
+const THREADS: u32 = 128;
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -40,12 +63,145 @@ pub struct ProbeImage {
 #[derive(Debug)]
 pub struct QemuProvider {
     options: Options,
+    /// Held while probing, so that boots at the same time probe once.
+    verdict: Mutex<Option<Verdict>>,
+}
+
+/// Which accelerator a VM gets, and why not a stronger one.
+struct Resolved {
+    accelerator: Result<Accelerator, String>,
+    note: Option<String>,
 }
 
 impl QemuProvider {
     pub fn new(options: Options) -> Self {
-        Self { options }
+        Self { options, verdict: Mutex::new(None) }
     }
+
+    /// `image` is what a probe would boot; without one nothing is probed.
+    async fn resolve(&self, qemu: &Qemu, image: Option<ProbeImage>) -> Resolved {
+        let verdict = match self.options.acceleration {
+            Acceleration::Tcg => {
+                return Resolved {
+                    accelerator: Ok(Accelerator::Tcg),
+                    note: Some("KVM is not used: emulation was asked for".into()),
+                };
+            }
+            Acceleration::Auto | Acceleration::Kvm => self.verdict(qemu, image).await,
+        };
+        let (works, note) = match verdict {
+            Some(Verdict::Works) => (true, "KVM works: a kernel was booted under it".to_owned()),
+            Some(Verdict::Fails(why)) => (false, why),
+            None => {
+                (false, "KVM was not tried yet: the first VM's kernel will show whether it works".to_owned())
+            }
+        };
+        let accelerator = match (works, self.options.acceleration) {
+            (true, _) => Ok(Accelerator::Kvm),
+            (false, Acceleration::Kvm) => Err(note.clone()),
+            (false, _) => Ok(Accelerator::Tcg),
+        };
+        Resolved { accelerator, note: Some(note) }
+    }
+
+    async fn verdict(&self, qemu: &Qemu, image: Option<ProbeImage>) -> Option<Verdict> {
+        let mut known = self.verdict.lock().await;
+        if known.is_none() {
+            *known = match (kvm_probe::device_verdict(), image) {
+                (Some(verdict), _) => Some(verdict),
+                (None, None) => None,
+                (None, Some(image)) => Some(self.probe(qemu.clone(), image).await),
+            };
+        }
+        known.clone()
+    }
+
+    async fn probe(&self, qemu: Qemu, image: ProbeImage) -> Verdict {
+        let cache = self.options.probe_cache.clone();
+        let (answer, verdict) = tokio::sync::oneshot::channel();
+        // A thread of its own: the probe's VM lives exactly as long as this thread.
+        let spawned = std::thread::Builder::new().name("kvm-probe".into()).spawn(move || {
+            let _ = answer.send(kvm_probe::probe(&cache, &qemu, &image));
+        });
+        match (spawned, verdict.await) {
+            (Ok(_), Ok(verdict)) => verdict,
+            (Err(error), _) => Verdict::Fails(format!("KVM was not tried: {error}")),
+            (Ok(_), Err(_)) => Verdict::Fails("KVM was not tried: the probe broke off".into()),
+        }
+    }
+
+    fn find_qemu(&self) -> Result<Qemu, host::NoQemu> {
+        Qemu::find(self.options.qemu.as_deref())
+    }
+
+    async fn prepare(&self, plan: &BootPlan) -> Result<(Spec, Accelerator), BootError> {
+        let probe = |message: String| failure(BootStep::Probe, message);
+        let qemu = self.find_qemu().map_err(|error| {
+            let missing = matches!(error, host::NoQemu::Missing);
+            BootError { hint: missing.then(|| host::INSTALL.to_owned()), ..probe(error.to_string()) }
+        })?;
+        let image = ProbeImage { kernel: plan.kernel.clone(), initramfs: plan.initramfs.clone() };
+        let resolved = self.resolve(&qemu, Some(image)).await;
+        let accelerator = resolved.accelerator.map_err(probe)?;
+        if let Some(wanted) = plan.min_isolation.filter(|wanted| accelerator.isolation() < *wanted) {
+            return Err(BootError {
+                hint: resolved.note,
+                ..probe(format!(
+                    "isolation `{wanted}` is required, this host gives `{}`",
+                    accelerator.isolation()
+                ))
+            });
+        }
+        let overlay = disk::inspect(&plan.data_disk)
+            .map_err(|error| with_source(BootStep::Keeper, "the data disk cannot be used".into(), error))?;
+        let spec = Spec {
+            vm: plan.vm,
+            name: plan.name.clone(),
+            generation: plan.generation,
+            state_dir: plan.state_dir.clone(),
+            runtime_dir: plan.runtime_dir.clone(),
+            program: qemu.program,
+            arguments: command_line::build(plan, &overlay, accelerator),
+            harmless_stderr: vec![command_line::HARMLESS.into()],
+            data_disk: plan.data_disk.clone(),
+            durability: plan.durability,
+            limits: Limits {
+                memory: command_line::memory_limit(plan.memory, accelerator),
+                processes: THREADS + u32::from(plan.cpus.get()),
+                cpus: plan.cpus,
+            },
+            start_deadline: plan.boot_deadline,
+        };
+        Ok((spec, accelerator))
+    }
+}
+
+fn failure(step: BootStep, message: String) -> BootError {
+    BootError {
+        step,
+        message,
+        hint: None,
+        console_tail: Vec::new(),
+        undo: UndoReport::default(),
+        source: None,
+    }
+}
+
+fn with_source(step: BootStep, message: String, source: impl Error + Send + Sync + 'static) -> BootError {
+    BootError { source: Some(Box::new(source)), ..failure(step, message) }
+}
+
+fn launch_failed(error: LaunchError) -> BootError {
+    let hint = match &error {
+        LaunchError::InUse { .. } => Some("stop the VM that runs there, or reclaim it".to_owned()),
+        _ => None,
+    };
+    let step = if matches!(error, LaunchError::Late { .. }) { BootStep::Vmm } else { BootStep::Keeper };
+    BootError { hint, ..with_source(step, "no keeper with a VMM could be started".into(), error) }
+}
+
+fn start_failed(failed: StartFailed) -> BootError {
+    BootError { hint: failed.hint, console_tail: failed.console_tail, ..failure(failed.step, failed.message) }
 }
 
 #[async_trait]
@@ -53,30 +209,59 @@ impl Provider for QemuProvider {
     fn kind(&self) -> ProviderKind {
         ProviderKind::Qemu
     }
+
     async fn capabilities(&self) -> Capabilities {
+        let unavailable = |why: String, notes: Vec<String>| Capabilities {
+            kind: ProviderKind::Qemu,
+            isolation: Err(why),
+            vmm: None,
+            notes,
+            pause: false,
+            live_snapshot: false,
+        };
+        let qemu = match self.find_qemu() {
+            Ok(qemu) => qemu,
+            Err(error) => return unavailable(error.to_string(), vec![host::INSTALL.into()]),
+        };
+        let resolved = self.resolve(&qemu, self.options.probe_image.clone()).await;
         Capabilities {
             kind: ProviderKind::Qemu,
-            isolation: Err(format!("not built yet: {}", self.options.offshoot_exe.display())),
-            vmm: None,
-            notes: Vec::new(),
+            isolation: resolved.accelerator.map(Accelerator::isolation),
+            vmm: Some(qemu.version),
+            notes: resolved.note.into_iter().collect(),
             pause: true,
             live_snapshot: false,
         }
     }
-    async fn boot(&self, _: &BootPlan) -> Result<Box<dyn Instance>, BootError> {
-        Err(BootError {
-            step: BootStep::Probe,
-            message: "not built yet".into(),
-            hint: None,
-            console_tail: Vec::new(),
-            undo: UndoReport::default(),
-            source: None,
-        })
+
+    async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError> {
+        let (spec, accelerator) = self.prepare(plan).await?;
+        let record = InstanceRecord {
+            provider: ProviderKind::Qemu,
+            isolation: accelerator.isolation(),
+            vm: plan.vm,
+            generation: plan.generation,
+            state_dir: plan.state_dir.clone(),
+            runtime_dir: plan.runtime_dir.clone(),
+        };
+        let launched = keeper::launch(&self.options.offshoot_exe, &spec, plan.boot_deadline).await;
+        let error = match launched {
+            Ok(Greeting::Started(client)) => return Ok(Box::new(KeptInstance::new(record, client))),
+            Ok(Greeting::StartFailed(failed)) => start_failed(failed),
+            Ok(Greeting::Ended(exit)) => failure(BootStep::Vmm, format!("the VMM ended at once ({exit:?})")),
+            // Somebody else's keeper: nothing was made, nothing must be taken back.
+            Err(error @ LaunchError::InUse { .. }) => return Err(launch_failed(error)),
+            Err(error) => launch_failed(error),
+        };
+        let undo = keeper::reclaim(&record).await;
+        Err(BootError { undo: UndoReport { undone: undo.removed, failed: undo.failed }, ..error })
     }
-    async fn adopt(&self, _: &InstanceRecord) -> Result<Adoption, InstanceError> {
-        Err(InstanceError::Unsupported { operation: "adopt", provider: ProviderKind::Qemu })
+
+    async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError> {
+        keeper::adopt(record).await
     }
-    async fn reclaim(&self, _: &InstanceRecord) -> ReclaimReport {
-        ReclaimReport::default()
+
+    async fn reclaim(&self, record: &InstanceRecord) -> ReclaimReport {
+        keeper::reclaim(record).await
     }
 }

@@ -1,0 +1,274 @@
+//! Control groups for a keeper and its VMM, where this host lets us make them.
+//!
+//! Unified hierarchy (v2): one group beside our own, because a group with processes in it cannot hand its
+//! controllers down. Legacy hierarchies (v1): one group below our own in each of memory, pids and cpu. What
+//! cannot be had is reported, never assumed.
+
+use super::spec::Limits;
+use offshoot_types::{Generation, VmId};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Groups of ours begin with this; nothing else is ever removed.
+const PREFIX: &str = "offshoot-";
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// Where groups would be made: nothing exists yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    groups: Vec<Planned>,
+    /// Controllers this host does not offer us.
+    missing: Vec<&'static str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Planned {
+    path: PathBuf,
+    /// Where we are now, and go back to before the group is removed.
+    home: PathBuf,
+    settings: Vec<Setting>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    file: &'static str,
+    value: u64,
+    says: String,
+}
+
+/// Groups we are in. Leaving removes them.
+#[derive(Debug, Default)]
+pub(crate) struct Confinement {
+    entered: Vec<Planned>,
+    /// One sentence per limit in force, or not and why.
+    pub report: Vec<String>,
+}
+
+impl Plan {
+    pub fn for_this_process(vm: VmId, generation: Generation, limits: &Limits) -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let name = format!("{PREFIX}{}-g{}", vm.simple(), generation.0);
+        Self::new(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"), &name, limits)
+    }
+
+    fn new(mountinfo: &str, membership: &str, name: &str, limits: &Limits) -> Self {
+        let mounts = mounts(mountinfo);
+        let mut groups: BTreeMap<PathBuf, Planned> = BTreeMap::new();
+        let mut missing = Vec::new();
+        for controller in CONTROLLERS {
+            let legacy = membership.lines().find_map(|line| {
+                let mut parts = line.splitn(3, ':').skip(1);
+                let (names, path) = (parts.next()?, parts.next()?);
+                names.split(',').any(|n| n == controller).then_some(path)
+            });
+            let found = match (legacy, mounts.get(controller), mounts.get("")) {
+                (Some(own), Some(mount), _) => {
+                    let home = below(mount, own);
+                    Some((home.join(name), home, Version::Legacy))
+                }
+                (_, _, Some(mount)) => {
+                    let own = membership.lines().find_map(|line| line.strip_prefix("0::"));
+                    own.and_then(|own| {
+                        let home = below(mount, own);
+                        let parent = if own == "/" { home.clone() } else { home.parent()?.to_owned() };
+                        let offered = fs::read_to_string(parent.join("cgroup.subtree_control")).ok()?;
+                        offered
+                            .split_whitespace()
+                            .any(|c| c == controller)
+                            .then(|| (parent.join(name), home, Version::Unified))
+                    })
+                }
+                _ => None,
+            };
+            match found {
+                Some((path, home, version)) => groups
+                    .entry(path.clone())
+                    .or_insert(Planned { path, home, settings: Vec::new() })
+                    .settings
+                    .push(setting(controller, version, limits)),
+                None => missing.push(controller),
+            }
+        }
+        Self { groups: groups.into_values().collect(), missing }
+    }
+
+    /// Recorded before anything is made, so that a successor can remove it.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.groups.iter().map(|group| group.path.clone()).collect()
+    }
+
+    pub fn enter(self) -> Confinement {
+        let mut confinement = Confinement::default();
+        for controller in self.missing {
+            confinement.report.push(format!("no {controller} limit: this host offers no such control group"));
+        }
+        for group in self.groups {
+            match group.enter() {
+                Ok(()) => {
+                    confinement.report.extend(group.settings.iter().map(|setting| setting.says.clone()));
+                    confinement.entered.push(group);
+                }
+                Err(error) => {
+                    let _ = fs::remove_dir(&group.path);
+                    let what: Vec<&str> = group.settings.iter().map(|setting| setting.file).collect();
+                    let path = group.path.display();
+                    confinement.report.push(format!("no {}: cannot use {path}: {error}", what.join(", ")));
+                }
+            }
+        }
+        confinement
+    }
+}
+
+impl Planned {
+    fn enter(&self) -> io::Result<()> {
+        match fs::create_dir(&self.path) {
+            // Left by an earlier start of the same generation that was killed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        for setting in &self.settings {
+            fs::write(self.path.join(setting.file), setting.value.to_string())?;
+        }
+        fs::write(self.path.join("cgroup.procs"), "0")
+    }
+}
+
+impl Confinement {
+    /// Only once the VMM is gone.
+    pub fn leave(self) -> Vec<String> {
+        let mut failed = Vec::new();
+        for group in self.entered {
+            let left =
+                fs::write(group.home.join("cgroup.procs"), "0").and_then(|()| remove(&group.path).map(drop));
+            if let Err(error) = left {
+                failed.push(format!("cannot remove {}: {error}", group.path.display()));
+            }
+        }
+        failed
+    }
+}
+
+/// Removes an empty group of ours; whether there was one.
+pub(crate) fn remove(path: &Path) -> io::Result<bool> {
+    let ours = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+    if !ours || !path.starts_with("/sys/fs/cgroup") {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no control group of ours"));
+    }
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Version {
+    Legacy,
+    Unified,
+}
+
+fn setting(controller: &str, version: Version, limits: &Limits) -> Setting {
+    let cpus = u64::from(limits.cpus.get());
+    let (file, value, says) = match (controller, version) {
+        ("memory", Version::Legacy) => {
+            ("memory.limit_in_bytes", limits.memory.0, format!("memory at most {}", limits.memory))
+        }
+        ("memory", Version::Unified) => {
+            ("memory.max", limits.memory.0, format!("memory at most {}", limits.memory))
+        }
+        ("pids", _) => ("pids.max", limits.processes.into(), format!("at most {} threads", limits.processes)),
+        (_, Version::Legacy) => {
+            ("cpu.shares", (1024 * cpus).min(1 << 18), format!("processor weight of {cpus}"))
+        }
+        (_, Version::Unified) => {
+            ("cpu.weight", (100 * cpus).min(10_000), format!("processor weight of {cpus}"))
+        }
+    };
+    Setting { file, value, says }
+}
+
+/// Mount point by controller; the unified hierarchy is `""`.
+fn mounts(mountinfo: &str) -> BTreeMap<&str, &Path> {
+    let mut mounts = BTreeMap::new();
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some(point) = left.split(' ').nth(4) else { continue };
+        let mut right = right.split(' ');
+        match (right.next(), right.nth(1)) {
+            (Some("cgroup2"), _) => drop(mounts.insert("", Path::new(point))),
+            (Some("cgroup"), Some(options)) => {
+                for controller in options.split(',') {
+                    mounts.insert(controller, Path::new(point));
+                }
+            }
+            _ => {}
+        }
+    }
+    mounts
+}
+
+fn below(mount: &Path, own: &str) -> PathBuf {
+    mount.join(own.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offshoot_types::{Bytes, CpuCount};
+
+    fn limits() -> Limits {
+        Limits { memory: Bytes(512 << 20), processes: 100, cpus: CpuCount::new(2).unwrap() }
+    }
+
+    #[test]
+    fn legacy_hierarchies_get_a_group_each_below_our_own() {
+        let mountinfo = "30 25 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+                         31 25 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                         32 25 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let membership = "5:memory:/user\n4:cpu,cpuacct:/\n0::/\n";
+        let plan = Plan::new(mountinfo, membership, "offshoot-x-g1", &limits());
+        assert_eq!(
+            plan.paths(),
+            [
+                PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/offshoot-x-g1"),
+                PathBuf::from("/sys/fs/cgroup/memory/user/offshoot-x-g1"),
+            ]
+        );
+        assert_eq!(plan.missing, ["pids"]);
+        assert_eq!(plan.groups[0].settings[0].value, 2048);
+        assert_eq!(plan.groups[1].home, PathBuf::from("/sys/fs/cgroup/memory/user"));
+    }
+
+    #[test]
+    fn a_unified_hierarchy_gets_one_group_beside_our_own_with_the_controllers_on_offer() {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = directory.path();
+        fs::create_dir_all(mount.join("app/us")).unwrap();
+        fs::write(mount.join("app/cgroup.subtree_control"), "memory pids\n").unwrap();
+        let mountinfo = format!("30 25 0:26 / {} rw - cgroup2 cgroup2 rw\n", mount.display());
+        let plan = Plan::new(&mountinfo, "0::/app/us\n", "offshoot-x-g1", &limits());
+        assert_eq!(plan.paths(), [mount.join("app/offshoot-x-g1")]);
+        assert_eq!(plan.missing, ["cpu"]);
+        let files: Vec<_> = plan.groups[0].settings.iter().map(|s| (s.file, s.value)).collect();
+        assert_eq!(files, [("memory.max", 512 << 20), ("pids.max", 100)]);
+    }
+
+    #[test]
+    fn a_host_without_control_groups_is_reported_not_assumed() {
+        let confinement = Plan::new("", "", "offshoot-x-g1", &limits()).enter();
+        assert_eq!(confinement.report.len(), 3);
+        assert!(confinement.report.iter().all(|line| line.starts_with("no ")), "{:?}", confinement.report);
+    }
+
+    #[test]
+    fn nothing_that_is_not_ours_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(remove(directory.path()).is_err());
+        assert!(remove(Path::new("/sys/fs/cgroup/memory")).is_err());
+        assert!(!remove(Path::new("/sys/fs/cgroup/memory/offshoot-none")).unwrap());
+    }
+}

@@ -1,0 +1,228 @@
+//! The daemon's side of one keeper.
+//!
+//! ```text
+//! Attached --packet lost? never; connection lost--> is there an exit.json? --> that exit
+//!    |                                              is the keeper gone?    --> KeeperLost
+//!    | Exited                                       else                   --> connect again
+//!    v
+//! exit published, hung up
+//! ```
+//! One task owns the connection; handles send it calls and watch the exit it publishes.
+
+use super::{
+    files::{ExitRecord, Files, read_json},
+    wire::{Call, FromKeeper, Reply, Socket, StartFailed, Started, ToKeeper, VERSION},
+};
+use crate::{
+    Exit,
+    process::ProcessId,
+    task::{Task, spawn},
+};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::{collections::HashMap, io, os::fd::OwnedFd, path::Path, time::Duration};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Calls waiting to be sent; the engine has one driver and one link per VM.
+const QUEUE: usize = 16;
+/// After the exit a keeper owes only the replies it has begun.
+const LAST_REPLIES: Duration = Duration::from_secs(2);
+const RECONNECT: Duration = Duration::from_millis(50);
+
+/// A keeper's first words.
+#[derive(Debug)]
+pub(crate) enum Greeting {
+    Started(Client),
+    StartFailed(StartFailed),
+    /// It ended before we came.
+    Ended(Exit),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "the keeper speaks version {theirs} of its protocol, which this program (up to {VERSION}) does not know"
+    )]
+    Version { theirs: u32 },
+    #[error("the keeper closed the connection")]
+    Closed,
+    #[error("the keeper said {0} where something else was due")]
+    Unexpected(&'static str),
+    #[error("cannot talk to the keeper")]
+    Io(#[from] io::Error),
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    call: Call,
+    reply: oneshot::Sender<(Reply, Option<OwnedFd>)>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    calls: mpsc::Sender<Outgoing>,
+    exit: watch::Receiver<Option<Exit>>,
+    pub keeper: ProcessId,
+    pub started: Started,
+}
+
+/// Connects to a keeper's socket; it fails at once when nobody listens.
+pub(crate) fn connect(path: &Path) -> io::Result<Socket> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+    // The directory is ours alone; still, who answers there must be us.
+    if rustix::net::sockopt::socket_peercred(&fd)?.uid != rustix::process::getuid() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the keeper's socket belongs to another user",
+        ));
+    }
+    Socket::new(fd)
+}
+
+/// Says hello and waits for the VMM to have started, or not.
+pub(crate) async fn attach(socket: Socket, files: Files) -> Result<Greeting, ClientError> {
+    let keeper = hello(&socket).await?;
+    let started = match socket.receive::<FromKeeper>().await?.ok_or(ClientError::Closed)?.0 {
+        FromKeeper::Started(started) => started,
+        FromKeeper::StartFailed(failure) => return Ok(Greeting::StartFailed(failure)),
+        FromKeeper::Exited { exit } => return Ok(Greeting::Ended(exit)),
+        FromKeeper::Welcome { .. } => return Err(ClientError::Unexpected("welcome")),
+        FromKeeper::Reply { .. } => return Err(ClientError::Unexpected("a reply")),
+    };
+    let (calls, queue) = mpsc::channel(QUEUE);
+    let (publish, exit) = watch::channel(None);
+    let link = Link { queue, publish, files, keeper: keeper.clone() };
+    spawn(Task::KeeperClient, link.run(socket));
+    Ok(Greeting::Started(Client { calls, exit, keeper, started }))
+}
+
+async fn hello(socket: &Socket) -> Result<ProcessId, ClientError> {
+    socket.send(&ToKeeper::Hello { version: VERSION }, None).await?;
+    match socket.receive::<FromKeeper>().await?.ok_or(ClientError::Closed)?.0 {
+        FromKeeper::Welcome { version, .. } if version == 0 || version > VERSION => {
+            Err(ClientError::Version { theirs: version })
+        }
+        FromKeeper::Welcome { keeper, .. } => Ok(keeper),
+        _ => Err(ClientError::Unexpected("an event")),
+    }
+}
+
+impl Client {
+    pub fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.exit.clone()
+    }
+
+    /// `None` if the connection was lost before the answer came.
+    pub async fn call(&self, call: Call) -> Option<(Reply, Option<OwnedFd>)> {
+        if let Some(exit) = self.exit.borrow().clone() {
+            return Some((Reply::Ended { exit }, None));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(Outgoing { call, reply }).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+/// The task's state.
+struct Link {
+    queue: mpsc::Receiver<Outgoing>,
+    publish: watch::Sender<Option<Exit>>,
+    files: Files,
+    keeper: ProcessId,
+}
+
+/// How one connection ended.
+enum Parting {
+    /// Every handle is gone: nobody wants to know any more.
+    Unwatched,
+    Exited(Exit),
+    Lost,
+}
+
+impl Link {
+    async fn run(mut self, mut socket: Socket) {
+        loop {
+            match self.converse(socket).await {
+                Parting::Unwatched => return,
+                Parting::Exited(exit) => return drop(self.publish.send_replace(Some(exit))),
+                Parting::Lost => match self.recover().await {
+                    Ok(again) => socket = again,
+                    Err(exit) => return drop(self.publish.send_replace(Some(exit))),
+                },
+            }
+        }
+    }
+
+    async fn converse(&mut self, socket: Socket) -> Parting {
+        let mut waiting: HashMap<u64, oneshot::Sender<(Reply, Option<OwnedFd>)>> = HashMap::new();
+        let mut next = 0;
+        loop {
+            tokio::select! {
+                message = socket.receive::<FromKeeper>() => match message {
+                    Ok(Some((FromKeeper::Reply { id, reply }, file))) => {
+                        if let Some(caller) = waiting.remove(&id) {
+                            let _ = caller.send((reply, file));
+                        }
+                    }
+                    Ok(Some((FromKeeper::Exited { exit }, _))) => {
+                        self.publish.send_replace(Some(exit.clone()));
+                        let _ = tokio::time::timeout(LAST_REPLIES, last_replies(&socket, waiting)).await;
+                        return Parting::Exited(exit);
+                    }
+                    // Said again after a reconnection.
+                    Ok(Some((FromKeeper::Welcome { .. } | FromKeeper::Started(_), _))) => {}
+                    Ok(Some((FromKeeper::StartFailed(_), _))) | Ok(None) | Err(_) => return Parting::Lost,
+                },
+                outgoing = self.queue.recv() => {
+                    let Some(Outgoing { call, reply }) = outgoing else { return Parting::Unwatched };
+                    next += 1;
+                    waiting.retain(|_, caller| !caller.is_closed());
+                    waiting.insert(next, reply);
+                    if socket.send(&ToKeeper::Call { id: next, call }, None).await.is_err() {
+                        return Parting::Lost;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A new connection, or how the VM ended.
+    async fn recover(&self) -> Result<Socket, Exit> {
+        loop {
+            if let Ok(Some(ExitRecord { exit: Some(exit), .. })) = read_json(&self.files.exit()) {
+                return Err(exit);
+            }
+            // Its lock, not its pid, says whether the keeper lives; the VMM dies with it.
+            if let Ok(Some(_lock)) = self.files.try_lock() {
+                // It may have written its last word between the two looks.
+                return Err(match read_json(&self.files.exit()) {
+                    Ok(Some(ExitRecord { exit: Some(exit), .. })) => exit,
+                    _ => Exit::KeeperLost,
+                });
+            }
+            if let Ok(socket) = connect(&self.files.keeper_socket())
+                && let Ok(keeper) = hello(&socket).await
+                && keeper == self.keeper
+            {
+                return Ok(socket);
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+}
+
+/// The keeper answers what it was asked before the end, then hangs up when we do.
+async fn last_replies(socket: &Socket, mut waiting: HashMap<u64, oneshot::Sender<(Reply, Option<OwnedFd>)>>) {
+    while !waiting.is_empty() {
+        match socket.receive::<FromKeeper>().await {
+            Ok(Some((FromKeeper::Reply { id, reply }, file))) => {
+                if let Some(caller) = waiting.remove(&id) {
+                    let _ = caller.send((reply, file));
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A VM behind a keeper, as the engine sees it.
+
+use super::{
+    client::Client,
+    files::{ExitRecord, Files, read_json},
+    wire::{Call, Reply},
+};
+use crate::{
+    Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, StopReport, Usage, process,
+};
+use async_trait::async_trait;
+use offshoot_types::Bytes;
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    time::Duration,
+};
+use tokio::{net::UnixStream, sync::watch};
+
+/// The keeper's own deadlines are shorter; this one is for a keeper that hangs.
+const CALL: Duration = Duration::from_secs(15);
+/// All rungs below the grace period, and a margin.
+const LADDER: Duration = Duration::from_secs(25);
+
+#[derive(Debug)]
+pub(crate) struct KeptInstance {
+    record: InstanceRecord,
+    files: Files,
+    client: Client,
+}
+
+impl KeptInstance {
+    pub fn new(record: InstanceRecord, client: Client) -> Self {
+        Self { files: Files::of(&record), record, client }
+    }
+
+    async fn call(
+        &self,
+        operation: &'static str,
+        call: Call,
+        limit: Duration,
+    ) -> Result<(Reply, Option<OwnedFd>), InstanceError> {
+        let answer = tokio::time::timeout(limit, self.client.call(call)).await;
+        let (reply, file) = match answer {
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
+                let lost =
+                    io::Error::new(io::ErrorKind::ConnectionReset, "the keeper was lost in the middle");
+                return Err(InstanceError::Io { operation, source: lost });
+            }
+            Err(_elapsed) => return Err(InstanceError::Timeout { operation, after: limit }),
+        };
+        match reply {
+            Reply::Ended { exit } => Err(InstanceError::Ended { exit }),
+            Reply::Timeout { after_ms } => {
+                Err(InstanceError::Timeout { operation, after: Duration::from_millis(after_ms) })
+            }
+            Reply::Refused { message } => Err(InstanceError::Refused { operation, message }),
+            Reply::Failed { message } => {
+                Err(InstanceError::Io { operation, source: io::Error::other(message) })
+            }
+            reply => Ok((reply, file)),
+        }
+    }
+}
+
+fn unexpected(operation: &'static str, reply: &Reply) -> InstanceError {
+    let message = format!("the keeper answered {reply:?}");
+    InstanceError::Io { operation, source: io::Error::new(io::ErrorKind::InvalidData, message) }
+}
+
+#[async_trait]
+impl Instance for KeptInstance {
+    fn record(&self) -> &InstanceRecord {
+        &self.record
+    }
+
+    async fn channel(&self) -> Result<Box<dyn GuestIo>, InstanceError> {
+        let operation = "opening the channel";
+        let stream = |fd: OwnedFd| {
+            let stream = StdUnixStream::from(fd);
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        };
+        match self.call(operation, Call::Channel, CALL).await? {
+            (Reply::Channel, Some(fd)) => match stream(fd) {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(source) => Err(InstanceError::Io { operation, source }),
+            },
+            (reply, _) => Err(unexpected(operation, &reply)),
+        }
+    }
+
+    async fn pause(&self) -> Result<(), InstanceError> {
+        self.call("pausing", Call::Pause, CALL).await.map(drop)
+    }
+
+    async fn resume(&self) -> Result<(), InstanceError> {
+        self.call("resuming", Call::Resume, CALL).await.map(drop)
+    }
+
+    async fn is_paused(&self) -> Result<bool, InstanceError> {
+        match self.call("asking the state", Call::IsPaused, CALL).await? {
+            (Reply::Paused { paused }, _) => Ok(paused),
+            (reply, _) => Err(unexpected("asking the state", &reply)),
+        }
+    }
+
+    async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError> {
+        let call = Call::Stop { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) };
+        match self.call("stopping", call, grace.saturating_add(LADDER)).await {
+            Ok((Reply::Stopped(report), _)) => Ok(report),
+            Ok((reply, _)) => Err(unexpected("stopping", &reply)),
+            // It was gone before anyone had to climb.
+            Err(InstanceError::Ended { exit }) => Ok(StopReport { steps: Vec::new(), exit }),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.client.exit()
+    }
+
+    async fn usage(&self) -> Result<Usage, InstanceError> {
+        if let Some(exit) = self.client.exit().borrow().clone() {
+            return Err(InstanceError::Ended { exit });
+        }
+        let operation = "measuring";
+        let mut usage = Usage::default();
+        for id in [&self.client.started.vmm, &self.client.keeper] {
+            let measured = id.find().and_then(|found| match found {
+                Some(process) => measure(process.id().pid),
+                None => Err(io::Error::new(io::ErrorKind::NotFound, format!("process {} is gone", id.pid))),
+            });
+            let one = measured.map_err(|source| InstanceError::Io { operation, source })?;
+            usage.pss.0 += one.pss.0;
+            usage.rss.0 += one.rss.0;
+            usage.cpu_time += one.cpu_time;
+        }
+        Ok(usage)
+    }
+
+    async fn diagnostics(&self) -> Diagnostics {
+        let console_tail = super::console_tail(&self.files.console_log());
+        let limits = self.client.started.limits.clone();
+        let vmm_stderr = match self.call("diagnosing", Call::Diagnose, CALL).await {
+            Ok((Reply::Diagnosis { vmm_stderr, .. }, _)) => vmm_stderr,
+            // The keeper wrote it down before it left.
+            _ => match read_json::<ExitRecord>(&self.files.exit()) {
+                Ok(Some(record)) => record.vmm_stderr,
+                _ => Vec::new(),
+            },
+        };
+        Diagnostics { console_tail, vmm_stderr, limits }
+    }
+}
+
+fn measure(pid: i32) -> io::Result<Usage> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let kib = |key: &str| {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or_default()
+    };
+    Ok(Usage {
+        pss: Bytes(kib("Pss:") << 10),
+        rss: Bytes(kib("Rss:") << 10),
+        cpu_time: process::cpu_time(pid)?,
+    })
+}

@@ -1,0 +1,152 @@
+//! The only unsafe code of this crate: what must happen between `fork` and `exec`, and two CPU instructions.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
+use tokio::io::unix::AsyncFd;
+
+/// The first descriptor number that is free for passing files to a child.
+pub(crate) const FIRST_PASSED_FD: RawFd = 3;
+/// Descriptors to be passed are moved up here before `fork`, so that none is overwritten by another's number.
+const ABOVE_PASSED: RawFd = 64;
+
+/// Makes `command` start in a session of its own with nothing inherited but its standard streams. It survives
+/// its parent and is not reached by the terminal's Ctrl-C.
+pub(crate) fn detach(command: &mut Command) {
+    // SAFETY: `setsid` and `close_range` are async-signal-safe system calls; nothing is allocated or locked.
+    unsafe {
+        command.pre_exec(|| {
+            check(libc::setsid())?;
+            close_on_exec_from(FIRST_PASSED_FD)
+        });
+    }
+}
+
+/// Makes `command` a child that cannot outlive the calling *thread*, in a process group of its own, with
+/// `passed` as descriptors 3, 4, ... and nothing else inherited.
+///
+/// Call it, and spawn, on a thread that lives as long as the child may: the kernel sends the death signal
+/// when the thread that forked ends.
+pub(crate) fn bind_to_this_thread(command: &mut Command, passed: Vec<OwnedFd>) -> io::Result<()> {
+    let mut held = Vec::with_capacity(passed.len());
+    for fd in &passed {
+        held.push(rustix::io::fcntl_dupfd_cloexec(fd, ABOVE_PASSED)?);
+    }
+    let parent = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: only async-signal-safe system calls on plain integers; `held` was allocated before the fork and
+    // is only read. The `OwnedFd`s live in the closure, so they are open until the command is dropped.
+    unsafe {
+        command.pre_exec(move || {
+            check(libc::setpgid(0, 0))?;
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            // The parent may have died before the line above; then the signal will never come.
+            if libc::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            // A core dump would write the guest's memory to the host's disk.
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            check(libc::setrlimit(libc::RLIMIT_CORE, &none))?;
+            for (index, fd) in held.iter().enumerate() {
+                check(libc::dup2(fd.as_raw_fd(), FIRST_PASSED_FD + index as RawFd))?;
+            }
+            close_on_exec_from(FIRST_PASSED_FD + held.len() as RawFd)
+        });
+    }
+    Ok(())
+}
+
+/// Marks rather than closes: the standard library still needs its own pipe to report a failed `exec`.
+fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: a plain system call on integers.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first as u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Waits for a descriptor with the runtime.
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the value owns its descriptor: the same one stays open until the registration, which holds the
+    // value and gives no mutable access to it here, is dropped.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// One CPUID leaf as `[eax, ebx, ecx, edx]`, or `None` where the CPU has no such leaf.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn cpuid(leaf: u32) -> Option<[u32; 4]> {
+    #[allow(
+        unused_unsafe,
+        reason = "these became safe functions in newer compilers than the oldest we support"
+    )]
+    // SAFETY: every x86-64 CPU has CPUID; a leaf above the reported maximum is not asked for.
+    let (maximum, result) = unsafe {
+        use std::arch::x86_64::__cpuid;
+        (__cpuid(leaf & 0xffff_0000).eax, __cpuid(leaf))
+    };
+    (leaf <= maximum).then_some([result.eax, result.ebx, result.ecx, result.edx])
+}
+
+/// The CPU's time-stamp counter.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn time_stamp_counter() -> u64 {
+    // SAFETY: every x86-64 CPU has RDTSC, and Linux leaves it enabled in user space.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::Write, os::fd::AsFd, process::Stdio};
+
+    #[test]
+    fn a_bound_child_gets_exactly_the_files_it_was_passed_and_dies_with_its_parent_thread() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"passed\n").unwrap();
+        drop(writer);
+        let leaked = rustix::io::dup(io::stderr().as_fd()).unwrap(); // not close-on-exec
+        let mut command = Command::new("sh");
+        command.args(["-c", "ls /proc/$$/fd | tr '\\n' ' '; cat <&3"]).stdout(Stdio::piped());
+        bind_to_this_thread(&mut command, vec![reader.into()]).unwrap();
+        let output = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "0 1 2 3 passed\n");
+        drop(leaked);
+
+        let child = std::thread::spawn(|| {
+            let mut command = Command::new("sleep");
+            command.arg("1000");
+            bind_to_this_thread(&mut command, Vec::new()).unwrap();
+            command.spawn().unwrap()
+        });
+        let status = child.join().unwrap().wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_detached_child_leads_its_own_session_and_inherits_only_its_streams() {
+        let leaked = rustix::io::dup(io::stderr().as_fd()).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "ls /proc/$$/fd | tr '\\n' ' '; cut -d' ' -f6 /proc/$$/stat; echo $$"]);
+        detach(&mut command);
+        let output = command.stdout(Stdio::piped()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let (fds, session) = lines[0].rsplit_once(' ').unwrap();
+        assert_eq!(fds, "0 1 2");
+        assert_eq!(session, lines[1], "session id is the process's own id");
+        drop(leaked);
+    }
+}

@@ -1,0 +1,76 @@
+//! The QEMU of this host: where it is and what it is.
+
+use std::{
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+pub(super) const INSTALL: &str = "install QEMU: `apt install qemu-system-x86`, `dnf install qemu-system-x86-core` \
+                                  or `pacman -S qemu-system-x86`";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Qemu {
+    pub program: PathBuf,
+    /// `QEMU 7.2.22`
+    pub version: String,
+    /// Changes whenever the file does.
+    pub identity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoQemu {
+    #[error("`{PROGRAM}` is not installed")]
+    Missing,
+    #[error("`{}` cannot be run: {reason}", program.display())]
+    Unusable { program: PathBuf, reason: String },
+}
+
+impl Qemu {
+    pub fn find(given: Option<&Path>) -> Result<Self, NoQemu> {
+        let program = match given {
+            Some(path) => path.to_owned(),
+            None => on_path(PROGRAM).ok_or(NoQemu::Missing)?,
+        };
+        let unusable = |reason: String| NoQemu::Unusable { program: program.clone(), reason };
+        let output = Command::new(&program)
+            .arg("--version")
+            .env_clear()
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| unusable(error.to_string()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1);
+        let version = version.ok_or_else(|| unusable(format!("`--version` ended with {}", output.status)))?;
+        let identity = identity(&program).map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { version: format!("QEMU {version}"), identity, program })
+    }
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|candidate| {
+        candidate.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    })
+}
+
+/// Cheap, and different after any change anyone makes in good faith.
+pub(super) fn identity(path: &Path) -> io::Result<String> {
+    let file = path.metadata()?;
+    Ok(format!("{}:{}:{}:{}.{}", path.display(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_not_qemu_is_refused_by_name() {
+        let missing = Qemu::find(Some(Path::new("/no/such/qemu"))).unwrap_err();
+        assert!(missing.to_string().contains("/no/such/qemu"), "{missing}");
+        let other = Qemu::find(Some(Path::new("/bin/false"))).unwrap_err();
+        assert!(matches!(other, NoQemu::Unusable { .. }), "{other}");
+    }
+}
