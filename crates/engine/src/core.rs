@@ -16,7 +16,11 @@ use offshoot_types::{
     Actor, ErrorCode, EventKind, Failure, Operation, OperationId, OperationKind, OperationOutcome,
     OperationState, Owner, ProviderKind, VmId, VmName,
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -32,8 +36,8 @@ pub(crate) struct Core {
     pub census: watch::Sender<Census>,
     /// Cancelled when drivers, links and pumps shall let go; the VMs live on.
     pub closing: CancellationToken,
-    /// Held until the last task has let go of the core: nothing of ours touches the directory after that.
-    pub _lock: StateDirLock,
+    /// Let go of once every task has ended and the store is closed: nothing of ours touches the directory then.
+    pub lock: Mutex<Option<StateDirLock>>,
 }
 
 /// On whose word something is done.
@@ -55,6 +59,12 @@ impl Authority {
 }
 
 impl Core {
+    /// The last thing an engine does.
+    pub async fn let_go(&self) {
+        self.store.close().await;
+        drop(crate::sync::lock(&self.lock).take());
+    }
+
     pub fn now(&self) -> jiff::Timestamp {
         self.options.clock.now()
     }

@@ -23,6 +23,7 @@ use crate::{
     machine::{Machine, Verdict},
     manager::Inbox,
     operations::Ticket,
+    reaper::Reap,
     reconcile::Unfinished,
     request::{ChangeRequest, GuestRequest, Request},
     saga::{Change, Saga, Unwound, create::CREATE, destroy::DESTROY, pause, start, stop, verb},
@@ -210,6 +211,9 @@ impl Driver {
         }
         if kind == RequestKind::Destroy && self.machine.state() != VmStateName::Destroyed {
             self.queue.destroy_failed();
+            let reap = Reap { vm: self.machine.id(), reason: "an earlier destroy left something over" };
+            // A closed reaper means that the engine ends; the failed VM is there for the next one to destroy.
+            let _ = self.core.reaper.send(reap);
         }
     }
 

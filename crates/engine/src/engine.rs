@@ -408,7 +408,7 @@ impl Engine {
             Command::Inspect { vm: Some(_) } => Some(self.inspected(&permit, "events")?.id),
             _ => None,
         };
-        Ok(EventStream::new(self.core().clone(), owner, vm, after))
+        Ok(EventStream::new(self.core().store.clone(), owner, vm, after))
     }
 
     /// The console of the VM's present or latest boot.
@@ -464,7 +464,7 @@ impl Engine {
         let core = self.core().clone();
         drop(self);
         core.tasks.abort().await;
-        core.store.close().await;
+        core.let_go().await;
     }
 }
 

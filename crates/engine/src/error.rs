@@ -111,10 +111,13 @@ pub(crate) fn guest_silent(vm: &VmName, why: &str) -> Failure {
 
 pub(crate) fn timeout_not_enforced(vm: &VmName, after: Duration) -> Failure {
     let after = after.as_secs_f64();
-    guest_silent(
-        vm,
-        &format!("it did not end the process when its time was up (given up after {after:.1} s)"),
-    )
+    let message = format!(
+        "the guest of VM `{vm}` did not end the process when its time was up (given up after {after:.1} s)"
+    );
+    // The caller's limit has passed, whoever failed to keep it.
+    Failure::new(ErrorCode::Timeout, message).hint(format!(
+        "`offshoot logs {vm} --console` may show why; `offshoot restart {vm}` starts it afresh"
+    ))
 }
 
 pub(crate) fn exec_lost(vm: &VmName, exec: ExecId) -> Failure {
@@ -140,8 +143,8 @@ pub fn guest_failure(vm: &VmName, error: &ClientError) -> Failure {
             GuestErrorKind::NotADirectory
             | GuestErrorKind::IsADirectory
             | GuestErrorKind::NotEmpty
-            | GuestErrorKind::InvalidArgument
-            | GuestErrorKind::ExecFailed => ErrorCode::InvalidArgument,
+            | GuestErrorKind::InvalidArgument => ErrorCode::InvalidArgument,
+            GuestErrorKind::ExecFailed => ErrorCode::ExecFailed,
             GuestErrorKind::NoSpace | GuestErrorKind::Exhausted => ErrorCode::NoResource,
             GuestErrorKind::ConnectionRefused => ErrorCode::Unavailable,
             GuestErrorKind::Unsupported => ErrorCode::Unsupported,

@@ -1,8 +1,8 @@
 //! Events in order, first those on disk, then as they are committed.
 
-use crate::core::Core;
+use offshoot_store::Store;
 use offshoot_types::{ErrorCode, Event, EventId, Failure, Owner, VmId};
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 use tokio::sync::watch;
 
 /// Read from the store at once.
@@ -11,7 +11,7 @@ const PAGE: u32 = 256;
 /// Events of one owner, and of one VM if asked for.
 #[derive(Debug)]
 pub struct EventStream {
-    core: Arc<Core>,
+    store: Store,
     owner: Owner,
     vm: Option<VmId>,
     after: EventId,
@@ -20,10 +20,10 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    pub(crate) fn new(core: Arc<Core>, owner: Owner, vm: Option<VmId>, after: Option<EventId>) -> Self {
-        let last = core.store.last_event();
+    pub(crate) fn new(store: Store, owner: Owner, vm: Option<VmId>, after: Option<EventId>) -> Self {
+        let last = store.last_event();
         let after = after.unwrap_or_else(|| *last.borrow());
-        Self { core, owner, vm, after, last, ahead: VecDeque::new() }
+        Self { store, owner, vm, after, last, ahead: VecDeque::new() }
     }
 
     /// The next event, whenever it comes. Cancel-safe. Fails once if events were pruned before they were read:
@@ -37,7 +37,7 @@ impl EventStream {
             if *self.last.borrow_and_update() <= self.after && self.last.changed().await.is_err() {
                 return Err(crate::error::shutting_down());
             }
-            let page = self.core.store.events(self.after, PAGE).await?;
+            let page = self.store.events(self.after, PAGE).await?;
             let missed = page.missed;
             self.after = page.last;
             let (owner, vm) = (&self.owner, self.vm);

@@ -44,6 +44,8 @@ pub(crate) async fn run(core: Arc<Core>, mut wanted: mpsc::UnboundedReceiver<Rea
                 Some(_) => {}
                 None => return,
             },
+            // What is not gone yet is found by the next start.
+            () = core.closing.cancelled() => return,
         }
     }
 }

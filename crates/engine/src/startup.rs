@@ -26,7 +26,12 @@ use crate::{
 use offshoot_provider::InstanceRecord;
 use offshoot_store::{Store, StoreError, VmRecord};
 use offshoot_types::{Failure, Lifetime, OperationId, OperationKind, OperationOutcome, OperationState, VmId};
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -85,7 +90,7 @@ pub(crate) async fn start(
         reaper,
         census: watch::Sender::default(),
         closing: CancellationToken::new(),
-        _lock: lock,
+        lock: Mutex::new(Some(lock)),
     });
     core.tasks.spawn(TaskKind::Reaper, Scope::default(), reaper::run(core.clone(), reaped));
 
@@ -199,7 +204,7 @@ pub(crate) async fn shutdown(core: &Arc<Core>, vms: OnShutdown) -> ShutdownRepor
     if !core.tasks.drain(LET_GO).await {
         core.tasks.abort().await;
     }
-    core.store.close().await;
+    core.let_go().await;
     TraceEvent::EngineStopped { left_running: report.left_running.len() }.emit(&Scope::default());
     report
 }

@@ -1,0 +1,231 @@
+//! One state directory on one host, and engines on it, one after the other.
+
+use crate::host::Host;
+use futures::future::BoxFuture;
+use offshoot_engine::{
+    BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, Images, Limits, OnShutdown, Options,
+    StateDirLock, SystemClock, VmCondition, VmView,
+};
+use offshoot_policy::{Authorized, Decision, Policy};
+use offshoot_types::{
+    Actor, Command, DiskMib, ExecArgv, ExecLimits, ExecSpec, Failure, ImageDigest, Lifetime, MemMib,
+    NodeName, Operation, OperationOutcome, OperationState, Owner, ProviderChoice, ProviderKind, VmId, VmRef,
+    VmSpec, VmStateName,
+};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tempfile::TempDir;
+
+const UID: u32 = 1000;
+
+pub struct Stage {
+    pub host: Host,
+    pub dir: TempDir,
+    pub limits: Limits,
+    pub deadlines: Deadlines,
+    pub checkpoints: Checkpoints,
+}
+
+#[derive(Debug)]
+struct FileImages(PathBuf);
+
+impl Images for FileImages {
+    fn boot_files(&self, _: &ImageDigest) -> Result<BootFiles, Failure> {
+        let part = || self.0.clone();
+        Ok(BootFiles { kernel: part(), initramfs: part(), root: part(), disk_template: part() })
+    }
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("image"), vec![0; 4096]).unwrap();
+        Self {
+            host: Host::default(),
+            dir,
+            limits: Limits::UNBOUNDED,
+            deadlines: Deadlines::default(),
+            checkpoints: Checkpoints::default(),
+        }
+    }
+
+    pub fn at_checkpoints(
+        mut self,
+        visit: impl Fn(Checkpoint) -> BoxFuture<'static, Fault> + Send + Sync + 'static,
+    ) -> Self {
+        self.checkpoints = Checkpoints::new(visit);
+        self
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+    pub fn runtime(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Takes the lock as soon as the engine before has let go of it.
+    pub async fn engine(&self) -> Engine {
+        self.engine_with(self.checkpoints.clone()).await
+    }
+
+    pub async fn engine_with(&self, checkpoints: Checkpoints) -> Engine {
+        let lock = StateDirLock::acquire_within(&self.state(), Duration::from_secs(10)).await.unwrap();
+        let options = Options {
+            runtime_dir: self.runtime(),
+            images: Arc::new(FileImages(self.dir.path().join("image"))),
+            providers: vec![self.host.provider()],
+            policy: policy(),
+            limits: self.limits,
+            deadlines: self.deadlines,
+            clock: Arc::new(SystemClock),
+            node: NodeName::default(),
+            checkpoints,
+        };
+        Engine::start(lock, options).await.unwrap()
+    }
+
+    /// Nothing of any VM is left but its history: no process, file, socket, row or open operation.
+    pub async fn assert_nothing_left(&self) {
+        assert!(self.host.processes().is_empty(), "processes: {:?}", self.host.processes());
+        for dir in [self.state().join("vms"), self.runtime()] {
+            let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+            assert!(left.is_empty(), "files: {left:?}");
+        }
+        self.assert_record(|vms, unfinished| {
+            assert!(vms.is_empty(), "rows: {vms:?}");
+            assert!(unfinished.is_empty(), "open operations: {unfinished:?}");
+        })
+        .await;
+    }
+
+    /// Looks into the record. No engine may be running.
+    pub async fn assert_record(&self, check: impl FnOnce(Vec<offshoot_store::VmRecord>, Vec<Operation>)) {
+        let _lock = StateDirLock::acquire_within(&self.state(), Duration::from_secs(10)).await.unwrap();
+        let options = offshoot_store::Options::new(self.state().join("offshoot.db"), Limits::UNBOUNDED);
+        let store = offshoot_store::Store::open(options).unwrap();
+        check(store.vms().await.unwrap(), store.unfinished_operations().await.unwrap());
+        assert!(matches!(store.audit_verify(None).await.unwrap(), offshoot_store::AuditVerdict::Intact(_)));
+        store.close().await;
+    }
+}
+
+pub fn policy() -> Policy {
+    Policy::owner_of_socket(UID)
+}
+
+pub fn actor() -> Actor {
+    Actor::LocalUser { uid: UID, owner: Owner::default() }
+}
+
+pub fn permit(engine: &Engine, command: Command) -> Authorized<Command> {
+    let facts = engine.facts(&actor(), &command.target());
+    match policy().decide(&actor(), command, &facts) {
+        Decision::Permit(permit) => permit,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn named(name: &str) -> VmRef {
+    VmRef::Name(name.parse().unwrap())
+}
+
+pub fn spec(name: &str) -> Box<VmSpec> {
+    Box::new(VmSpec {
+        name: name.parse().unwrap(),
+        image: "base".parse().unwrap(),
+        image_digest: "0a".repeat(32).parse().unwrap(),
+        provider: ProviderChoice::Named(ProviderKind::Fake),
+        min_isolation: None,
+        memory: MemMib::from_mib(128).unwrap(),
+        cpus: offshoot_types::CpuCount::ONE,
+        disk: DiskMib::from_mib(64).unwrap(),
+        lifetime: Lifetime::Kept,
+        labels: Default::default(),
+    })
+}
+
+pub fn argv(words: &[&str]) -> Box<ExecSpec> {
+    Box::new(ExecSpec {
+        argv: ExecArgv::Argv(words.iter().map(ToString::to_string).collect()),
+        env: Default::default(),
+        cwd: None,
+        user: "root".into(),
+        pty: None,
+        stdin: false,
+        limits: ExecLimits::default(),
+    })
+}
+
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// Submits and waits for the outcome.
+pub async fn run(engine: &Engine, command: Command) -> Result<Operation, Failure> {
+    let operation = engine.submit(permit(engine, command)).await?;
+    let operation = engine.wait(operation.id, Some(Duration::from_secs(60))).await?;
+    match &operation.state {
+        OperationState::Ended { outcome: OperationOutcome::Failed { failure } } => Err(failure.clone()),
+        OperationState::Ended { .. } => Ok(operation),
+        other => panic!("{:?} has not ended: {other:?}", operation.kind),
+    }
+}
+
+pub async fn create(engine: &Engine, name: &str) -> VmId {
+    run(engine, Command::Create { spec: spec(name) }).await.unwrap().vm.unwrap()
+}
+
+pub async fn create_running(engine: &Engine, name: &str) -> VmId {
+    let id = create(engine, name).await;
+    run(engine, Command::Start { vm: named(name) }).await.unwrap();
+    id
+}
+
+pub async fn view(engine: &Engine, name: &str) -> VmView {
+    engine.vm(permit(engine, Command::Inspect { vm: Some(named(name)) })).await.unwrap()
+}
+
+pub async fn wait_for(engine: &Engine, name: &str, states: &[VmStateName], limit: Duration) -> VmView {
+    let until = VmCondition { states: states.to_vec(), newer_than: None };
+    let permit = permit(engine, Command::Inspect { vm: Some(named(name)) });
+    engine.wait_vm(permit, until, Some(limit)).await.unwrap()
+}
+
+pub async fn leave(engine: Engine) {
+    engine.shutdown(OnShutdown::LeaveVms).await;
+}
+
+/// Runs a program to its end and returns its output and last event.
+pub async fn output(mut session: offshoot_engine::ExecSession) -> (Vec<u8>, offshoot_engine::ExecEvent) {
+    use offshoot_engine::ExecEvent;
+    let mut all = Vec::new();
+    loop {
+        let event =
+            tokio::time::timeout(Duration::from_secs(30), session.next()).await.expect("an event in time");
+        match event.expect("a last event") {
+            ExecEvent::Output { data, offset, .. } => {
+                assert_eq!(offset, all.len() as u64, "output is contiguous");
+                all.extend_from_slice(&data);
+            }
+            ExecEvent::Started { .. } => {}
+            last @ (ExecEvent::Ended(_) | ExecEvent::Failed(_) | ExecEvent::Detached) => return (all, last),
+            ExecEvent::Lost { .. } => panic!("nothing was to be lost"),
+        }
+    }
+}
+
+pub async fn exec(
+    engine: &Engine,
+    name: &str,
+    words: &[&str],
+) -> Result<offshoot_engine::ExecSession, Failure> {
+    engine.exec(permit(engine, Command::Exec { vm: named(name), spec: argv(words) })).await
+}
+
+/// Polls until it holds: for what announces nothing.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let held = tokio::time::timeout(Duration::from_secs(10), async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    held.await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+}
