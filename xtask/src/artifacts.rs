@@ -1,6 +1,6 @@
 //! What the other verbs build on: the guest agent, the `offshoot` binary, the images.
 
-use crate::run::{cargo, checked, output, target_dir};
+use crate::process::{cargo, checked, output, target_dir};
 use anyhow::{Context, Result};
 use std::{path::PathBuf, process::Command};
 
@@ -51,6 +51,6 @@ pub fn image(built: &Built, name: &str) -> Result<()> {
 /// The version `git describe` would print, for benchmark records.
 pub fn revision() -> Result<String> {
     let mut git = Command::new("git");
-    git.args(["rev-parse", "--short", "HEAD"]).current_dir(crate::run::root());
+    git.args(["rev-parse", "--short", "HEAD"]).current_dir(crate::process::root());
     Ok(output(&mut git).context("read the git revision")?.trim().to_owned())
 }

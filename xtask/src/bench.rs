@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: measures on this machine, prints a table, writes JSON.
 
-use crate::{artifacts, packages, run};
+use crate::{artifacts, packages, process};
 use anyhow::Result;
 
 #[derive(clap::Args)]
@@ -17,7 +17,7 @@ pub fn run(args: &Args) -> Result<()> {
     packages::ensure()?;
     let built = artifacts::build()?;
     artifacts::image(&built, "base")?;
-    run::checked(run::cargo().args([
+    process::checked(process::cargo().args([
         "build",
         "--release",
         "--locked",
@@ -26,17 +26,17 @@ pub fn run(args: &Args) -> Result<()> {
         "--bin",
         "bench",
     ]))?;
-    let mut bench = std::process::Command::new(run::target_dir().join("release/bench"));
+    let mut bench = std::process::Command::new(process::target_dir().join("release/bench"));
     bench
         .env("OFFSHOOT_BIN", &built.offshoot)
         .args(["--guest", &built.guest.display().to_string()])
         .args(["--revision", &artifacts::revision()?])
-        .args(["--out", &run::root().join("bench-results").display().to_string()]);
+        .args(["--out", &process::root().join("bench-results").display().to_string()]);
     if let Some(only) = &args.only {
         bench.args(["--only", only]);
     }
     if args.quick {
         bench.arg("--quick");
     }
-    run::checked(&mut bench)
+    process::checked(&mut bench)
 }

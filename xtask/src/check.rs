@@ -2,7 +2,7 @@
 
 mod tidy;
 
-use crate::run::{cargo, checked};
+use crate::process::{cargo, checked};
 use anyhow::Result;
 
 pub fn run() -> Result<()> {

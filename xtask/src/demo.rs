@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: from nothing to agent code running in real micro-VMs.
 
-use crate::{artifacts, packages, picture, run};
+use crate::{artifacts, packages, picture, process};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{fs, path::PathBuf, process::Command, time::Instant};
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
     eprintln!("set-up took {:.1} s\n", start.elapsed().as_secs_f64());
 
     let mut transcript = Transcript(vec!["$ cargo xtask demo".into()]);
-    let host = run::output(Command::new("uname").arg("-r"))?;
+    let host = process::output(Command::new("uname").arg("-r"))?;
     transcript.say(&format!("host kernel {}", host.trim()));
     for (language, code) in JOBS {
         job(&built, &args.image, language, code, host.trim(), &mut transcript)?;
@@ -75,7 +75,7 @@ fn job(
     let began = Instant::now();
     let mut command = Command::new(&built.offshoot);
     command.args(["run", "--json", "--image", image, "--lang", language, "-c", code]);
-    let text = run::output(&mut command)?;
+    let text = process::output(&mut command)?;
     let took = began.elapsed().as_secs_f64();
     let answer: Value = serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?;
     let field = |name: &str| answer[name].as_str().unwrap_or("?").to_owned();

@@ -12,12 +12,13 @@ mod demo;
 mod openapi;
 mod packages;
 mod picture;
-mod run;
+mod process;
 mod soak;
 mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, show, test and measure Offshoot")]
@@ -46,8 +47,19 @@ enum Verb {
     Openapi,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain, without a backtrace: what failed is a program we ran, not this one.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Build => {
             packages::ensure_build()?;

@@ -1,6 +1,6 @@
 //! Writes the checked-in OpenAPI document from the code.
 
-use crate::run::{cargo, checked};
+use crate::process::{cargo, checked};
 use anyhow::Result;
 
 pub fn write() -> Result<()> {

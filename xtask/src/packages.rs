@@ -1,6 +1,6 @@
 //! System packages: installed by apt where we may, named for the common package managers where we may not.
 
-use crate::run::{checked, on_path};
+use crate::process::{checked, on_path};
 use anyhow::{Result, bail};
 use std::process::Command;
 

@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: the heavy tests, for as long as asked.
 
-use crate::{artifacts, packages, run};
+use crate::{artifacts, packages, process};
 use anyhow::Result;
 
 #[derive(clap::Args)]
@@ -14,8 +14,8 @@ pub fn run(args: &Args) -> Result<()> {
     packages::ensure()?;
     let built = artifacts::build()?;
     artifacts::image(&built, "base")?;
-    run::checked(
-        run::cargo()
+    process::checked(
+        process::cargo()
             .args([
                 "nextest",
                 "run",

@@ -4,7 +4,7 @@
 //! shard (test) after the other while the budget lasts, starting at a different one for each commit so that a
 //! short budget still covers them all over time. What was left out is printed by name.
 
-use crate::{artifacts, packages, run};
+use crate::{artifacts, packages, process};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{BufRead, BufReader},
@@ -93,7 +93,7 @@ fn heavy(
 /// Runs the tests a filter selects and adds up what nextest says. A failed test is counted, anything else that
 /// goes wrong is an error.
 fn nextest(built: &artifacts::Built, filter: &str, counts: &mut Counts) -> Result<()> {
-    let mut command = run::cargo();
+    let mut command = process::cargo();
     command
         .args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "-E", filter])
         .env("OFFSHOOT_BIN", &built.offshoot)
@@ -132,12 +132,12 @@ fn count(summary: &str, word: &str) -> u64 {
 }
 
 fn heavy_names(built: &artifacts::Built) -> Result<Vec<String>> {
-    let mut command = run::cargo();
+    let mut command = process::cargo();
     command
         .args(["nextest", "list", "--workspace", "--locked", "-E", HEAVY, "--message-format", "json"])
         .env("OFFSHOOT_BIN", &built.offshoot)
         .env("OFFSHOOT_GUEST_BIN", &built.guest);
-    let text = run::output(&mut command)?;
+    let text = process::output(&mut command)?;
     let list: serde_json::Value = serde_json::from_str(&text).context("nextest's list is not JSON")?;
     let suites = list["rust-suites"].as_object().context("nextest's list has no suites")?;
     let mut names: Vec<String> = suites
@@ -153,17 +153,18 @@ fn heavy_names(built: &artifacts::Built) -> Result<Vec<String>> {
 
 fn commits() -> Result<usize> {
     let mut git = Command::new("git");
-    let text = run::output(git.args(["rev-list", "--count", "HEAD"]).current_dir(run::root()))?;
+    let text = process::output(git.args(["rev-list", "--count", "HEAD"]).current_dir(process::root()))?;
     text.trim().parse().context("git printed no number")
 }
 
 fn ensure_nextest() -> Result<()> {
-    let present = run::cargo().args(["nextest", "--version"]).output().is_ok_and(|out| out.status.success());
+    let present =
+        process::cargo().args(["nextest", "--version"]).output().is_ok_and(|out| out.status.success());
     if present {
         return Ok(());
     }
     eprintln!("installing cargo-nextest (the test runner)");
-    run::checked(run::cargo().args(["install", "--locked", "cargo-nextest"]))
+    process::checked(process::cargo().args(["install", "--locked", "cargo-nextest"]))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

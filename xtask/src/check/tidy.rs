@@ -1,6 +1,6 @@
 //! Small rules that would otherwise live in reviewers' heads. Each failure says what to do.
 
-use crate::run::{output, root};
+use crate::process::{output, root};
 use anyhow::{Result, bail};
 use std::{fs, process::Command};
 
