@@ -48,6 +48,8 @@ codes! {
     Image = "image", 502, 8, false;
     /// The guest does not answer, or answers nonsense.
     Guest = "guest", 502, 8, true;
+    /// The program to run is not in the VM, or cannot be executed there (`run` and `exec` exit with 127).
+    ExecFailed = "exec_failed", 400, 8, false;
     /// Not built yet, or not possible with this provider.
     Unsupported = "unsupported", 501, 8, false;
     /// The caller or a signal ended it.

@@ -1,0 +1,129 @@
+use crate::{
+    context::Context,
+    exit_code::Status,
+    failure::{Result, Stop, usage},
+    options::{ProcessOptions, with_terminal},
+    session::{self, Program, Sink, Stdin},
+    terminal,
+};
+use offshoot_api::{
+    Client,
+    client::{ExecConnection, ExecEvent},
+    v1::{AttachQuery, Started},
+};
+use offshoot_types::{ErrorCode, ExecId, Failure, VmRef};
+use serde::Serialize;
+
+const EXAMPLES: &str = "Examples:
+  offshoot exec web -- ls -l /
+  offshoot exec web --timeout 10s --user user -- make test
+  echo hello | offshoot exec -i web -- cat
+  offshoot exec -it web -- python3
+
+The first Ctrl-C goes to the process as a signal; if it is still there after 5 s, its whole tree is killed. In a
+terminal (-it) Ctrl-C is a key like any other, and `~.` at the beginning of a line leaves.";
+
+/// Run a program in a running VM
+///
+/// Ends with the program's own status: 128 + N after signal N, 124 when --timeout has passed, 127 if there is no
+/// such program, 125 for any failure that is not the program's.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Name or id of the VM
+    #[arg(value_name = "NAME")]
+    vm: VmRef,
+    /// The program and its arguments
+    #[arg(value_name = "ARGV", trailing_var_arg = true, required_unless_present = "attach")]
+    argv: Vec<String>,
+    /// Pass our standard input to it; otherwise its own is empty
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Kill it, and all it started, after this long [default: no limit]
+    #[arg(long, value_name = "DURATION")]
+    timeout: Option<crate::duration::Span>,
+    /// Leave it running and print its id
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
+    /// Take up the streams of a process that runs or has lately ended, by its id
+    #[arg(long, value_name = "EXEC", conflicts_with_all = ["argv", "detach", "timeout"])]
+    attach: Option<ExecId>,
+    #[command(flatten)]
+    process: ProcessOptions,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Status> {
+    let json = context.printer.is_json();
+    if json && args.tty {
+        return Err(usage("a terminal and one JSON document exclude each other")
+            .hint("leave out `--tty` or `--json`")
+            .into());
+    }
+    let client = context.client().await?;
+    let connection = context.interrupt.race(open(&client, &args, json)).await;
+    let connection = connection.map_err(|_| Stop::Interrupted)??;
+    if args.detach {
+        return detach(context, connection).await;
+    }
+    let options = session::Options {
+        stdin: if args.interactive { Stdin::Forwarded } else { Stdin::Empty },
+        pty: args.tty,
+        raw: args.tty && args.interactive && terminal::stdin_is_terminal(),
+        sink: Sink::of(&context.printer),
+        waiting_for: format!("waiting for `{}`", args.vm),
+        limited: args.timeout.is_some(),
+    };
+    let finished = session::drive(context, connection, options).await?;
+    let status = Status::of_guest(finished.status());
+    if json {
+        context.printer.document(&Program::new(finished, status))?;
+    }
+    Ok(status)
+}
+
+async fn open(client: &Client, args: &Args, json: bool) -> Result<ExecConnection> {
+    if let Some(exec) = args.attach {
+        return Ok(client.attach(&args.vm, exec, &AttachQuery::default()).await?);
+    }
+    let mut request = args.process.request(args.argv.clone(), args.timeout, json);
+    request.stdin = args.interactive;
+    if args.tty {
+        request = with_terminal(request);
+    }
+    Ok(client.exec(&args.vm, &request).await?)
+}
+
+/// `exec --detach --json`.
+#[derive(Debug, Serialize)]
+struct Detached {
+    exec: ExecId,
+    started: Started,
+}
+
+async fn detach(context: &Context, connection: ExecConnection) -> Result<Status> {
+    let (mut input, mut events) = connection.split();
+    let started = loop {
+        match events.next().await? {
+            Some(ExecEvent::Started(started)) => break started,
+            Some(ExecEvent::Ended(_)) | None => {
+                return Err(
+                    Failure::new(ErrorCode::Internal, "the process ended without having started").into()
+                );
+            }
+            Some(_) => {}
+        }
+    };
+    input.detach().await?;
+    while let Some(event) = events.next().await? {
+        if matches!(event, ExecEvent::Detached | ExecEvent::Ended(_)) {
+            break;
+        }
+    }
+    context
+        .printer
+        .answer(&Detached { exec: started.exec, started: started.clone() }, || started.exec.to_string())?;
+    Ok(Status::DONE)
+}

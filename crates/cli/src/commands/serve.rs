@@ -1,0 +1,101 @@
+use crate::{
+    Number, agent,
+    cli::Global,
+    conclude,
+    exit_code::Status,
+    failure::{Result, Stop, host},
+};
+use offshoot_api::v1::{DaemonMode, StartReport};
+use offshoot_image::Store;
+use offshoot_server::{LogFormat, Providers, ReadyPipe, ServeOptions, serve};
+use offshoot_types::{ErrorCode, Failure};
+use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
+
+const EXAMPLES: &str = "Examples:
+  offshoot serve
+  offshoot serve --state-dir /srv/offshoot --log-format json
+
+It takes over from a daemon that was started by a verb, VMs included, and is refused where another `offshoot serve`
+runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon takes them up.";
+
+/// Run the daemon in the foreground, logging to standard error
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// How to log: for people or for machines
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    log_format: Format,
+    /// Listen for TCP connections too (not built yet)
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    listen: Option<String>,
+    /// Started by a verb: report on standard output when ready, end when idle
+    #[arg(long, hide = true)]
+    autostarted: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+pub fn run(global: &Global, args: Args) -> Number {
+    let outcome = match args.autostarted {
+        true => autostarted(global, &args),
+        false => options(global, &args, DaemonMode::Explicit).and_then(live),
+    };
+    conclude(&global.printer(), outcome.map(|()| Status::DONE), false)
+}
+
+/// Leaves the session of the verb that started us, whose pipe is our standard output.
+fn autostarted(global: &Global, args: &Args) -> Result {
+    let mut ready = detach()?;
+    match options(global, args, DaemonMode::Autostarted) {
+        Ok(mut options) => {
+            options.ready = ready;
+            live(options)
+        }
+        Err(Stop::Failed(report)) => {
+            ready.report(&StartReport::Failed(report.failure.clone().into()));
+            Err(Stop::Failed(report))
+        }
+        Err(stop) => Err(stop),
+    }
+}
+
+fn detach() -> Result<ReadyPipe> {
+    let failed = |what: &str, error: rustix::io::Errno| host(format!("cannot {what}"), &error);
+    let pipe = fcntl_dupfd_cloexec(stdio::stdout(), 3).map_err(|error| failed("keep the pipe", error))?;
+    // From here on nothing but the report goes into the pipe.
+    stdio::dup2_stdout(stdio::stderr()).map_err(|error| failed("close the standard output", error))?;
+    setsid().map_err(|error| failed("leave the session", error))?;
+    Ok(pipe.into())
+}
+
+fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOptions> {
+    if args.listen.is_some() {
+        return Err(Failure::new(ErrorCode::Unsupported, "the daemon listens on its Unix socket only")
+            .hint("reach it from afar with `ssh -L`")
+            .into());
+    }
+    let state_dir = global.paths()?.state_dir;
+    let images_dir = Store::default_root()?;
+    let log = match args.log_format {
+        Format::Text => LogFormat::Readable,
+        Format::Json => LogFormat::Json,
+    };
+    let offshoot_exe =
+        std::env::current_exe().map_err(|error| host("cannot find our own program", &error))?;
+    let providers = Providers::Host { offshoot_exe };
+    let mut options = ServeOptions::new(state_dir, images_dir, agent::binary()?, providers, mode);
+    options.log = Some(log);
+    Ok(options)
+}
+
+fn live(options: ServeOptions) -> Result {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| host("cannot start", &error))?;
+    runtime.block_on(serve(options)).map_err(|error| error.0.into())
+}

@@ -1,0 +1,184 @@
+//! The state directory, its daemon, and files in it that nobody owns.
+
+use super::Check;
+use crate::{context::Context, paths::Paths, view};
+use offshoot_api::v1::Vm;
+use rustix::fs::statvfs;
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
+
+/// Below this a VM soon finds its disk full.
+const LITTLE_SPACE: u64 = 1 << 30;
+/// What belongs into a state directory, besides backups of what is set aside.
+const OURS: [&str; 9] = [
+    "autostart.lock",
+    "daemon.json",
+    "daemon.lock",
+    "daemon.log",
+    "daemon.log.1",
+    "cgroup-prefix",
+    "probe.json",
+    "probe",
+    "vms",
+];
+
+/// Permissions and space.
+pub fn state_dir(paths: &Paths) -> Vec<Check> {
+    const NAME: &str = "state directory";
+    let dir = &paths.state_dir;
+    let metadata = match fs::metadata(dir) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return vec![Check::ok(NAME, format!("{} is made when it is needed", dir.display()))];
+        }
+        Err(error) => return vec![Check::fail(NAME, format!("{}: {error}", dir.display()))],
+    };
+    let shown = dir.display();
+    let (uid, owner) = (rustix::process::geteuid().as_raw(), metadata.uid());
+    let mode = metadata.permissions().mode() & 0o777;
+    let check = if !metadata.is_dir() {
+        Check::fail(NAME, format!("{shown} is not a directory")).remedy("name another with `--state-dir`")
+    } else if owner != uid {
+        Check::fail(NAME, format!("{shown} belongs to user {owner}, you are user {uid}"))
+            .remedy(format!("`chown -R {uid} {shown}`, or name another with `--state-dir`"))
+    } else if mode & 0o077 != 0 {
+        Check::warn(NAME, format!("{shown} is open to others (mode {mode:o})"))
+            .remedy(format!("`chmod 700 {shown}`"))
+    } else {
+        Check::ok(NAME, shown.to_string())
+    };
+    vec![check, space(dir)]
+}
+
+fn space(dir: &Path) -> Check {
+    const NAME: &str = "disk space";
+    match statvfs(dir) {
+        Ok(found) => {
+            let free = found.f_bavail.saturating_mul(found.f_frsize);
+            let detail = format!("{} free in {}", view::size(free), dir.display());
+            match free {
+                ..LITTLE_SPACE => Check::warn(NAME, detail).remedy("disks of VMs grow as they write"),
+                _ => Check::ok(NAME, detail),
+            }
+        }
+        Err(error) => Check::fail(NAME, format!("{}: {error}", dir.display())),
+    }
+}
+
+/// The daemon, and its VMs if it runs.
+pub async fn daemon(context: &Context) -> (Check, Option<Vec<Vm>>) {
+    const NAME: &str = "daemon";
+    let asked = async {
+        let Some(client) = context.running_client().await? else { return Ok(None) };
+        Ok(Some((client.daemon().await?, client.vms().await?.vms)))
+    };
+    match asked.await {
+        Ok(None) => (Check::ok(NAME, "none runs; verbs start one"), None),
+        Ok(Some((daemon, vms))) => {
+            let record = &daemon.record;
+            let detail = format!(
+                "process {}, {}, version {}, {} of {} VMs have a process",
+                record.pid,
+                record.mode.as_str(),
+                record.version,
+                daemon.live_vms,
+                daemon.vms
+            );
+            let check = match record.version == env!("CARGO_PKG_VERSION") {
+                true => Check::ok(NAME, detail),
+                false => Check::warn(NAME, detail).remedy(format!(
+                    "this program is version {}: `offshoot daemon stop`, VMs live on",
+                    env!("CARGO_PKG_VERSION")
+                )),
+            };
+            (check, Some(vms))
+        }
+        Err(crate::failure::Stop::Failed(report)) => {
+            let cause = report.failure.cause.map_or_else(String::new, |cause| format!(": {cause}"));
+            let check = Check::fail(NAME, report.failure.message + &cause);
+            (check.remedy("its log is `daemon.log` in the state directory"), None)
+        }
+        Err(_) => (Check::fail(NAME, "interrupted"), None),
+    }
+}
+
+/// Files that are not ours. With a daemon to ask, directories of VMs that do not exist too.
+pub fn strays(paths: &Paths, vms: Option<&[Vm]>) -> Check {
+    const NAME: &str = "stray files";
+    let known: Option<BTreeSet<String>> =
+        vms.map(|vms| vms.iter().flat_map(|vm| [vm.id.to_string(), vm.id.simple()]).collect());
+    let mut strays = Vec::new();
+    for name in names(&paths.state_dir) {
+        if !OURS.contains(&name.as_str()) && !name.starts_with("offshoot.db") {
+            strays.push(name);
+        }
+    }
+    for name in names(&paths.state_dir.join("vms")) {
+        let known = known
+            .as_ref()
+            .map_or_else(|| name.parse::<offshoot_types::VmId>().is_ok(), |known| known.contains(&name));
+        if !known {
+            strays.push(format!("vms/{name}"));
+        }
+    }
+    if strays.is_empty() {
+        return Check::ok(NAME, "none");
+    }
+    let dir = paths.state_dir.display();
+    Check::warn(NAME, format!("{} in {dir}", strays.join(", ")))
+        .remedy("nobody here needs them: move them away")
+}
+
+/// Sorted; none if there is no such directory.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+    use offshoot_types::VmId;
+
+    fn paths(dir: &Path) -> Paths {
+        Paths { state_dir: dir.to_owned() }
+    }
+
+    #[test]
+    fn a_file_nobody_owns_is_named_and_our_own_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        for ours in ["offshoot.db", "offshoot.db-wal", "daemon.log", "vms"] {
+            let path = dir.path().join(ours);
+            if ours == "vms" { fs::create_dir(path).unwrap() } else { fs::write(path, "").unwrap() }
+        }
+        fs::create_dir(dir.path().join("vms").join(VmId::new().simple())).unwrap();
+        assert_eq!(strays(&paths(dir.path()), None).verdict, Verdict::Ok);
+        fs::write(dir.path().join("vms/notes.txt"), "").unwrap();
+        fs::write(dir.path().join("todo"), "").unwrap();
+        let found = strays(&paths(dir.path()), None);
+        assert_eq!(found.verdict, Verdict::Warn);
+        assert!(found.detail.starts_with("todo, vms/notes.txt in "), "{}", found.detail);
+        let with_daemon = strays(&paths(dir.path()), Some(&[]));
+        assert!(with_daemon.detail.matches("vms/").count() == 2, "a VM nobody knows: {}", with_daemon.detail);
+    }
+
+    #[test]
+    fn an_open_state_directory_is_a_warning_and_an_absent_one_is_fine() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(state_dir(&paths(dir.path()))[0].verdict, Verdict::Warn);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(state_dir(&paths(dir.path()))[0].verdict, Verdict::Ok);
+        assert_eq!(state_dir(&paths(&dir.path().join("absent")))[0].verdict, Verdict::Ok);
+    }
+}

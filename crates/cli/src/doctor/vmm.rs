@@ -1,0 +1,54 @@
+//! What runs VMs here, and how strong the wall around them is.
+
+use super::{Check, Verdict};
+use crate::paths::Paths;
+use offshoot_image::Store;
+use offshoot_provider::{
+    Provider,
+    qemu::{Acceleration, Options, ProbeImage, QemuProvider},
+};
+use offshoot_types::{ImageRef, IsolationClass};
+
+const INSTALL: &str = "install it:
+  Debian, Ubuntu:  apt-get install --no-install-recommends qemu-system-x86
+  Fedora:          dnf install qemu-system-x86-core
+  Arch:            pacman -S qemu-system-x86";
+
+/// Which program, and what it was proven to give. Proving boots a kernel once per boot of the host.
+pub async fn qemu(paths: &Paths, store: Option<&Store>) -> Vec<Check> {
+    let options = Options {
+        offshoot_exe: std::env::current_exe().unwrap_or_else(|_| "offshoot".into()),
+        probe_cache: paths.state_dir.join("probe.json"),
+        qemu: None,
+        acceleration: Acceleration::Auto,
+        probe_image: store.and_then(probe_image),
+    };
+    let found = QemuProvider::new(options).capabilities().await;
+    let Some(vmm) = found.vmm else {
+        let why = found.isolation.err().unwrap_or_else(|| "not found".into());
+        return vec![Check::fail("qemu", why).remedy(INSTALL)];
+    };
+    let notes = found.notes.join("; ");
+    let isolation = match found.isolation {
+        Ok(class) => isolation(class, &notes),
+        Err(why) => Check::fail("isolation", format!("none: {why}")).remedy(INSTALL),
+    };
+    vec![Check::ok("qemu", vmm), isolation]
+}
+
+fn isolation(class: IsolationClass, notes: &str) -> Check {
+    let separator = if notes.is_empty() { "" } else { ": " };
+    let detail = format!("{class}{separator}{notes}");
+    match class {
+        IsolationClass::HardwareVm => Check::new("isolation", Verdict::Ok, detail),
+        IsolationClass::EmulatedVm | IsolationClass::UserSpaceKernel => {
+            Check::new("isolation", Verdict::Warn, detail)
+                .remedy("VMs are as separate, but slower: a host with working KVM makes them fast")
+        }
+    }
+}
+
+fn probe_image(store: &Store) -> Option<ProbeImage> {
+    let base = store.resolve(&ImageRef::Tag("base".into())).ok()?;
+    Some(ProbeImage { kernel: base.kernel(), initramfs: base.initramfs() })
+}

@@ -1,0 +1,179 @@
+//! Options that several verbs share, as typed values.
+
+use crate::{duration::Span, session};
+use clap::Args;
+use offshoot_api::v1::{ExecLimits, ExecRequest, PtySize};
+use offshoot_types::{Bytes, CpuCount, DiskMib, ImageRef, IsolationClass, Labels, MemMib, ProviderChoice};
+use std::{collections::BTreeMap, str::FromStr};
+
+/// What a new VM is to be.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "VM options")]
+pub struct VmOptions {
+    /// Image to boot: a tag, or `sha256:` and its digest
+    #[arg(long, value_name = "IMAGE", default_value = "base")]
+    image: ImageRef,
+    /// Memory, such as `256M` or `2G` [default: what the image says]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<MemMib>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "COUNT", default_value_t = CpuCount::ONE)]
+    cpus: CpuCount,
+    /// Size of the data disk, which takes only what is written [default: 2G]
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<DiskMib>,
+    /// What runs it: `auto` is the strongest isolation proven on this host
+    #[arg(long, value_name = "PROVIDER", default_value_t = ProviderChoice::Auto)]
+    provider: ProviderChoice,
+    /// Refuse anything weaker: `hardware-vm`, `emulated-vm` or `user-space-kernel`
+    #[arg(long, value_name = "CLASS")]
+    isolation: Option<IsolationClass>,
+    /// A note on the VM, KEY=VALUE; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Assignment>,
+}
+
+/// [`VmOptions`] as requests carry them.
+#[derive(Debug, Default)]
+pub struct VmSettings {
+    pub image: Option<String>,
+    pub provider: Option<String>,
+    pub isolation: Option<String>,
+    pub memory_mib: Option<u64>,
+    pub cpus: Option<u64>,
+    pub disk_mib: Option<u64>,
+    pub labels: Labels,
+}
+
+impl VmOptions {
+    pub fn settings(&self) -> VmSettings {
+        VmSettings {
+            image: Some(self.image.to_string()),
+            provider: Some(self.provider.to_string()),
+            isolation: self.isolation.map(|class| class.to_string()),
+            memory_mib: self.memory.map(|memory| memory.mib().into()),
+            cpus: Some(self.cpus.get().into()),
+            disk_mib: self.disk.map(|disk| disk.mib().into()),
+            labels: pairs(&self.labels),
+        }
+    }
+}
+
+/// How a process is to run.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Process options")]
+pub struct ProcessOptions {
+    /// User inside the VM, by name or uid
+    #[arg(long, value_name = "USER", default_value = "root")]
+    pub user: String,
+    /// Working directory [default: the user's home]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Set a variable, KEY=VALUE, or KEY to pass on ours; may be repeated
+    #[arg(long = "env", value_name = "KEY[=VALUE]")]
+    pub env: Vec<Variable>,
+    /// Keep at most so much of its output, such as `1M`; the rest is dropped
+    #[arg(long, value_name = "SIZE")]
+    pub max_output: Option<Bytes>,
+}
+
+impl ProcessOptions {
+    /// The request for `argv`. With `--json` output is held in memory, hence bounded.
+    pub fn request(&self, argv: Vec<String>, timeout: Option<Span>, json: bool) -> ExecRequest {
+        let max_output = self.max_output.or(json.then_some(session::CAPTURE_LIMIT));
+        ExecRequest {
+            argv: Some(argv),
+            env: self.env.iter().filter_map(Variable::resolve).collect(),
+            cwd: self.cwd.clone(),
+            user: Some(self.user.clone()),
+            limits: ExecLimits {
+                timeout_ms: timeout.map(Span::millis),
+                max_output_bytes: max_output.map(|size| size.0),
+                ..ExecLimits::default()
+            },
+            ..ExecRequest::default()
+        }
+    }
+}
+
+/// Gives the process a pseudo-terminal as large as ours.
+pub fn with_terminal(mut request: ExecRequest) -> ExecRequest {
+    request.pty = Some(crate::terminal::size().unwrap_or(PtySize { rows: 24, cols: 80 }));
+    if let Ok(term) = std::env::var("TERM") {
+        request.env.entry("TERM".into()).or_insert(term);
+    }
+    request
+}
+
+/// `KEY=VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    key: String,
+    value: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not of the form KEY=VALUE")]
+pub struct InvalidAssignment {
+    text: String,
+}
+
+impl FromStr for Assignment {
+    type Err = InvalidAssignment;
+    fn from_str(text: &str) -> Result<Self, InvalidAssignment> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self { key: key.into(), value: value.into() }),
+            _ => Err(InvalidAssignment { text: text.into() }),
+        }
+    }
+}
+
+fn pairs(assignments: &[Assignment]) -> BTreeMap<String, String> {
+    assignments.iter().map(|pair| (pair.key.clone(), pair.value.clone())).collect()
+}
+
+/// `KEY=VALUE`, or `KEY` for the value it has here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    Given(Assignment),
+    PassedOn(String),
+}
+
+impl FromStr for Variable {
+    type Err = InvalidAssignment;
+    fn from_str(text: &str) -> Result<Self, InvalidAssignment> {
+        match text.contains('=') {
+            true => text.parse().map(Self::Given),
+            false if !text.is_empty() => Ok(Self::PassedOn(text.into())),
+            false => Err(InvalidAssignment { text: text.into() }),
+        }
+    }
+}
+
+impl Variable {
+    /// Nothing if it is to be passed on and is not set, or is not text.
+    fn resolve(&self) -> Option<(String, String)> {
+        match self {
+            Self::Given(pair) => Some((pair.key.clone(), pair.value.clone())),
+            Self::PassedOn(key) => Some((key.clone(), std::env::var(key).ok()?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_given_or_passed_on() {
+        let given: Variable = "A=b=c".parse().unwrap();
+        assert_eq!(given.resolve(), Some(("A".into(), "b=c".into())));
+        assert_eq!("A=".parse::<Variable>().unwrap().resolve(), Some(("A".into(), String::new())));
+        let path: Variable = "PATH".parse().unwrap();
+        assert_eq!(path.resolve(), Some(("PATH".into(), std::env::var("PATH").unwrap())));
+        assert_eq!("OFFSHOOT_SURELY_NOT_SET".parse::<Variable>().unwrap().resolve(), None);
+        assert!("=x".parse::<Variable>().is_err());
+        assert!("".parse::<Variable>().is_err());
+        assert!("novalue".parse::<Assignment>().is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Words and statuses of what is refused before anybody is asked.
+
+use crate::Home;
+
+/// Status, standard output and standard error of a command line that is refused.
+fn refused(line: &[&str]) -> String {
+    let home = Home::new();
+    let ended = home.run(line);
+    assert!(!home.state_dir().exists(), "a refusal leaves nothing behind: {line:?}");
+    let parts = [("stdout", &ended.stdout), ("stderr", &ended.stderr)];
+    let shown = parts.iter().filter(|(_, text)| !text.is_empty());
+    let text: String = shown.map(|(name, text)| format!("--- {name}\n{text}")).collect();
+    home.redact(&format!("status {}\n{text}", ended.status))
+}
+
+#[test]
+fn a_name_that_cannot_be_is_explained() {
+    insta::assert_snapshot!(refused(&["start", "Web!"]));
+}
+
+#[test]
+fn sizes_that_cannot_be_are_explained() {
+    insta::assert_snapshot!(refused(&["create", "web", "--memory", "0"]));
+    insta::assert_snapshot!(refused(&["create", "web", "--memory", "lots"]));
+    insta::assert_snapshot!(refused(&["create", "web", "--cpus", "1000"]));
+}
+
+#[test]
+fn a_duration_without_a_unit_is_explained() {
+    insta::assert_snapshot!(refused(&["wait", "web", "--timeout", "30"]));
+}
+
+#[test]
+fn unknown_verbs_options_and_values_are_usage_errors() {
+    for line in [
+        &["frobnicate"][..],
+        &["list", "--frobnicate"],
+        &["create"],
+        &["wait", "web", "--for", "sleepy"],
+        &["create", "web", "--provider", "docker"],
+        &["create", "web", "--isolation", "strong"],
+        &["create", "web", "--label", "novalue"],
+        &["cp", "a:relative", "."],
+        &["image"],
+        &["completion", "nosuchshell"],
+        &[],
+    ] {
+        let ended = Home::new().run(line);
+        assert_eq!(ended.status, 2, "{line:?}: {}", ended.stderr);
+        assert!(ended.stdout.is_empty(), "{line:?}");
+    }
+}
+
+#[test]
+fn where_the_status_is_the_programs_a_usage_error_is_125() {
+    for line in
+        [&["run"][..], &["exec", "web"], &["run", "--memory", "0", "-c", "1"], &["exec", "Web", "--", "ls"]]
+    {
+        assert_eq!(Home::new().run(line).status, 125, "{line:?}");
+    }
+}
+
+#[test]
+fn with_json_a_usage_error_is_a_document_too() {
+    let home = Home::new();
+    for line in [&["--json", "start", "Web!"][..], &["wait", "web", "--for", "sleepy", "--json"]] {
+        let ended = home.run(line);
+        assert_eq!((ended.status, ended.stderr.as_str()), (2, ""), "{line:?}");
+        let error = ended.json();
+        assert_eq!(error["code"], "invalid_argument");
+        for field in ["message", "hint", "retryable"] {
+            assert!(!error[field].is_null(), "{field} of {error}");
+        }
+    }
+}
+
+#[test]
+fn a_tcp_address_is_refused_and_not_ignored() {
+    let ended = Home::new().run(&["serve", "--listen", "0.0.0.0:80"]);
+    assert_eq!(ended.status, 8);
+    assert!(ended.stderr.contains("Unix socket only"), "{}", ended.stderr);
+}
+
+#[test]
+fn two_local_places_are_no_copy() {
+    let home = Home::new();
+    let ended = home.run(&["--no-autostart", "cp", "a", "b"]);
+    assert_eq!(ended.status, 2, "{}", ended.stderr);
+    assert!(ended.stderr.contains("NAME:/PATH"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_file_whose_language_nobody_knows_needs_it_named() {
+    let home = Home::new();
+    std::fs::write(home.dir.path().join("script"), "true").expect("write the script");
+    let ended = home.run(&["run", "script"]);
+    assert_eq!(ended.status, 125);
+    assert!(ended.stderr.contains("hint: name it with `--lang`"), "{}", ended.stderr);
+}
