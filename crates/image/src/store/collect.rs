@@ -1,7 +1,7 @@
 //! Removing images, and the blobs that nothing names any more.
 
 use super::{
-    FileLock, Image, Store, StoreError,
+    FileLock, Store, StoreError,
     error::{At, IoAt},
     stage::{StageRecord, StageState},
 };
@@ -48,16 +48,17 @@ impl Store {
     pub fn remove(&self, image: &ImageRef, in_use: &BTreeSet<ImageDigest>) -> Result<Removed, StoreError> {
         let removed = {
             let _lock = self.lock()?;
-            let target = self.resolve(image)?;
+            let target = self.digest_of(image)?;
+            let tags: Vec<String> =
+                self.tags()?.into_iter().filter(|(_, meant)| *meant == target).map(|(tag, _)| tag).collect();
             let tag = match image {
                 ImageRef::Tag(tag) => Some(tag.clone()),
                 ImageRef::Digest(_) => None,
             };
-            let kept_by_another_tag =
-                tag.is_some() && target.tags.iter().any(|other| Some(other) != tag.as_ref());
+            let kept_by_another_tag = tag.is_some() && tags.iter().any(|other| Some(other) != tag.as_ref());
             let mut images = Vec::new();
             if !kept_by_another_tag {
-                let family = self.family(&target)?;
+                let family = self.family(target)?;
                 let users = family.iter().filter(|member| in_use.contains(*member)).count();
                 if users > 0 {
                     return Err(StoreError::InUse { image: image.clone(), users });
@@ -65,7 +66,7 @@ impl Store {
                 images = family;
             }
             // The tag goes first: a tag without an image would be an error to every reader.
-            let tags = if kept_by_another_tag { tag.iter().cloned().collect() } else { target.tags };
+            let tags = if kept_by_another_tag { tag.iter().cloned().collect() } else { tags };
             for name in tags {
                 remove_if_there(&self.tag_path(&name))?;
             }
@@ -78,15 +79,18 @@ impl Store {
         Ok(Removed { tag: removed.0, images: removed.1, collected })
     }
 
-    /// The image, and untagged images with the same root.
-    fn family(&self, image: &Image) -> Result<Vec<ImageDigest>, StoreError> {
-        let listing = self.list()?;
-        let related = listing.images.into_iter().filter(|other| {
-            other.digest != image.digest
-                && other.tags.is_empty()
-                && other.manifest.parts.root == image.manifest.parts.root
-        });
-        Ok(std::iter::once(image.digest.clone()).chain(related.map(|other| other.digest)).collect())
+    /// The image, and untagged images with the same root. A damaged image, which must be removable too, stands alone.
+    fn family(&self, digest: ImageDigest) -> Result<Vec<ImageDigest>, StoreError> {
+        let images = self.list()?.images;
+        let root = images.iter().find(|image| image.digest == digest).map(|image| image.manifest.parts.root);
+        let mut family = vec![digest];
+        for other in images {
+            let related = Some(other.manifest.parts.root) == root && other.tags.is_empty();
+            if related && !family.contains(&other.digest) {
+                family.push(other.digest);
+            }
+        }
+        Ok(family)
     }
 
     /// Frees blobs that neither an image nor an unfinished build names.

@@ -70,6 +70,11 @@ pub struct Listing {
 
 impl Store {
     pub fn resolve(&self, image: &ImageRef) -> Result<Image, StoreError> {
+        self.load(&self.digest_of(image)?, &self.tags()?)
+    }
+
+    /// The digest an image goes by, whether or not its manifest can be read.
+    pub(super) fn digest_of(&self, image: &ImageRef) -> Result<ImageDigest, StoreError> {
         let digest = match image {
             ImageRef::Digest(digest) => digest.clone(),
             ImageRef::Tag(tag) => {
@@ -79,8 +84,7 @@ impl Store {
         if !self.image_marker(&digest).exists() {
             return Err(StoreError::NotFound { image: image.clone() });
         }
-        let tags = self.tags()?;
-        self.load(&digest, &tags)
+        Ok(digest)
     }
 
     pub fn list(&self) -> Result<Listing, StoreError> {

@@ -160,6 +160,8 @@ fn a_damaged_manifest_is_listed_as_broken_beside_the_good_ones() {
     let listing = fixture.store.list().unwrap();
     assert_eq!(listing.images, [good]);
     assert!(matches!(&listing.broken[..], [(digest, StoreError::Mismatch { .. })] if *digest == bad.digest));
+    assert_eq!(fixture.store.remove(&tag("bad"), &nobody()).unwrap().images, [bad.digest]);
+    assert!(fixture.store.list().unwrap().broken.is_empty());
 }
 
 #[test]
