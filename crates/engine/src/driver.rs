@@ -93,11 +93,18 @@ impl Driver {
         match beginning {
             Beginning::Create(ticket) => self.create(ticket).await,
             Beginning::Reconcile { unfinished, ready, settling } => {
-                let recoveries = self.reconcile(unfinished).await;
+                let (execs, changes): (Vec<_>, Vec<_>) = self
+                    .reconcile(unfinished)
+                    .await
+                    .into_iter()
+                    .partition(|u| u.operation.kind == OperationKind::Exec);
+                for exec in execs {
+                    self.recover(exec).await;
+                }
                 // Nobody waits any more if the engine was dropped meanwhile.
                 let _ = ready.send(());
-                for recovery in recoveries {
-                    self.recover(recovery).await;
+                for change in changes {
+                    self.recover(change).await;
                 }
                 drop(settling);
             }
@@ -107,10 +114,6 @@ impl Driver {
                 break;
             }
         }
-        if self.machine.state() == VmStateName::Destroyed {
-            self.core.manager.remove(self.machine.id());
-        }
-        self.core.count();
         self.answer_the_rest();
     }
 
@@ -412,6 +415,10 @@ impl Driver {
             (_, VmStateName::Destroyed) => Verdict::AsItIs,
             (OperationKind::Start | OperationKind::Restart, VmStateName::Starting) => {
                 start::verdict(change, unwound.step, &unwound.failure)
+            }
+            // It was cut off after its last move, and the process was taken back with it.
+            (_, VmStateName::Running | VmStateName::Paused) if self.machine.instances.is_empty() => {
+                failed(unwound.failure.message.clone())
             }
             (OperationKind::Pause | OperationKind::Resume, _) => Verdict::AsItIs,
             // Refused before anything was touched.

@@ -57,6 +57,8 @@ pub use images::{BootFiles, Images, StoredImages};
 pub use offshoot_store::{Clock, Idempotency, Limits, SystemClock};
 pub use options::{Deadlines, Options};
 pub use request_vm::RequestVm;
+#[doc(hidden)]
+pub use saga::steps_of;
 pub use saga::{Checkpoint, Checkpoints, Fault, Phase};
 pub use session::{
     ExecEnd, ExecEvent, ExecEvents, ExecInput, ExecSession, OnDrop, OutputStream, SessionClosed,

@@ -149,6 +149,10 @@ impl Machine {
         let scope = Scope { vm: Some(id), op: operation, actor: Some(actor) };
         let (to, generation) = (self.state(), self.row.generation);
         TraceEvent::VmMoved { from: Some(from), to, generation, reason: &reason }.emit(&scope);
+        if to == VmStateName::Destroyed {
+            // Before anybody is told: whoever hears that it is gone does not find it any more.
+            self.core.manager.remove(id);
+        }
         self.publish();
         Ok(())
     }

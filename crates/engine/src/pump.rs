@@ -106,9 +106,19 @@ impl Pump {
         let closing = self.core.closing.clone();
         tokio::select! {
             biased;
-            end = self.pump(opening, &mut controls) => self.conclude(end).await,
+            end = self.pump(opening, &mut controls) => {
+                // Whoever wants the streams from here on asks the guest anew; see `Core::attach`.
+                self.takeovers.close();
+                self.conclude(end).await;
+            }
             // The process runs on in its VM; the next engine takes it up by its unfinished operation.
-            () = closing.cancelled() => {}
+            () = closing.cancelled() => return,
+        }
+        // Those who asked before that get what the guest still holds.
+        while let Some(takeover) = self.takeovers.recv().await {
+            self.take_over(takeover);
+            let end = self.pump(Opening::Attach, &mut VecDeque::new()).await;
+            self.conclude(end).await;
         }
     }
 
@@ -323,7 +333,7 @@ impl Pump {
 
     /// The last event goes out at once; it is recorded right after. A daemon that dies between the two finds the
     /// outcome in the guest.
-    async fn conclude(self, end: End) {
+    async fn conclude(&mut self, end: End) {
         let (event, state, outcome) = match end {
             End::Ended(end) => (ExecEvent::Ended(end), ExecState::Ended(end.status), OperationOutcome::Done),
             End::Failed(failure) => (
@@ -337,17 +347,19 @@ impl Pump {
                 OperationOutcome::Interrupted { undone: false },
             ),
         };
-        let mut detail = self.detail;
-        if let ExecState::Ended(status) = state {
-            detail["status"] = json!(status);
+        let ticket = self.ticket.take();
+        if ticket.is_some() {
+            if let ExecState::Ended(status) = state {
+                self.detail["status"] = json!(status);
+            }
+            self.shared.execs.update(self.exec, |view| view.state = state);
         }
-        self.shared.execs.update(self.exec, |view| view.state = state);
-        if let Some(sink) = self.sink {
+        if let Some(sink) = self.sink.take() {
             // A session that is gone does not want to know.
             let _ = sink.events.send(event).await;
         }
-        if let Some(ticket) = self.ticket {
-            self.core.close_exec(ticket, outcome, detail).await;
+        if let Some(ticket) = ticket {
+            self.core.close_exec(ticket, outcome, self.detail.clone()).await;
         }
         self.core.count();
     }

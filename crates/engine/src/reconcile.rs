@@ -42,9 +42,10 @@ pub(crate) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Whether it is a change that had begun to act on the VM's process or files.
+    /// Whether it is a change that had begun to act on the VM. A create has by writing the row.
     fn acts(&self) -> bool {
-        saga_of(self.operation.kind).is_some() && !self.steps.is_empty()
+        let begun = !self.steps.is_empty() || self.operation.kind == OperationKind::Create;
+        saga_of(self.operation.kind).is_some() && begun
     }
 }
 

@@ -278,3 +278,11 @@ fn timed_out(saga: &str, step: &str, vm: &offshoot_types::VmName) -> Failure {
     Failure::new(ErrorCode::Timeout, format!("{saga} of VM `{vm}` ran out of time at step `{step}`"))
         .hint(format!("`offshoot logs {vm} --console` may show why; what was begun has been taken back"))
 }
+
+/// The steps of a change in order, with whether they are undone: for tests that visit each.
+#[doc(hidden)]
+pub fn steps_of(kind: OperationKind) -> Vec<(&'static str, bool)> {
+    let saga = crate::driver::saga_of(kind);
+    let steps = saga.into_iter().flat_map(Saga::steps);
+    steps.map(|step| (step.name, matches!(step.undo, Undo::Run(_)))).collect()
+}

@@ -1,0 +1,8 @@
+use offshoot_engine::Engine;
+use offshoot_types::Command;
+
+fn asked(engine: &Engine, command: Command) {
+    let _ = engine.exec(command);
+}
+
+fn main() {}
