@@ -8,6 +8,7 @@
 //! One conformance suite (`conformance`) runs on the fake and on every real provider. Only this crate spawns
 //! host processes for VMs; the engine never names a hypervisor.
 
+pub mod conformance;
 pub mod disk;
 pub mod fake;
 pub mod instance;

@@ -12,9 +12,12 @@ use std::{
     sync::{Mutex, PoisonError},
     time::Instant,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 pub(super) const KERNEL: &str = "0.0.0-fake";
+/// The one port that listens: it sends back what it gets (RFC 862).
+const ECHO: u16 = 7;
 
 #[derive(Debug)]
 pub(super) struct Guest {
@@ -89,6 +92,16 @@ impl Services for Guest {
     }
 
     async fn tcp(&self, port: u16, peer: TcpPeer) {
+        if port == ECHO {
+            // A host that left in the middle wants nothing back.
+            if let Ok(tunnel) = peer.accept().await {
+                let (mut from, mut to) = tokio::io::split(tunnel);
+                if tokio::io::copy(&mut from, &mut to).await.is_ok() {
+                    let _ = to.shutdown().await;
+                }
+            }
+            return;
+        }
         let message = format!("connect to port {port}: connection refused");
         peer.refuse(GuestError { kind: GuestErrorKind::ConnectionRefused, message }).await;
     }

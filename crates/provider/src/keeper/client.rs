@@ -134,7 +134,7 @@ struct Link {
 
 /// How one connection ended.
 enum Parting {
-    /// Every handle is gone: nobody wants to know any more.
+    /// Every handle and every watcher of the exit is gone: nobody wants to know any more.
     Unwatched,
     Exited(Exit),
     Lost,
@@ -157,8 +157,10 @@ impl Link {
     async fn converse(&mut self, socket: Socket) -> Parting {
         let mut waiting: HashMap<u64, oneshot::Sender<(Reply, Option<OwnedFd>)>> = HashMap::new();
         let mut next = 0;
+        let watchers = self.publish.clone();
         loop {
             tokio::select! {
+                () = watchers.closed() => return Parting::Unwatched,
                 message = socket.receive::<FromKeeper>() => match message {
                     Ok(Some((FromKeeper::Reply { id, reply }, file))) => {
                         if let Some(caller) = waiting.remove(&id) {
@@ -174,8 +176,7 @@ impl Link {
                     Ok(Some((FromKeeper::Welcome { .. } | FromKeeper::Started(_), _))) => {}
                     Ok(Some((FromKeeper::StartFailed(_), _))) | Ok(None) | Err(_) => return Parting::Lost,
                 },
-                outgoing = self.queue.recv() => {
-                    let Some(Outgoing { call, reply }) = outgoing else { return Parting::Unwatched };
+                Some(Outgoing { call, reply }) = self.queue.recv() => {
                     next += 1;
                     waiting.retain(|_, caller| !caller.is_closed());
                     waiting.insert(next, reply);

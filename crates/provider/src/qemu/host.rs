@@ -42,7 +42,8 @@ impl Qemu {
             .output()
             .map_err(|error| unusable(error.to_string()))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1);
+        let version =
+            text.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split_whitespace().next());
         let version = version.ok_or_else(|| unusable(format!("`--version` ended with {}", output.status)))?;
         let identity = identity(&program).map_err(|error| unusable(error.to_string()))?;
         Ok(Self { version: format!("QEMU {version}"), identity, program })

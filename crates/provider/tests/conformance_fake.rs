@@ -1,0 +1,70 @@
+//! The conformance suite on the fake provider.
+
+use async_trait::async_trait;
+use offshoot_provider::{
+    BootPlan, Durability, InstanceRecord, Provider,
+    conformance::Harness,
+    fake::{FakeHost, FakeProvider},
+};
+use offshoot_types::{CpuCount, Generation, MemMib, ProviderKind, VmId};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+#[derive(Default)]
+struct Fake {
+    host: FakeHost,
+}
+
+#[async_trait]
+impl Harness for Fake {
+    fn provider(&self) -> Arc<dyn Provider> {
+        Arc::new(FakeProvider::new(self.host.clone()))
+    }
+
+    fn plan(&self) -> BootPlan {
+        let vm = VmId::new();
+        let directory = PathBuf::from(format!("/nowhere/{vm}"));
+        BootPlan {
+            vm,
+            name: "conformance".parse().unwrap(),
+            generation: Generation(1),
+            image: "0a".repeat(32).parse().unwrap(),
+            kernel: directory.join("kernel"),
+            initramfs: directory.join("initramfs"),
+            root: directory.join("root"),
+            data_disk: directory.join("disk"),
+            durability: Durability::Volatile,
+            memory: MemMib::MIN,
+            cpus: CpuCount::ONE,
+            state_dir: directory.join("state"),
+            runtime_dir: directory.join("run"),
+            boot_deadline: Duration::from_secs(10),
+            min_isolation: None,
+        }
+    }
+
+    fn record(&self, plan: &BootPlan) -> InstanceRecord {
+        InstanceRecord {
+            provider: ProviderKind::Fake,
+            isolation: self.host.isolation(),
+            vm: plan.vm,
+            generation: plan.generation,
+            state_dir: plan.state_dir.clone(),
+            runtime_dir: plan.runtime_dir.clone(),
+        }
+    }
+
+    fn permit_start(&self, _: &BootPlan) {
+        // A fake boot is one step: there is nothing between the permission and the start.
+    }
+
+    async fn kill_vmm(&self, record: &InstanceRecord) {
+        assert!(self.host.kill_vmm(record.vm));
+    }
+
+    async fn leftovers(&self, record: &InstanceRecord) -> Vec<String> {
+        let running = self.host.running_vms().contains(&record.vm);
+        running.then(|| format!("machine of {}", record.vm)).into_iter().collect()
+    }
+}
+
+offshoot_provider::conformance_tests!(Fake::default());

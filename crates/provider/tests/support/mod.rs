@@ -1,0 +1,218 @@
+//! Real VMs for this crate's tests: QEMU, an image, keepers, and what is left of them.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use async_trait::async_trait;
+use offshoot_image::{AgentBinary, Image, Store};
+use offshoot_provider::{
+    BootPlan, Durability, InstanceRecord, Provider,
+    conformance::Harness,
+    disk,
+    process::ProcessId,
+    qemu::{Acceleration, Options, ProbeImage, QemuProvider},
+};
+use offshoot_types::{CpuCount, DiskMib, Generation, ImageRef, IsolationClass, MemMib, ProviderKind, VmId};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// A busy host boots slowly; a hung guest is found out all the same.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// The image under test; a machine without one cannot run these tests, and says so.
+pub fn image() -> &'static Image {
+    static IMAGE: OnceLock<Image> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let root = std::env::var_os("OFFSHOOT_IMAGES").map(PathBuf::from);
+        let root =
+            root.or_else(|| Store::default_root().ok()).expect("set OFFSHOOT_IMAGES to an image store");
+        let store = Store::open(&root).expect("the image store opens");
+        let tag = ImageRef::Tag("base".into());
+        let image = store.resolve(&tag).unwrap_or_else(|error| {
+            panic!(
+                "real-VM tests need image `base` in {}: {error}; build it with `offshoot image build base` \
+                 or run `cargo xtask test`",
+                root.display()
+            )
+        });
+        match std::env::var_os("OFFSHOOT_GUEST_BIN") {
+            None => image,
+            Some(path) => {
+                let agent = AgentBinary::read(Path::new(&path), env!("CARGO_PKG_VERSION")).expect("an agent");
+                store.with_agent(&image, &agent).expect("an image with that agent")
+            }
+        }
+    })
+}
+
+pub fn keeper_exe() -> PathBuf {
+    std::env::var_os("OFFSHOOT_BIN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_keeper-for-tests")), PathBuf::from)
+}
+
+pub struct Real {
+    /// Sockets' paths are short, so everything is below `/tmp`.
+    pub directory: TempDir,
+    probe_cache: PathBuf,
+    started: Mutex<Vec<InstanceRecord>>,
+}
+
+impl Real {
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("offshoot-test-").tempdir_in("/tmp").unwrap();
+        // One probe per test run would be five seconds per test where KVM hangs.
+        let probe_cache = std::env::temp_dir().join("offshoot-test-probe");
+        Self { directory, probe_cache, started: Mutex::default() }
+    }
+
+    pub fn options(&self) -> Options {
+        Options {
+            offshoot_exe: keeper_exe(),
+            probe_cache: self.probe_cache.clone(),
+            qemu: None,
+            acceleration: Acceleration::Auto,
+            probe_image: Some(ProbeImage { kernel: image().kernel(), initramfs: image().initramfs() }),
+        }
+    }
+
+    pub fn isolation(&self) -> IsolationClass {
+        // What the provider claims is checked against this by the suite, so it is found out by the probe's cache
+        // only: a host that has proven KVM has written so there.
+        let cache = std::fs::read_to_string(self.probe_cache.join("kvm-probe.json")).unwrap_or_default();
+        if cache.contains("\"Works\"") { IsolationClass::HardwareVm } else { IsolationClass::EmulatedVm }
+    }
+}
+
+#[async_trait]
+impl Harness for Real {
+    fn provider(&self) -> Arc<dyn Provider> {
+        Arc::new(QemuProvider::new(self.options()))
+    }
+
+    fn plan(&self) -> BootPlan {
+        let vm = VmId::new();
+        let (state, runtime) = (
+            self.directory.path().join(vm.simple()),
+            self.directory.path().join("r").join(&vm.simple()[20..]),
+        );
+        for directory in [&state, &runtime] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        let data_disk = state.join("disk.qcow2");
+        let size = DiskMib::from_mib(1024).unwrap();
+        disk::create_overlay(&image().disk(), size, &data_disk, Durability::Volatile).unwrap();
+        let plan = BootPlan {
+            vm,
+            name: "real-vm".parse().unwrap(),
+            generation: Generation(1),
+            image: image().digest.clone(),
+            kernel: image().kernel(),
+            initramfs: image().initramfs(),
+            root: image().root(),
+            data_disk,
+            durability: Durability::Flushed,
+            memory: MemMib::from_mib(256).unwrap(),
+            cpus: CpuCount::ONE,
+            state_dir: state,
+            runtime_dir: runtime,
+            boot_deadline: BOOT,
+            min_isolation: None,
+        };
+        self.started.lock().unwrap().push(self.record(&plan));
+        plan
+    }
+
+    fn record(&self, plan: &BootPlan) -> InstanceRecord {
+        InstanceRecord {
+            provider: ProviderKind::Qemu,
+            isolation: self.isolation(),
+            vm: plan.vm,
+            generation: plan.generation,
+            state_dir: plan.state_dir.clone(),
+            runtime_dir: plan.runtime_dir.clone(),
+        }
+    }
+
+    fn permit_start(&self, plan: &BootPlan) {
+        std::fs::write(plan.state_dir.join("lease.pending"), "").unwrap();
+    }
+
+    async fn kill_vmm(&self, record: &InstanceRecord) {
+        kill(&vmm(record));
+    }
+
+    async fn leftovers(&self, record: &InstanceRecord) -> Vec<String> {
+        let mut left = processes_of(record.vm);
+        for socket in ["keeper.sock", "channel.sock"] {
+            let path = record.runtime_dir.join(socket);
+            left.extend(path.exists().then(|| path.display().to_string()));
+        }
+        let group = format!("offshoot-{}-g{}", record.vm.simple(), record.generation.0);
+        left.extend(find_directories(Path::new("/sys/fs/cgroup"), &group, 5));
+        left
+    }
+}
+
+impl Drop for Real {
+    /// A failed test leaves no VM behind either.
+    fn drop(&mut self) {
+        for record in self.started.get_mut().unwrap().drain(..) {
+            for id in keeper_json(&record)
+                .into_iter()
+                .flat_map(|json| [json["keeper"].clone(), json["vmm"].clone()])
+            {
+                if let Ok(id) = serde_json::from_value::<ProcessId>(id) {
+                    kill(&id);
+                }
+            }
+        }
+    }
+}
+
+pub fn keeper_json(record: &InstanceRecord) -> Option<serde_json::Value> {
+    serde_json::from_str(&std::fs::read_to_string(record.state_dir.join("keeper.json")).ok()?).ok()
+}
+
+pub fn keeper(record: &InstanceRecord) -> ProcessId {
+    serde_json::from_value(keeper_json(record).expect("a keeper")["keeper"].clone()).unwrap()
+}
+
+pub fn vmm(record: &InstanceRecord) -> ProcessId {
+    serde_json::from_value(keeper_json(record).expect("a keeper")["vmm"].clone()).expect("a VMM")
+}
+
+pub fn kill(id: &ProcessId) {
+    if let Ok(Some(process)) = id.find() {
+        process.signal(rustix::process::Signal::KILL).unwrap();
+        assert!(process.wait(Duration::from_secs(5)), "it survives SIGKILL");
+    }
+}
+
+/// Command lines of living processes that belong to a VM.
+pub fn processes_of(vm: VmId) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(&vm.simple()) || command.contains(&vm.to_string()) {
+            found.push(format!("{}: {command}", entry.file_name().display()));
+        }
+    }
+    found
+}
+
+fn find_directories(root: &Path, name: &str, depth: usize) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && depth > 0 {
+            if entry.file_name() == name {
+                found.push(entry.path().display().to_string());
+            }
+            found.extend(find_directories(&entry.path(), name, depth - 1));
+        }
+    }
+    found
+}
