@@ -18,9 +18,11 @@ Start with:
   offshoot run -c 'import platform; print(platform.release())'
 
 Precedence: an option wins over its environment variable, that over the default.
-Exit status: 0 done, 1 a check failed, 2 usage, 3 not found, 4 exists or wrong state, 5 denied, 6 timeout,
-7 no resource, 8 backend, 130 interrupted. `run` and `exec` pass the program's own status through, and use
-124 for its timeout and 125 for any failure that is not the program's.";
+
+Exit status: 0 done, 1 a check failed, 2 usage, 3 not found, 4 exists or wrong state, 5 denied, 6 timeout, \
+7 no resource, 8 backend, 130 interrupted. `run` and `exec` pass the program's own status through, and use \
+124 for its timeout, 127 for a program that cannot be executed, and 125 for any failure that is not the \
+program's.";
 
 /// Micro-VMs for AI agents: run code in a real virtual machine of its own
 ///

@@ -1,6 +1,6 @@
 use crate::{
     context::Context,
-    copy::{self, Place},
+    copy::{self, Place, Route},
     exit_code::Status,
     failure::Result,
 };
@@ -10,8 +10,8 @@ const EXAMPLES: &str = "Examples:
   offshoot cp web:/workspace/out.tar .
   offshoot cp web:/etc/. ./etc-of-web
 
-Modes and symbolic links are kept; set-id bits are not brought to the host, and no link is followed there. Each file
-arrives whole or not at all, also when interrupted.";
+Modes and symbolic links are kept; set-id bits are not brought to the host, and no link is followed there. \
+Each file arrives whole or not at all, also when interrupted.";
 
 /// Copy files and directories into or out of a running VM
 ///
@@ -31,9 +31,10 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Status> {
+    let route = Route::between(args.from, args.to)?;
     let client = context.client().await?;
     let progress = context.printer.progress("copying");
-    let copying = copy::copy(&client, &context.printer, &progress, &args.from, &args.to, Some(args.user));
+    let copying = copy::copy(&client, &context.printer, &progress, &route, Some(args.user));
     let copied = progress.during(copying).await?;
     drop(progress);
     match context.printer.is_json() {

@@ -20,15 +20,15 @@ const EXAMPLES: &str = "Examples:
   echo hello | offshoot exec -i web -- cat
   offshoot exec -it web -- python3
 
-The first Ctrl-C goes to the process as a signal; if it is still there after 5 s, its whole tree is killed. In a
-terminal (-it) Ctrl-C is a key like any other, and `~.` at the beginning of a line leaves.";
+The first Ctrl-C goes to the process as a signal; if it is still there after 5 s, its whole tree is killed. \
+In a terminal (-it) Ctrl-C is a key like any other, and `~.` at the beginning of a line leaves.";
 
 /// Run a program in a running VM
 ///
 /// Ends with the program's own status: 128 + N after signal N, 124 when --timeout has passed, 127 if there is no
 /// such program, 125 for any failure that is not the program's.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "offshoot exec [OPTIONS] <NAME> [--] <ARGV>...")]
 pub struct Args {
     /// Name or id of the VM
     #[arg(value_name = "NAME")]

@@ -20,8 +20,8 @@ const EXAMPLES: &str = "Examples:
   offshoot run script.py -- --some argument
   offshoot run --timeout 30s --memory 512M -- sh -c 'uname -a; exit 7'
 
-The first Ctrl-C goes to the program as a signal; if it is still there after 5 s, its whole tree is killed. The VM
-goes with it in any case.";
+The first Ctrl-C goes to the program as a signal; if it is still there after 5 s, its whole tree is killed. \
+The VM goes with it in any case.";
 
 /// Larger files do not fit the request.
 const MAX_FILE: u64 = 512 * 1024;

@@ -15,8 +15,9 @@ const EXAMPLES: &str = "Examples:
   offshoot serve
   offshoot serve --state-dir /srv/offshoot --log-format json
 
-It takes over from a daemon that was started by a verb, VMs included, and is refused where another `offshoot serve`
-runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon takes them up.";
+It takes over from a daemon that was started by a verb, VMs included, and is refused where \
+another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
+takes them up.";
 
 /// Run the daemon in the foreground, logging to standard error
 #[derive(Debug, clap::Args)]

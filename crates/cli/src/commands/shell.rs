@@ -12,8 +12,8 @@ const EXAMPLES: &str = "Examples:
   offshoot shell web
   offshoot shell web --user user --cwd /workspace
 
-All keys go to the shell, Ctrl-C too. At the beginning of a line, `~.` leaves whatever runs there, and `~~` types
-a `~`.";
+All keys go to the shell, Ctrl-C too. At the beginning of a line, `~.` leaves whatever runs there, \
+and `~~` types a `~`.";
 
 /// Open a shell in a running VM
 ///

@@ -15,6 +15,8 @@ mod upload;
 
 pub use place::Place;
 
+use place::{LocalPath, RemotePath};
+
 use crate::{
     failure::{Result, Stop, usage},
     printer::Printer,
@@ -23,6 +25,7 @@ use crate::{
     view,
 };
 use offshoot_api::Client;
+use offshoot_types::Failure;
 use serde::Serialize;
 
 /// Deepest directory that is copied. Each level holds a descriptor open.
@@ -88,25 +91,39 @@ impl Job<'_> {
     }
 }
 
+/// Which way a copy goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    Into { from: LocalPath, to: RemotePath },
+    OutOf { from: RemotePath, to: LocalPath },
+}
+
+impl Route {
+    pub fn between(from: Place, to: Place) -> Result<Self, Failure> {
+        match (from, to) {
+            (Place::Local(from), Place::Remote(to)) => Ok(Self::Into { from, to }),
+            (Place::Remote(from), Place::Local(to)) => Ok(Self::OutOf { from, to }),
+            (Place::Local(_), Place::Local(_)) => Err(usage("neither side is in a VM")
+                .hint("write the VM's side as NAME:/PATH, such as `web:/workspace`")),
+            (Place::Remote(_), Place::Remote(_)) => {
+                Err(usage("both sides are in a VM").hint("copy out of the one first, then into the other"))
+            }
+        }
+    }
+}
+
 /// Copies one file or tree.
 pub async fn copy(
     client: &Client,
     printer: &Printer,
     progress: &Progress,
-    from: &Place,
-    to: &Place,
+    route: &Route,
     user: Option<String>,
 ) -> Result<Copied> {
     let job = Job { client, user, printer, progress, copied: Copied::default() };
-    match (from, to) {
-        (Place::Local(from), Place::Remote(to)) => upload::upload(job, from, to).await,
-        (Place::Remote(from), Place::Local(to)) => download::download(job, from, to).await,
-        (Place::Local(_), Place::Local(_)) => Err(usage("neither side is in a VM")
-            .hint("write the VM's side as NAME:/PATH, such as `web:/workspace`")
-            .into()),
-        (Place::Remote(_), Place::Remote(_)) => {
-            Err(usage("both sides are in a VM").hint("copy out of the one first, then into the other").into())
-        }
+    match route {
+        Route::Into { from, to } => upload::upload(job, from, to).await,
+        Route::OutOf { from, to } => download::download(job, from, to).await,
     }
 }
 
