@@ -233,7 +233,8 @@ pub enum ExecEvent {
         stream: OutputStream,
         next_offset: u64,
     },
-    /// The last event: the process and its whole tree are gone, all output was sent.
+    /// The last event: the process is gone, its output was sent. Children that outlive it live on, as with ssh; after
+    /// a timeout or `Kill` the whole tree is gone.
     Ended(ExecEnd),
     /// The last event: it never ran.
     Failed(GuestError),

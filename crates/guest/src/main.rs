@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     fatal::catch_panics();
+    sys::keep_freed_memory();
     match run() {
         Ok(never) => match never {},
         Err(error) => fatal::end(&error),
@@ -99,14 +100,12 @@ async fn serve(booted: init::Booted) -> Result<Infallible, AgentError> {
     Err(AgentError::PortEnded { reason: format!("{end:?}") })
 }
 
-/// The agent holds files for everyone and answers the host however busy the VM is. Neither is needed to work.
+/// The agent holds files for everyone. It keeps the ordinary scheduling class: with a real-time one, a host that asks
+/// without pause would leave the VM's programs no time at all.
 fn raise_own_limits() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let files = Rlimit { current: Some(65536), maximum: Some(512 * 1024) };
     if let Err(error) = setrlimit(Resource::Nofile, files) {
         console::warn(format_args!("raise the limit of open files: {error}"));
-    }
-    if let Err(error) = sys::run_before_others() {
-        console::warn(format_args!("run before other processes: {error}"));
     }
 }

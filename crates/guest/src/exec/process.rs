@@ -36,6 +36,9 @@ use tokio::time::{Instant, sleep_until};
 const DRAIN: Duration = Duration::from_millis(200);
 /// How long the tree may take to die of SIGKILL before the end is reported without it.
 const DEATH: Duration = Duration::from_secs(5);
+/// How long a process that writes in small pieces is let write on, so that they travel together. The first piece
+/// after a silence, and the last ones, never wait.
+const GATHER: Duration = Duration::from_millis(1);
 /// What a pipe holds by default.
 const READ: usize = 64 * 1024;
 
@@ -232,11 +235,13 @@ impl Process {
         let mut timed_out = timeout.is_none();
         let mut exited: Option<Exit> = None;
         let mut cut = false;
+        let mut gather_until: Option<Instant> = None;
         let mut buffer = Box::<[u8]>::new_uninit_slice(READ);
         loop {
             if exited.is_some() && streams.iter().all(Source::is_done) {
                 break;
             }
+            let gathering = gather_until.is_some() && exited.is_none();
             let rooms = [0, 1].map(|stream| self.room(stream, &presence));
             let [out, err] = &mut streams;
             let drain_ends = exited.as_ref().map(|exit| Instant::from_std(exit.at) + DRAIN);
@@ -260,13 +265,18 @@ impl Process {
                     out.cut();
                     err.cut();
                 }
-                () = out.readable(), if out.wants(rooms[0]) => readable = Some(0),
-                () = err.readable(), if err.wants(rooms[1]) => readable = Some(1),
+                () = out.readable(), if !gathering && out.wants(rooms[0]) => readable = Some(0),
+                () = err.readable(), if !gathering && err.wants(rooms[1]) => readable = Some(1),
+                () = until(gather_until), if gathering => gather_until = None,
                 () = self.room.notified() => {}
                 _ = presence_changes.changed() => {}
             }
             if let Some(stream) = readable {
-                self.append(stream, streams[stream].read(&mut buffer, rooms[stream]));
+                let data = streams[stream].read(&mut buffer, rooms[stream]);
+                if !data.is_empty() && data.len() < READ {
+                    gather_until = Some(Instant::now() + GATHER);
+                }
+                self.append(stream, data);
             }
         }
         drop((buffer, streams));

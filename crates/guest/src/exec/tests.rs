@@ -81,17 +81,17 @@ async fn a_program_that_does_not_exist_is_an_error_and_not_a_status() {
 #[tokio::test]
 async fn signals_are_at_their_defaults_and_no_descriptor_leaks_into_a_program() {
     let _one = CHILDREN.lock().await;
-    // The runner of this test may leave signals ignored and descriptors open: the standard library's children show
-    // which. It resets SIGPIPE as we do. Before our reaper, which would take its exit status.
-    let script = "grep -E 'SigBlk|SigIgn' /proc/self/status; ls /proc/self/fd | wc -l";
-    let usual = std::process::Command::new("/bin/bash")
-        .args(["-c", script])
-        .stdin(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
-        .output()
-        .unwrap();
-    let seen = run(&execs(), &shell(1, script)).await;
-    assert_eq!(String::from_utf8(seen.stdout), String::from_utf8(usual.stdout));
+    // The runner of this test may leave descriptors open and real-time signals ignored: the standard library's
+    // children show which descriptors. Before our reaper, which would take their exit status.
+    let count = "ls /proc/self/fd | wc -l";
+    let usual = std::process::Command::new("/bin/bash").args(["-c", count]).output().unwrap();
+    let execs = execs();
+    assert_eq!(run(&execs, &shell(1, count)).await.stdout, usual.stdout);
+    let masks = run(&execs, &shell(2, "sed -nE 's/Sig(Blk|Ign):\\s*//p' /proc/self/status")).await.stdout;
+    for mask in String::from_utf8(masks).unwrap().lines() {
+        let standard = u64::from_str_radix(mask, 16).unwrap() & 0x7fff_ffff;
+        assert_eq!(standard, 0, "{mask}");
+    }
 }
 
 #[tokio::test]
@@ -205,6 +205,21 @@ async fn a_process_runs_no_faster_than_its_output_is_taken() {
     assert!(attachment.process().held_output() <= ring::CAPACITY);
     let seen = see(attachment).await;
     assert_eq!((seen.stdout.len(), seen.lost), (5_000_000, 0), "nothing was overwritten");
+}
+
+#[tokio::test]
+async fn small_writes_travel_together() {
+    let _one = CHILDREN.lock().await;
+    let mut attachment = execs().start(&shell(1, "dd if=/dev/zero bs=512 count=4000 2>&1")).unwrap();
+    let (mut pieces, mut bytes) = (0, 0);
+    while let Some(output) = attachment.next().await {
+        if let Output::Data { data, .. } = output {
+            pieces += 1;
+            bytes += data.len();
+        }
+    }
+    assert!(bytes > 4000 * 512, "{bytes}");
+    assert!(pieces < 1000, "{pieces} events for 4000 writes");
 }
 
 #[tokio::test]

@@ -223,6 +223,24 @@ async fn a_watch_sees_changes_also_in_directories_made_later() {
 }
 
 #[tokio::test]
+async fn a_watch_misses_nothing_in_a_directory_that_is_filled_before_it_is_seen() {
+    let World { root, files, outside: _outside } = world();
+    let mut watching = files.watch("/".into(), true).await.unwrap();
+    fs::create_dir(root.join("gone")).unwrap();
+    fs::remove_dir(root.join("gone")).unwrap();
+    fs::create_dir_all(root.join("a/b")).unwrap();
+    fs::write(root.join("a/b/f"), "x").unwrap();
+    let mut seen = Vec::new();
+    while !seen.contains(&"/a/b/f".to_owned()) {
+        let event = watching.next().await.unwrap();
+        if event.change == WatchChange::Created {
+            seen.push(event.path);
+        }
+    }
+    assert!(seen.contains(&"/a/b".to_owned()), "{seen:?}");
+}
+
+#[tokio::test]
 async fn a_user_may_do_no_more_than_the_file_system_lets_them() {
     if !rustix::process::geteuid().is_root() {
         return; // Only root can become someone else; the VM's agent is root.

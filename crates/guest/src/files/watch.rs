@@ -34,7 +34,8 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::EXCL_UNLINK);
 
-/// A stream of changes. Renames are reported as `Removed` of the old name and `Renamed` of the new one.
+/// A stream of changes. What is in a directory that appears in a recursive watch is reported as `Created`, some of it
+/// perhaps twice: it may have come before or after the watch on that directory. Renames are reported as `Removed` of the old name and `Renamed` of the new one.
 #[derive(Debug)]
 pub struct Watching {
     inotify: AsyncFd<OwnedFd>,
@@ -59,7 +60,7 @@ impl Files {
         let (inotify, covered) = self
             .as_user("watch", path.clone(), move |root| {
                 let mut covered = Covered::default();
-                covered.add(&inotify, root, start, recursive)?;
+                covered.add(&inotify, root, Start { path: start, flags: OFlags::empty() }, recursive)?;
                 Ok((inotify, covered))
             })
             .await
@@ -81,36 +82,58 @@ fn too_many(error: GuestError) -> GuestError {
 }
 
 impl Covered {
-    /// Watches `path` and, if asked, every directory below it. Symlinks below it are not followed.
-    fn add(&mut self, inotify: impl AsFd, root: &Root, path: String, recursive: bool) -> io::Result<()> {
-        let mut pending = vec![(path, OFlags::empty())];
-        while let Some((path, flags)) = pending.pop() {
+    /// Watches `path` and, if asked, every directory below it, following no symlink there. Answers what it found.
+    fn add(
+        &mut self,
+        inotify: impl AsFd,
+        root: &Root,
+        start: Start,
+        recursive: bool,
+    ) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut pending = vec![start];
+        while let Some(Start { path, flags }) = pending.pop() {
             if self.0.len() >= MAX_DIRECTORIES {
                 return Err(Errno::NOSPC.into());
             }
             let place = match root.open(&path, OFlags::PATH | flags) {
                 Ok(place) => place,
-                // Gone again; only what was asked for must exist.
-                Err(Errno::NOENT | Errno::NOTDIR) if !flags.is_empty() => continue,
+                // Gone again, or something else by now; only what was asked for must exist.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !flags.is_empty() => continue,
                 Err(errno) => return Err(errno.into()),
             };
             let link = format!("/proc/self/fd/{}", place.as_raw_fd());
             let descriptor = inotify::add_watch(&inotify, link, CHANGES)?;
-            if recursive {
-                let below = root.open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | flags);
-                for entry in
-                    below.ok().and_then(|directory| Dir::new(directory).ok()).into_iter().flatten().flatten()
-                {
-                    let name = entry.file_name().to_string_lossy();
-                    if entry.file_type() == FileType::Directory && !matches!(&*name, "." | "..") {
-                        pending.push((join(&path, &name), OFlags::NOFOLLOW));
-                    }
+            // Read after it is watched: what comes later is an event.
+            let contents = if recursive { entries(root, &path, flags) } else { Vec::new() };
+            for (entry, kind) in contents {
+                let path = join(&path, &entry);
+                if kind == FileType::Directory {
+                    pending.push(Start { path: path.clone(), flags: FOUND_DIRECTORY });
                 }
+                found.push(path);
             }
             self.0.insert(descriptor, path);
         }
-        Ok(())
+        Ok(found)
     }
+}
+
+/// Where to begin, and how it must be opened.
+struct Start {
+    path: String,
+    flags: OFlags,
+}
+
+/// A directory we came across: nothing else may have taken its place.
+const FOUND_DIRECTORY: OFlags = OFlags::NOFOLLOW.union(OFlags::DIRECTORY);
+
+/// What is in a directory; nothing if it is none, or is gone.
+fn entries(root: &Root, path: &str, flags: OFlags) -> Vec<(String, FileType)> {
+    let directory = root.open(path, OFlags::RDONLY | OFlags::DIRECTORY | flags).and_then(Dir::new);
+    let entries = directory.into_iter().flatten().flatten();
+    let named = entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.file_type()));
+    named.filter(|(name, _)| !matches!(name.as_str(), "." | "..")).collect()
 }
 
 fn join(directory: &str, name: &str) -> String {
@@ -134,15 +157,17 @@ impl Watching {
     async fn cover(&mut self, path: String) -> Result<(), GuestError> {
         let inotify = self.inotify.get_ref().as_fd().try_clone_to_owned().context("watch", &path)?;
         let mut covered = self.covered.clone();
-        let start = path.clone();
-        self.covered = self
+        let start = Start { path: path.clone(), flags: FOUND_DIRECTORY };
+        let (covered, found) = self
             .files
             .as_user("watch", path, move |root| {
-                covered.add(&inotify, root, start, true)?;
-                Ok(covered)
+                let found = covered.add(&inotify, root, start, true)?;
+                Ok((covered, found))
             })
             .await
             .map_err(too_many)?;
+        self.covered = covered;
+        self.ready.extend(found.into_iter().map(|path| WatchEvent { change: WatchChange::Created, path }));
         Ok(())
     }
 

@@ -19,17 +19,6 @@ impl CommandLine {
             .rfind(|(k, _)| *k == key)
             .map(|(_, v)| v)
     }
-
-    /// Parameters of one module, `module.key=value`, in the form `finit_module` takes. Devices of virtio-mmio are
-    /// announced this way when there is no ACPI.
-    pub fn module_parameters(&self, module: &str) -> String {
-        let canonical = |name: &str| name.replace('-', "_");
-        let words = self.0.split_ascii_whitespace().filter_map(|word| {
-            let (name, parameter) = word.split_once('.')?;
-            (!name.contains('=') && canonical(name) == canonical(module)).then_some(parameter)
-        });
-        words.collect::<Vec<_>>().join(" ")
-    }
 }
 
 #[cfg(test)]
@@ -41,15 +30,5 @@ mod tests {
         let line = CommandLine("quiet offshoot.hostname=a root=x offshoot.hostname=b\n".into());
         assert_eq!(line.value("offshoot.hostname"), Some("b"));
         assert_eq!(line.value("hostname"), None);
-    }
-
-    #[test]
-    fn a_module_gets_its_own_parameters_only() {
-        let line = CommandLine(
-            "virtio_mmio.device=4K@0xd0000000:5 a=virtio_mmio.x quiet virtio-mmio.device=4K@0xd0001000:6 other.y=1"
-                .into(),
-        );
-        assert_eq!(line.module_parameters("virtio_mmio"), "device=4K@0xd0000000:5 device=4K@0xd0001000:6");
-        assert_eq!(line.module_parameters("erofs"), "");
     }
 }

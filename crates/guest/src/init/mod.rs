@@ -16,11 +16,11 @@ mod modules;
 mod mounts;
 mod uevents;
 
-pub use cmdline::CommandLine;
 pub use disks::DataDisk;
 pub use identity::set_hostname;
 pub use uevents::Uevents;
 
+use cmdline::CommandLine;
 use std::{
     fmt, io,
     time::{Duration, Instant},
@@ -74,11 +74,10 @@ pub struct Booted {
 pub fn bring_up(port_name: &str) -> Result<Booted, InitError> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     mounts::kernel_interfaces()?;
-    let command_line = CommandLine::read()?;
     // Bound before the first module: no device can appear unnoticed.
     let uevents = Uevents::open()?;
     let deadline = Instant::now() + DEVICE_DEADLINE;
-    modules::load_all(&command_line)?;
+    modules::load_all()?;
     let root = uevents.wait_for("disk with serial `root`", deadline, || disks::find("root"))?;
     disks::mount_root(&root)?;
     // The kernel probes the disks of one bus in one go: with `root` here, a missing `data` does not exist.
@@ -86,7 +85,7 @@ pub fn bring_up(port_name: &str) -> Result<Booted, InitError> {
     mounts::overlay_and_switch_root()?;
     mounts::runtime_filesystems()?;
     identity::loopback_up()?;
-    if let Some(hostname) = command_line.value("offshoot.hostname") {
+    if let Some(hostname) = CommandLine::read()?.value("offshoot.hostname") {
         identity::set_hostname(hostname)?;
     }
     let what = format!("virtio port `{port_name}`");

@@ -92,14 +92,15 @@ pub fn loopback_up(socket: impl AsFd) -> io::Result<()> {
         .map(drop)
 }
 
-/// Lets this thread run before any ordinary process. Children and other threads start as ordinary ones.
-pub fn run_before_others() -> io::Result<()> {
-    // SAFETY: all-zero is a valid `sched_param`.
-    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    parameters.sched_priority = 1;
-    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: reads one `sched_param`, which outlives the call.
-    check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
+/// Keeps freed memory of a megabyte instead of giving it back and faulting it in again for every process: on an
+/// emulated CPU a page fault costs as much as the work on the page. One arena: only one thread allocates much.
+pub fn keep_freed_memory() {
+    // SAFETY: no memory is passed; called before other threads exist.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1024 * 1024);
+        libc::mallopt(libc::M_TOP_PAD, 256 * 1024);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Lets the kernel gradually move the clock by `offset`; replaces what is left of an earlier request.
