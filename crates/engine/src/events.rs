@@ -37,16 +37,30 @@ impl EventStream {
             if *self.last.borrow_and_update() <= self.after && self.last.changed().await.is_err() {
                 return Err(crate::error::shutting_down());
             }
-            let page = self.store.events(self.after, PAGE).await?;
-            let missed = page.missed;
-            self.after = page.last;
-            let (owner, vm) = (&self.owner, self.vm);
-            let wanted = |event: &Event| event.owner == *owner && vm.is_none_or(|vm| event.vm == Some(vm));
-            self.ahead.extend(page.events.into_iter().filter(wanted));
-            if missed {
-                return Err(Failure::new(ErrorCode::NotFound, "events were forgotten before they were read")
-                    .hint("read the present state afresh, then go on from here"));
-            }
+            self.read().await?;
         }
+    }
+
+    /// The next event if it has happened already. Fails as [`next`](Self::next) does.
+    pub async fn next_present(&mut self) -> Result<Option<Event>, Failure> {
+        while self.ahead.is_empty() && *self.last.borrow() > self.after {
+            self.read().await?;
+        }
+        Ok(self.ahead.pop_front())
+    }
+
+    async fn read(&mut self) -> Result<(), Failure> {
+        let page = self.store.events(self.after, PAGE).await?;
+        // Whoever reads from the beginning wants what there is, and has seen nothing that could be incomplete.
+        let missed = page.missed && self.after > EventId(0);
+        self.after = page.last;
+        let (owner, vm) = (&self.owner, self.vm);
+        let wanted = |event: &Event| event.owner == *owner && vm.is_none_or(|vm| event.vm == Some(vm));
+        self.ahead.extend(page.events.into_iter().filter(wanted));
+        if missed {
+            return Err(Failure::new(ErrorCode::NotFound, "events were forgotten before they were read")
+                .hint("read the present state afresh, then go on from here"));
+        }
+        Ok(())
     }
 }

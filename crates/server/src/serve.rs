@@ -139,8 +139,8 @@ async fn build(
     // Whoever can connect can be served: the engine has brought record and world together.
     let listener = Listener::bind(&record.socket, options.identify)
         .map_err(|error| unavailable("cannot open the daemon's socket", &error))?;
-    let (activity, shutdown) = (Activity::default(), Shutdown::default());
-    let app = App::new(Shared { engine, policy, images, record, activity, shutdown });
+    let (activity, shutdown, tasks) = (Activity::default(), Shutdown::default(), Tasks::default());
+    let app = App::new(Shared { engine, policy, images, record, activity, shutdown, tasks });
     Ok(Daemon { app, listener, signals, _record: record_file })
 }
 
@@ -151,8 +151,7 @@ fn unavailable(message: impl Into<String>, source: &(dyn std::error::Error + 'st
 impl Daemon {
     async fn run(self, options: &ServeOptions) {
         let Self { app, listener, signals, _record } = self;
-        let (activity, shutdown) = (app.activity.clone(), app.shutdown.clone());
-        let tasks = Tasks::default();
+        let (activity, shutdown, tasks) = (app.activity.clone(), app.shutdown.clone(), app.tasks.clone());
         tasks.spawn(TaskKind::Signals, signals.turn_into(shutdown.clone()));
         if options.mode == DaemonMode::Autostarted {
             tasks.spawn(TaskKind::Idle, leave_when_idle(app.clone(), options.idle_timeout));

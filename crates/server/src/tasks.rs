@@ -9,6 +9,8 @@ pub enum TaskKind {
     Connection,
     /// Turns signals into a shutdown. Its panic leaves `daemon stop` as the way to end.
     Signals,
+    /// Reads what a caller still sends after it was refused. Its panic breaks that connection.
+    Drain,
     /// Ends an idle daemon. Its panic leaves the daemon running.
     Idle,
 }

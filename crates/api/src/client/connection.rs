@@ -3,10 +3,14 @@
 use super::ClientError;
 use crate::v1::{ErrorBody, MAX_FRAME, MAX_JSON};
 use bytes::Bytes;
-use futures::{Stream, stream::BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, BodyStream, Empty, Full, Limited, combinators::BoxBody};
-use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
+use http_body_util::{BodyExt, BodyStream, Empty, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    client::conn::http1,
+    upgrade::Upgraded,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -16,7 +20,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::oneshot};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -28,7 +32,7 @@ use tokio_tungstenite::{
 /// Largest JSON answer: a full directory listing fits several times over.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
-pub(super) type Body = BoxBody<Bytes, io::Error>;
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// A handle to the daemon at one socket; cheap to clone, clones share one idle connection.
@@ -121,8 +125,16 @@ impl Client {
     }
 
     /// One request with a streamed body, one JSON answer.
-    pub(super) async fn upload<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, ClientError> {
+    pub(super) async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<T, ClientError> {
+        // An answer that comes while we still send is a refusal: it ends the body where it is.
+        let (answered, answer) = oneshot::channel::<()>();
+        let body = StreamBody::new(content.take_until(answer).map_ok(Frame::data)).boxed_unsync();
         let (_, response) = self.send(build(request(Method::PUT, path), body)?).await?;
+        drop(answered);
         let bytes = accept(response).await??;
         serde_json::from_slice(&bytes).map_err(|error| ClientError::protocol("upload", error))
     }
@@ -212,11 +224,11 @@ fn build(builder: http::request::Builder, body: Body) -> Result<Request<Body>, C
 }
 
 fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed()
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 fn full(bytes: Vec<u8>) -> Body {
-    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
+    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// The whole body. The outer error is the connection's, which is then not to be used again; the inner one is
@@ -258,7 +270,6 @@ pub struct ByteStream(BoxStream<'static, Result<Bytes, ClientError>>);
 
 impl ByteStream {
     fn new(body: Incoming) -> Self {
-        use futures::StreamExt;
         let frames = BodyStream::new(body).filter_map(|frame| async {
             match frame {
                 Ok(frame) => frame.into_data().ok().map(Ok),

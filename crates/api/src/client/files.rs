@@ -6,10 +6,8 @@ use crate::v1::{
     SetMode, StatQuery, Symlink, WriteQuery,
 };
 use bytes::Bytes;
-use futures::{Stream, TryStreamExt};
+use futures::Stream;
 use http::Method;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
 use offshoot_types::VmRef;
 use serde::Serialize;
 use std::io;
@@ -38,10 +36,9 @@ impl Client {
         &self,
         vm: &VmRef,
         write: &WriteQuery,
-        content: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
+        content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<FileStat, ClientError> {
-        let body = StreamBody::new(content.map_ok(Frame::data)).boxed();
-        self.upload(&query(&files(vm, ""), write), body).await
+        self.upload(&query(&files(vm, ""), write), content).await
     }
 
     pub async fn stat_file(&self, vm: &VmRef, stat: &StatQuery) -> Result<FileStat, ClientError> {

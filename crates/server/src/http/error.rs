@@ -94,11 +94,11 @@ error_sets! {
     /// Reads of one VM, operation, image or exec.
     LookupErrors: [NotFound];
     /// Defining a VM.
-    CreateErrors: [NotFound, AlreadyExists, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
+    CreateErrors: [ExecFailed, NotFound, AlreadyExists, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
     /// Moving a VM.
     ChangeErrors: [NotFound, WrongState, StaleGeneration, Busy, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
     /// Anything the guest answers.
-    GuestErrors: [NotFound, AlreadyExists, WrongState, StaleGeneration, Busy, NoResource, Guest, Timeout, Unsupported, Interrupted];
+    GuestErrors: [ExecFailed, NotFound, AlreadyExists, WrongState, StaleGeneration, Busy, NoResource, Unavailable, Guest, Timeout, Unsupported, Interrupted];
     /// Waiting for a state.
     WaitErrors: [NotFound, WrongState];
     /// Images.

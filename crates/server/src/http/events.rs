@@ -14,7 +14,7 @@ use axum::{
         sse::{self, KeepAlive, Sse},
     },
 };
-use futures::{FutureExt, Stream, stream};
+use futures::{Stream, stream};
 use offshoot_api::v1::{self, EventPage, EventQuery};
 use offshoot_engine::EventStream;
 use offshoot_types::{Command, Event, EventId, Failure};
@@ -62,14 +62,13 @@ pub async fn events(
 async fn page(mut events: EventStream, limit: usize, deadline: Instant) -> Result<Vec<Event>, Failure> {
     let mut found = Vec::new();
     while found.len() < limit {
-        let next = if found.is_empty() {
-            timeout_at(deadline, events.next()).await.ok()
-        } else {
-            events.next().now_or_never()
-        };
-        match next {
-            Some(event) => found.push(event?),
-            None => break,
+        match events.next_present().await? {
+            Some(event) => found.push(event),
+            None if !found.is_empty() => break,
+            None => match timeout_at(deadline, events.next()).await {
+                Ok(event) => found.push(event?),
+                Err(_time_is_up) => break,
+            },
         }
     }
     Ok(found)

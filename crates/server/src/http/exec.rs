@@ -2,7 +2,7 @@
 
 use super::{
     error::{ApiError, GuestErrors},
-    exec_session::{About, Channel, Left, follow},
+    exec_session::{About, Channel, Left, follow, take_up},
     extract::{Exec, Json, Query, Upgrade, Vm},
     request::Call,
     view, vms,
@@ -140,11 +140,14 @@ pub async fn attach(
     let permit = call.permit(Command::Attach { vm: VmRef::Id(about.vm), exec })?;
     let from = AttachFrom { stdout: from.stdout_offset, stderr: from.stderr_offset };
     let session = call.app.engine.attach(permit, from).await?;
+    let known =
+        call.app.engine.execs(call.permit(Command::Inspect { vm: Some(VmRef::Id(about.vm)) })?).await?;
+    let pid = known.into_iter().find(|known| known.id == exec).and_then(|known| known.pid);
     let present = call.app.activity.enter();
     Ok(upgrade.serve(move |socket| async move {
         let _present = present;
         let mut channel = Channel::new(socket);
-        let outcome = follow(&call, &mut channel, session, &about, Durations::default()).await;
+        let outcome = take_up(&call, &mut channel, session, &about, pid).await;
         channel.close(&call, outcome).await;
     }))
 }

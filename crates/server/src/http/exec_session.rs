@@ -189,6 +189,21 @@ impl About {
     }
 }
 
+/// As [`follow`], for a process that runs already: its start is told first, since nobody else will.
+pub async fn take_up(
+    call: &Call,
+    channel: &mut Channel,
+    session: ExecSession,
+    about: &About,
+    pid: Option<u32>,
+) -> Result<(), Left> {
+    if let Some(pid) = pid {
+        channel.say(&about.started(session.exec, session.operation, pid)).await?;
+    }
+    let announced = pid.is_some();
+    follow_from(call, channel, session, about, Durations::default(), announced).await
+}
+
 /// Passes everything between caller and process until one of them ends. Whatever ends it, the caller was told
 /// unless it is gone; the session's [`OnDrop`] decides about a process that is left behind.
 pub async fn follow(
@@ -198,10 +213,21 @@ pub async fn follow(
     about: &About,
     durations: Durations,
 ) -> Result<(), Left> {
+    follow_from(call, channel, session, about, durations, false).await
+}
+
+async fn follow_from(
+    call: &Call,
+    channel: &mut Channel,
+    session: ExecSession,
+    about: &About,
+    durations: Durations,
+    announced: bool,
+) -> Result<(), Left> {
     let (exec, operation) = (session.exec, session.operation);
     let (input, mut events) = session.split();
     let Channel { sink, stream, ahead } = channel;
-    let teller = Teller { about, exec, operation, durations, begun: Instant::now() };
+    let teller = Teller { about, exec, operation, durations, begun: Instant::now(), announced };
     let detached = tokio::select! {
         told = teller.tell(sink, &mut events) => return told,
         heard = listen(stream, ahead, &input) => heard?,
@@ -275,6 +301,8 @@ struct Teller<'a> {
     operation: OperationId,
     durations: Durations,
     begun: Instant,
+    /// The caller knows already that the process runs.
+    announced: bool,
 }
 
 impl Teller<'_> {
@@ -301,6 +329,7 @@ impl Teller<'_> {
                     sink.send(Message::Binary(frame)).await.map_err(|_| Left::Gone)?;
                     continue;
                 }
+                Some(ExecEvent::Started { .. }) if self.announced => continue,
                 Some(ExecEvent::Started { pid }) => self.about.started(self.exec, self.operation, pid),
                 Some(ExecEvent::Lost { stream, bytes }) => {
                     ServerMessage::Lost(Lost { stream: wire(stream), bytes })

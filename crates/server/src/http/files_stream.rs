@@ -6,6 +6,7 @@ use super::{
     files::wire_stat,
     request::Call,
 };
+use crate::tasks::TaskKind;
 use axum::{
     body::{Body, BodyDataStream},
     http::{HeaderValue, header},
@@ -16,12 +17,14 @@ use futures::{StreamExt, stream};
 use offshoot_api::v1::{self, FILE_STAT_HEADER, ReadQuery, WriteQuery, absolute_path};
 use offshoot_engine::{GuestAccess, guest_failure};
 use offshoot_guest_proto::client::{FileReader, FileWriter};
-use offshoot_types::{Command, ErrorCode, Failure, FileAccess, VmName};
+use offshoot_types::{Command, ErrorCode, Failure, FileAccess, VmName, VmRef};
 use std::time::Duration;
 use tokio::time::timeout;
 
 /// How long an upload may stand still: it holds a temporary file in the guest.
 const STALLED: Duration = Duration::from_secs(60);
+/// How long a refused upload is still read.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Read a file, or a range of it. The file's metadata are in the header `x-offshoot-file-stat`.
 #[utoipa::path(get, path = "/v1/vms/{vm}/files", tag = "files", operation_id = "read_file",
@@ -87,6 +90,20 @@ pub async fn write(
     Query(query): Query<WriteQuery>,
     body: Body,
 ) -> Result<axum::Json<v1::FileStat>, ApiError> {
+    let mut body = body.into_data_stream();
+    let written = store(&call, vm, query, &mut body).await;
+    if written.is_err() {
+        drain(&call, body);
+    }
+    Ok(axum::Json(written?))
+}
+
+async fn store(
+    call: &Call,
+    vm: VmRef,
+    query: WriteQuery,
+    body: &mut BodyDataStream,
+) -> Result<v1::FileStat, Failure> {
     query.check()?;
     let user = query.user()?;
     let WriteQuery { path, mode, make_parents, exclusive, .. } = query;
@@ -97,18 +114,27 @@ pub async fn write(
         let files = guest.client().files(user);
         let opened = files.write(path, mode, make_parents, exclusive).await;
         let writer = opened.map_err(|error| guest_failure(&name, &error))?;
-        fill(&name, writer, body.into_data_stream()).await
+        fill(&name, writer, body).await
     };
     let written = written.await;
     guest.complete(written.as_ref().map(drop).map_err(Clone::clone)).await;
-    Ok(axum::Json(written?))
+    written
+}
+
+/// Reads on behind the answer: a connection closed in the face of a caller that still sends would cost it the
+/// answer. Bounded, for callers that do not stop when they are told no.
+fn drain(call: &Call, mut body: BodyDataStream) {
+    let drained = async move { while let Some(Ok(_)) = body.next().await {} };
+    call.app.tasks.spawn(TaskKind::Drain, async {
+        let _drained_or_not = timeout(DRAIN, drained).await;
+    });
 }
 
 /// Dropping the writer before its end leaves the old file.
 async fn fill(
     name: &VmName,
     mut writer: FileWriter,
-    mut body: BodyDataStream,
+    body: &mut BodyDataStream,
 ) -> Result<v1::FileStat, Failure> {
     let failed = |error| guest_failure(name, &error);
     loop {

@@ -29,7 +29,7 @@ mod vms;
 pub use openapi::openapi_json;
 pub use request::Peer;
 
-use crate::{activity::Activity, images::HostImages, shutdown::Shutdown};
+use crate::{activity::Activity, images::HostImages, shutdown::Shutdown, tasks::Tasks};
 use axum::{Router, middleware};
 use error::ApiError;
 use offshoot_api::v1::{DaemonRecord, MAX_WAIT_MS};
@@ -51,6 +51,7 @@ pub struct Shared {
     pub record: DaemonRecord,
     pub activity: Activity,
     pub shutdown: Shutdown,
+    pub tasks: Tasks,
 }
 
 impl App {
