@@ -22,7 +22,8 @@ use offshoot_policy::Grant;
 use offshoot_provider::Capabilities;
 use offshoot_store::{Begun, Idempotency, NewVm, VmRecord};
 use offshoot_types::{
-    Command, ErrorCode, Failure, Operation, OperationId, OperationKind, OperationState, VmId, VmSpec,
+    Command, ErrorCode, Failure, Operation, OperationId, OperationKind, OperationOutcome, OperationState,
+    VmId, VmSpec,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
@@ -52,13 +53,17 @@ impl Core {
         };
         let ticket = self.opened(operation.clone());
         let change = ChangeRequest { kind: request, ticket, authority, command, grace };
-        // A driver that has just ended drops the request, which answers its waiters; the operation is closed
-        // here, because nobody else will.
-        if let Err(failure) = handle.send(Request::Change(change)).await {
-            let outcome = offshoot_types::OperationOutcome::Failed { failure };
-            self.store.end_operation(operation.id, outcome).await?;
+        match handle.send(Request::Change(Box::new(change))).await {
+            Ok(()) => Ok(operation),
+            // Its driver has just ended: nobody else will answer.
+            Err(request) => match *request {
+                Request::Change(change) => {
+                    let failure = error::vm_gone(&handle.name);
+                    Ok(self.close(change.ticket, OperationOutcome::Failed { failure }).await)
+                }
+                Request::UseGuest(_) => Ok(operation),
+            },
         }
-        Ok(operation)
     }
 
     /// Journals a new VM with its operation and starts its driver.
@@ -157,7 +162,8 @@ impl Core {
     ) -> Result<GuestLink, Failure> {
         self.manager.check_open()?;
         let (reply, answer) = oneshot::channel();
-        handle.send(Request::UseGuest(GuestRequest { authority, command, reply })).await?;
+        let request = Request::UseGuest(GuestRequest { authority, command, reply });
+        handle.send(request).await.map_err(|_| error::vm_gone(&handle.name))?;
         answer.await.unwrap_or_else(|_| Err(error::shutting_down()))
     }
 

@@ -273,6 +273,7 @@ impl<R> RequestQueue<R> {
         self.destroying = false;
     }
 
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -28,10 +28,14 @@ use crate::{
     request::{ChangeRequest, GuestRequest, Request},
     saga::{Change, Saga, Unwound, create::CREATE, destroy::DESTROY, pause, start, stop, verb},
     startup::Settling,
+    tasks::TaskKind,
+    trace::TraceEvent,
 };
 use offshoot_policy::{Decision, Facts, VmFacts};
 use offshoot_provider::{Exit, UndoReport};
-use offshoot_types::{ErrorCode, Failure, OperationKind, OperationOutcome, VmStateName};
+use offshoot_types::{
+    ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, VmState, VmStateName,
+};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{oneshot, watch},
@@ -119,6 +123,14 @@ impl Driver {
 
     /// One thing: the next request, or what happens by itself. `false` when nobody can ask any more.
     async fn turn(&mut self) -> bool {
+        while let Ok(request) = self.inbox.urgent.try_recv() {
+            self.offer(request);
+        }
+        // Before any request that would believe it lives, too.
+        if let Some(exit) = self.machine.seen_exit() {
+            self.exited(exit).await;
+            return true;
+        }
         if let Some(request) = self.destroy.take().or_else(|| self.queue.next()) {
             self.handle(request).await;
             return true;
@@ -157,10 +169,9 @@ impl Driver {
         (exit_of(exit), change_of(link, self.machine.published_guest()))
     }
 
+    /// A VM that has no process by its state, but something of one on the host.
     fn leftovers(&self) -> bool {
-        !self.machine.instances.is_empty()
-            && self.machine.live.is_none()
-            && !self.machine.state().has_process()
+        !self.machine.instances.is_empty() && !self.machine.state().has_process()
     }
 
     // ---- requests
@@ -172,35 +183,23 @@ impl Driver {
             Offer::Preempts { request, others } => {
                 self.destroy = Some(request);
                 for other in others {
-                    self.refuse(other, DeniedReason::BeingDestroyed.failure(&name));
+                    refuse(&self.core, other, DeniedReason::BeingDestroyed.failure(&name));
                 }
             }
-            Offer::Refused { request, reason } => self.refuse(request, reason.failure(&name)),
-        }
-    }
-
-    /// Answers a request that is not carried out. The outcome is written by a task of its own: the driver may
-    /// be in the middle of a change.
-    fn refuse(&self, request: Request, failure: Failure) {
-        match request {
-            Request::Change(change) => {
-                let core = self.core.clone();
-                let scope = crate::core::scope(change.ticket.operation());
-                self.core.tasks.spawn(crate::tasks::TaskKind::Recorder, scope, async move {
-                    core.close(change.ticket, OperationOutcome::Failed { failure }).await;
-                });
-            }
-            // A caller that went away needs no answer.
-            Request::UseGuest(guest) => drop(guest.reply.send(Err(failure))),
+            Offer::Refused { request, reason } => refuse(&self.core, request, reason.failure(&name)),
         }
     }
 
     async fn handle(&mut self, request: Request) {
         let kind = request.kind();
+        // A destroy takes a VM from wherever it is; everything else finds it at rest.
+        if kind != RequestKind::Destroy && self.machine.in_between() {
+            self.come_to_rest().await;
+        }
         let admitted = self.admit(&request);
         match (request, admitted) {
             (Request::Change(change), Ok(Admission::Run)) => {
-                self.carry_out(change).await;
+                self.carry_out(*change).await;
             }
             (Request::Change(change), Ok(Admission::AlreadySatisfied)) => {
                 self.core.close(change.ticket, OperationOutcome::Done).await;
@@ -224,7 +223,7 @@ impl Driver {
     fn why(&self, reason: DeniedReason) -> Failure {
         let failure = reason.failure(self.machine.name());
         match &self.machine.row.state {
-            offshoot_types::VmState::Failed(why) => {
+            VmState::Failed(why) => {
                 Failure { cause: Some(format!("it failed at {}: {}", why.step, why.reason)), ..failure }
             }
             _ => failure,
@@ -237,7 +236,7 @@ impl Driver {
             Request::Change(change) => {
                 self.core.close(change.ticket, OperationOutcome::Failed { failure }).await;
             }
-            guest @ Request::UseGuest(_) => self.refuse(guest, failure),
+            guest @ Request::UseGuest(_) => refuse(&self.core, guest, failure),
         }
     }
 
@@ -392,9 +391,9 @@ impl Driver {
                 if self.destroy.is_none() {
                     let verdict = self.verdict(change, &unwound);
                     if let Err(failure) = self.machine.settle(verdict, change).await {
-                        // The next request finds the state in between and settles it again.
-                        tracing::debug!(%failure, "a VM could not be settled");
+                        self.unsettled(&failure);
                     }
+                    self.machine.look_again().await;
                 }
                 OperationOutcome::Failed { failure: with_undo(unwound.failure, &unwound.undo) }
             }
@@ -431,11 +430,28 @@ impl Driver {
         }
     }
 
+    /// The store did not take the move: the next request finds the state in between and tries again.
+    pub fn unsettled(&self, failure: &Failure) {
+        TraceEvent::NotSettled { error: &failure.message }.emit(&self.machine.own_scope());
+    }
+
+    /// For a VM that a change left in a state of its own, because its end could not be written.
+    async fn come_to_rest(&mut self) {
+        let reclaimed = self.machine.reclaim_instances().await;
+        let reason = "an earlier change could not be brought to its end";
+        let failed = FailureReason { reason: reason.into(), step: "observed/cut-off".into() };
+        let moved = self.machine.observe(VmState::Failed(failed), reason).await;
+        if let Err(failure) = reclaimed.and(moved) {
+            self.unsettled(&failure);
+        }
+    }
+
     // ---- what happens by itself
 
     async fn exited(&mut self, exit: Exit) {
         if let Err(failure) = self.machine.observe_exit(Some(exit)).await {
-            tracing::debug!(%failure, "what an ended VMM left is removed later");
+            // Removed later, by the last arm of the select.
+            self.unsettled(&failure);
         }
         self.responsive = true;
         self.tidy = TIDY_FIRST;
@@ -483,22 +499,26 @@ impl Driver {
             (VmStateName::Destroyed, Request::Change(change)) if change.kind == RequestKind::Destroy => {
                 let core = self.core.clone();
                 let scope = crate::core::scope(change.ticket.operation());
-                self.core.tasks.spawn(crate::tasks::TaskKind::Recorder, scope, async move {
+                self.core.tasks.spawn(TaskKind::Recorder, scope, async move {
                     core.close(change.ticket, OperationOutcome::Done).await;
                 });
             }
-            (VmStateName::Destroyed, request) => self.refuse(request, error::vm_gone(self.machine.name())),
+            (VmStateName::Destroyed, request) => {
+                refuse(&self.core, request, error::vm_gone(self.machine.name()));
+            }
             // The engine ends: tickets that are dropped say so.
             (_, request) => drop(request),
         }
     }
 }
 
+/// Answers a request that is not carried out. The outcome is written by a task of its own: the driver may be in
+/// the middle of a change.
 fn refuse(core: &Arc<Core>, request: Request, failure: Failure) {
     match request {
         Request::Change(change) => {
             let (core, scope) = (core.clone(), crate::core::scope(change.ticket.operation()));
-            core.clone().tasks.spawn(crate::tasks::TaskKind::Recorder, scope, async move {
+            core.clone().tasks.spawn(TaskKind::Recorder, scope, async move {
                 core.close(change.ticket, OperationOutcome::Failed { failure }).await;
             });
         }

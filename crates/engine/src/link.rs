@@ -113,14 +113,9 @@ impl GuestLink {
         }
     }
 
-    /// The client of this moment, if there is one and the guest answers.
-    pub fn responsive(&self) -> Option<Client> {
-        match &*self.state.borrow() {
-            LinkState::Connected { client, silent: false, .. } if client.close_reason().is_none() => {
-                Some(client.clone())
-            }
-            _ => None,
-        }
+    /// Whether it is connected to a guest that does not answer.
+    pub fn is_silent(&self) -> bool {
+        matches!(&*self.state.borrow(), LinkState::Connected { silent: true, .. })
     }
 
     /// For a select: changes of the state.

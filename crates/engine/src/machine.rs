@@ -36,6 +36,10 @@ pub(crate) struct Machine {
     pub live: Option<Live>,
     /// Verified for the boot under way.
     pub boot_files: Option<BootFiles>,
+    /// When the guest of the boot under way must have answered.
+    pub boot_until: Option<Instant>,
+    /// Whether the guest agreed to power off, so that waiting for it makes sense.
+    pub powering_off: bool,
     pub shared: Arc<VmShared>,
     view: watch::Sender<VmView>,
     log: StepLog,
@@ -76,6 +80,8 @@ impl Machine {
             instances,
             live: None,
             boot_files: None,
+            boot_until: None,
+            powering_off: false,
             shared: Arc::default(),
             view,
             log: StepLog::default(),
@@ -250,12 +256,18 @@ impl Machine {
         let mut failed = Vec::new();
         for record in self.instances.clone() {
             let provider = self.core.provider(record.provider)?;
-            let report = provider.reclaim(&record).await;
-            if report.failed.is_empty() {
+            let limit = self.core.options.deadlines.stop;
+            let failures = match tokio::time::timeout(limit, provider.reclaim(&record)).await {
+                Ok(report) => report.failed,
+                Err(_elapsed) => {
+                    vec![format!("generation {} was not gone after {limit:?}", record.generation)]
+                }
+            };
+            if failures.is_empty() {
                 self.core.store.forget_instance(record.vm, record.generation).await?;
                 self.instances.retain(|known| known.generation != record.generation);
             } else {
-                failed.extend(report.failed);
+                failed.extend(failures);
             }
         }
         self.publish();
@@ -344,17 +356,48 @@ impl Machine {
         }
     }
 
-    /// Brings a VM out of a state that only a change under way may have. Called when none is.
-    pub async fn settle(&mut self, verdict: Verdict, change: &Change) -> Result<(), Failure> {
-        let transitional = matches!(
+    /// The exit of the process we hold, if it has ended.
+    pub fn seen_exit(&self) -> Option<Exit> {
+        self.live.as_ref().and_then(|live| live.dialer.exit().borrow().clone())
+    }
+
+    /// Whether the VM is in a state that only a change under way may have.
+    pub fn in_between(&self) -> bool {
+        matches!(
             self.state(),
             VmStateName::Creating | VmStateName::Starting | VmStateName::Stopping | VmStateName::Suspending
-        );
+        )
+    }
+
+    /// After a move that was cut off its typed handle is gone: the VMM is asked what it did of it.
+    pub async fn look_again(&mut self) {
+        if self.live.as_ref().is_none_or(|live| live.power.is_some()) {
+            return;
+        }
+        let limit = self.core.options.deadlines.pause;
+        let found = tokio::time::timeout(limit, self.find_process()).await;
+        let observed = match (self.state(), found) {
+            (VmStateName::Running, Ok(Found::Paused)) => {
+                self.observe(VmState::Paused, "found paused after a pause that was cut off").await
+            }
+            (VmStateName::Paused, Ok(Found::Running)) => {
+                self.observe(VmState::Running, "found running after a resume that was cut off").await
+            }
+            // An exit is seen by the driver; what could not be told now is asked again by the next move.
+            _ => Ok(()),
+        };
+        if let Err(failure) = observed {
+            TraceEvent::NotSettled { error: &failure.message }.emit(&self.own_scope());
+        }
+    }
+
+    /// Brings a VM out of a state that only a change under way may have. Called when none is.
+    pub async fn settle(&mut self, verdict: Verdict, change: &Change) -> Result<(), Failure> {
         match verdict {
             Verdict::Failed(reason) if self.state().may_become(VmStateName::Failed) => {
                 self.move_to(VmState::Failed(reason), change).await
             }
-            Verdict::Stopped if transitional && self.state().may_become(VmStateName::Stopped) => {
+            Verdict::Stopped if self.in_between() && self.state().may_become(VmStateName::Stopped) => {
                 self.move_to(VmState::Stopped, change).await
             }
             Verdict::Failed(_) | Verdict::Stopped | Verdict::AsItIs => Ok(()),
@@ -459,7 +502,7 @@ pub(crate) fn cause_with_console(
     source: Option<&(dyn std::error::Error + 'static)>,
     console: &[String],
 ) -> Option<String> {
-    let mut parts: Vec<String> = source.map(|source| chain(source)).into_iter().collect();
+    let mut parts: Vec<String> = source.map(chain).into_iter().collect();
     if !console.is_empty() {
         parts.push(format!("console: {}", console.join(" | ")));
     }

@@ -53,10 +53,10 @@ impl VmHandle {
         (handle, Inbox { urgent: urgent_inbox, requests: requests_inbox })
     }
 
-    /// Hands a request to the driver. A driver that has ended drops it, which answers its waiters.
-    pub async fn send(&self, request: Request) -> Result<(), Failure> {
+    /// Hands a request to the driver, or back if that has ended.
+    pub async fn send(&self, request: Request) -> Result<(), Box<Request>> {
         let lane = if request.is_destroy() { &self.urgent } else { &self.requests };
-        lane.send(request).await.map_err(|_| error::vm_gone(&self.name))
+        lane.send(request).await.map_err(|mpsc::error::SendError(request)| Box::new(request))
     }
 }
 

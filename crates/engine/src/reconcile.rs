@@ -33,6 +33,8 @@ use std::time::Duration;
 /// An adoption that fails by time-out or a refused connection may succeed a moment later.
 const ADOPTION_ATTEMPTS: u32 = 3;
 const ADOPTION_PAUSE: Duration = Duration::from_millis(100);
+/// For a guest whose stop is completed: what the caller granted is not in the journal.
+const RECOVERY_GRACE: Duration = Duration::from_secs(10);
 
 /// An operation without an outcome, with its journal.
 #[derive(Debug)]
@@ -165,7 +167,7 @@ impl Driver {
 
     async fn recover_change(&mut self, operation: Operation, steps: Vec<Step>) {
         let Some(saga) = saga_of(operation.kind) else { return };
-        let change = self.change(&operation, Duration::ZERO);
+        let change = self.change(&operation, RECOVERY_GRACE);
         if self.reached(&Unfinished { operation: operation.clone(), steps: steps.clone() }) {
             let ticket = self.core.opened(operation);
             self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
@@ -189,7 +191,7 @@ impl Driver {
                     Verdict::failed(&change, "undo", report.failed.join(", "))
                 };
                 if let Err(failure) = self.machine.settle(verdict, &change).await {
-                    tracing::debug!(%failure, "a VM could not be settled");
+                    self.unsettled(&failure);
                 }
                 self.core.close(ticket, OperationOutcome::Interrupted { undone }).await;
             }

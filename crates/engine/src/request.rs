@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 #[derive(Debug)]
 pub(crate) enum Request {
-    Change(ChangeRequest),
+    Change(Box<ChangeRequest>),
     UseGuest(GuestRequest),
 }
 

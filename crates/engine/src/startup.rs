@@ -24,7 +24,7 @@ use crate::{
     trace::{Scope, TraceEvent},
 };
 use offshoot_provider::InstanceRecord;
-use offshoot_store::{Store, StoreError, VmRecord};
+use offshoot_store::{Retention, Store, StoreError, VmRecord};
 use offshoot_types::{Failure, Lifetime, OperationId, OperationKind, OperationOutcome, OperationState, VmId};
 use std::{
     collections::HashMap,
@@ -38,6 +38,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// Between two rounds of forgetting old events, operations and audit rows.
+const HOUSEKEEPING: Duration = Duration::from_secs(60 * 60);
 /// How long tasks may take to let go once nothing is left to do.
 const LET_GO: Duration = Duration::from_secs(5);
 /// How often a shutdown looks whether the last operation has ended: the census tells of changes, this is for
@@ -93,6 +95,7 @@ pub(crate) async fn start(
         lock: Mutex::new(Some(lock)),
     });
     core.tasks.spawn(TaskKind::Reaper, Scope::default(), reaper::run(core.clone(), reaped));
+    core.tasks.spawn(TaskKind::Housekeeper, Scope::default(), keep_house(core.clone()));
 
     let (unsettled, settled) = watch::channel(0);
     let unsettled = Arc::new(unsettled);
@@ -122,6 +125,19 @@ pub(crate) async fn start(
     let adopted = core.census.borrow().live;
     TraceEvent::EngineStarted { vms, adopted, took: begun.elapsed() }.emit(&Scope::default());
     Ok((core, settled))
+}
+
+/// Forgets, now and then, what the record need not keep.
+async fn keep_house(core: Arc<Core>) {
+    loop {
+        tokio::select! {
+            () = core.closing.cancelled() => return,
+            () = tokio::time::sleep(HOUSEKEEPING) => {}
+        }
+        if let Err(error) = core.store.prune(Retention::default()).await {
+            core.store_failed("forget old records", &error);
+        }
+    }
 }
 
 fn prepare(dir: &Path) -> Result<(), StartError> {

@@ -5,7 +5,7 @@
 //! <state>/offshoot.db                      the store
 //! <state>/vms/<id>/disk.qcow2              data disk, kept until the VM is destroyed
 //! <state>/vms/<id>/g<generation>/          one boot: console.log, the provider's records
-//! <runtime>/<8 hex of the id>/g<generation>/   sockets of one boot
+//! <runtime>/<12 hex of the id>/g<generation>/  sockets of one boot
 //! ```
 
 use offshoot_types::{Generation, VmId};
@@ -22,6 +22,7 @@ pub(crate) const LOCK: &str = "daemon.lock";
 pub(crate) const DATABASE: &str = "offshoot.db";
 pub(crate) const VMS: &str = "vms";
 pub(crate) const DATA_DISK: &str = "disk.qcow2";
+pub(crate) const RUNTIME_DIGITS: usize = 12;
 pub(crate) const CONSOLE: &str = "console.log";
 
 /// How often a contended lock is tried again: flock has no wait with a deadline.
@@ -122,11 +123,10 @@ impl Layout {
     pub fn boot(&self, id: VmId, generation: Generation) -> PathBuf {
         self.vm(id).join(format!("g{generation}"))
     }
-    /// Unix socket paths are limited to 108 bytes, so ids are cut to the eight digits that vary most: the
-    /// random tail of a UUIDv7.
+    /// Unix socket paths are limited to 108 bytes, so ids are cut to twelve digits: the random tail of a UUIDv7.
     pub fn runtime_vm(&self, id: VmId) -> PathBuf {
         let hex = id.simple();
-        self.runtime.join(&hex[hex.len() - 8..])
+        self.runtime.join(&hex[hex.len() - RUNTIME_DIGITS..])
     }
     pub fn runtime_boot(&self, id: VmId, generation: Generation) -> PathBuf {
         self.runtime_vm(id).join(format!("g{generation}"))

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! vms/<id>           of a VM that the record says is destroyed     removed: a leftover of ours
-//! <runtime>/<8 hex>  with nothing but empty directories in it      removed: sockets come back with a boot
+//! <runtime>/<12 hex> with nothing but empty directories in it      removed: sockets come back with a boot
 //! anything else                                                    kept, and reported as a warning
 //! ```
 //! A disk whose VM the record does not know is not deleted: the record may be the part that was lost.
 
 use crate::{
     core::Core,
+    state_dir::RUNTIME_DIGITS,
     trace::{Scope, TraceEvent},
 };
 use offshoot_types::{EventKind, Owner, VmId, VmState};
@@ -33,7 +34,7 @@ pub(crate) async fn sweep(core: &Core) {
         }
     }
     for path in entries(&layout.runtime) {
-        // Other parts of the daemon keep their sockets here too; ours are directories of eight hex digits.
+        // Other parts of the daemon keep their sockets here too; ours are directories of twelve hex digits.
         if !runtime.contains(&path) && is_runtime_dir(&path) {
             if holds_nothing(&path) {
                 remove(core, &path).await;
@@ -58,7 +59,7 @@ fn vm_of(path: &Path) -> Option<VmId> {
 
 fn is_runtime_dir(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.len() == 8 && name.bytes().all(|b| b.is_ascii_hexdigit()) && path.is_dir()
+    name.len() == RUNTIME_DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit()) && path.is_dir()
 }
 
 fn holds_nothing(dir: &Path) -> bool {

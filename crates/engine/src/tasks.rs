@@ -24,6 +24,8 @@ pub(crate) enum TaskKind {
     Acceptor,
     /// Writes one outcome to the store after its caller was answered or went away.
     Recorder,
+    /// Forgets old records. Its panic leaves them until the next start.
+    Housekeeper,
     /// Destroys what nobody wants any more. Its panic leaves that to the next start.
     Reaper,
 }
@@ -36,6 +38,7 @@ impl TaskKind {
             Self::ExecPump => "exec-pump",
             Self::Acceptor => "acceptor",
             Self::Recorder => "recorder",
+            Self::Housekeeper => "housekeeper",
             Self::Reaper => "reaper",
         }
     }

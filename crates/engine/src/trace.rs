@@ -22,6 +22,8 @@ pub enum TraceEvent<'a> {
     StepStarted { saga: &'a str, step: &'a str },
     StepFailed { saga: &'a str, step: &'a str, error: &'a str },
     StepUndone { saga: &'a str, step: &'a str },
+    NothingToUndo { saga: &'a str, step: &'a str, because: &'a str },
+    NotSettled { error: &'a str },
     UndoFailed { saga: &'a str, step: &'a str, error: &'a str },
     Adopted { generation: Generation },
     AdoptionFailed { error: &'a str },
@@ -55,6 +57,7 @@ impl TraceEvent<'_> {
         match self {
             Self::StoreFailed { .. } | Self::TaskPanicked { .. } => Level::Error,
             Self::UndoFailed { .. }
+            | Self::NotSettled { .. }
             | Self::AdoptionFailed { .. }
             | Self::ReaperRetry { .. }
             | Self::StrayKept { .. }
@@ -72,6 +75,7 @@ impl TraceEvent<'_> {
             Self::OperationAccepted { .. }
             | Self::StepStarted { .. }
             | Self::StepUndone { .. }
+            | Self::NothingToUndo { .. }
             | Self::Adopted { .. }
             | Self::StopRung { .. }
             | Self::GuestConnected { .. }
@@ -90,6 +94,8 @@ impl TraceEvent<'_> {
             Self::StepStarted { .. } => "step-started",
             Self::StepFailed { .. } => "step-failed",
             Self::StepUndone { .. } => "step-undone",
+            Self::NothingToUndo { .. } => "nothing-to-undo",
+            Self::NotSettled { .. } => "not-settled",
             Self::UndoFailed { .. } => "undo-failed",
             Self::Adopted { .. } => "adopted",
             Self::AdoptionFailed { .. } => "adoption-failed",

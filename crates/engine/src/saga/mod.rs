@@ -196,7 +196,14 @@ impl Saga {
         let mut report = UndoReport::default();
         let begun: Vec<&'static Step> = self.steps().take(last + 1).collect();
         for step in begun.into_iter().rev() {
-            let Undo::Run(undo) = step.undo else { continue };
+            let undo = match step.undo {
+                Undo::Run(undo) => undo,
+                Undo::Nothing(because) => {
+                    let (saga, step) = (self.name(), step.name);
+                    TraceEvent::NothingToUndo { saga, step, because }.emit(&machine.scope(change));
+                    continue;
+                }
+            };
             let undone = tokio::time::timeout(UNDO_DEADLINE, self.undo(step, undo, machine, change)).await;
             let scope = machine.scope(change);
             match undone {

@@ -141,7 +141,9 @@ fn boot<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
         }
         let vm = Vm::booted(instance);
         let dialer = vm.dialer();
-        machine.attach(Power::Running(vm), dialer, &record, begun + plan.boot_deadline);
+        let until = begun + plan.boot_deadline;
+        machine.boot_until = Some(until);
+        machine.attach(Power::Running(vm), dialer, &record, until);
         Ok(())
     })
 }
@@ -178,7 +180,7 @@ fn connect<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
             return Err(Failure::new(ErrorCode::Internal, "the VM's process was lost between two steps"));
         };
         let (link, exit) = (live.link.clone(), live.dialer.exit());
-        let until = change.deadline.min(Instant::now() + machine.core.options.deadlines.boot);
+        let until = machine.boot_until.unwrap_or(change.deadline).min(change.deadline);
         let failure = tokio::select! {
             biased;
             exit = ended(exit) => format!("its guest did not come up: {}", exit_words(Some(&exit))),

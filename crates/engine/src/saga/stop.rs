@@ -48,20 +48,29 @@ pub(super) fn stopping<'a>(machine: &'a mut Machine, change: &'a Change) -> Step
 /// Asks; a guest that cannot be asked is not an error, the next rung ends it.
 fn guest_shutdown<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
+        machine.powering_off = false;
         if change.grace.is_zero() {
             return Ok(());
         }
         resume_if_paused(machine).await;
         let Some(live) = &machine.live else { return Ok(()) };
-        let Some(client) = live.link.responsive() else { return Ok(()) };
+        if live.link.is_silent() {
+            return Ok(());
+        }
         let begun = Instant::now();
-        let limit = change.grace.min(SHUTDOWN_ANSWER);
-        let asked = tokio::time::timeout(limit, client.shutdown(ShutdownKind::PowerOff)).await;
-        let rung = match asked {
-            Ok(Ok(())) => "guest-shutdown",
-            Ok(Err(_)) => "guest-shutdown (refused)",
-            Err(_elapsed) => "guest-shutdown (no answer)",
+        let until = begun + change.grace.min(SHUTDOWN_ANSWER);
+        let asked = async {
+            // A VM that was adopted a moment ago has its link still dialling.
+            let client = live.link.client(until).await.ok()?;
+            Some(client.shutdown(ShutdownKind::PowerOff).await.is_ok())
         };
+        let answer = tokio::time::timeout_at(until, asked).await.ok().flatten();
+        let rung = match answer {
+            Some(true) => "guest-shutdown",
+            Some(false) => "guest-shutdown (refused)",
+            None => "guest-shutdown (no answer)",
+        };
+        machine.powering_off = answer == Some(true);
         TraceEvent::StopRung { rung, took: begun.elapsed() }.emit(&machine.scope(change));
         Ok(())
     })
@@ -82,8 +91,8 @@ async fn resume_if_paused(machine: &mut Machine) {
 pub(super) fn end_process<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         let Some(live) = &mut machine.live else { return Ok(()) };
-        // A guest that was not asked to power off will not: there is nothing to wait for.
-        let grace = if live.link.view().is_some() { change.grace } else { Duration::ZERO };
+        // A guest that did not agree to power off will not: there is nothing to wait for.
+        let grace = if machine.powering_off { change.grace } else { Duration::ZERO };
         let Some(power) = live.power.take() else { return Ok(()) };
         let stopped = match power {
             Power::Running(vm) => vm.stop(grace).await.map_err(|(_, error)| error),

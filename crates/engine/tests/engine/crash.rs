@@ -58,7 +58,6 @@ async fn kill9_everywhere() {
                 let (stage, mut reached) = stage_that_stops(at.clone());
                 let engine = stage.engine().await;
                 prepare(&engine, kind).await;
-                let boots = stage.host.boots();
                 *at.lock().unwrap() = Some(Checkpoint { kind, step, phase });
                 let operation = engine.submit(permit(&engine, command(kind))).await.unwrap();
                 reached.recv().await.unwrap();
@@ -80,9 +79,6 @@ async fn kill9_everywhere() {
                 } else {
                     assert_eq!(now, goal(kind), "{name}: completed");
                 }
-                let restarted =
-                    u32::from(kind == OperationKind::Restart || now == Some(VmStateName::Running));
-                let _ = (boots, restarted);
                 if now == Some(VmStateName::Running) {
                     let (_, end) = output(exec(&engine, "a", &["true"]).await.unwrap()).await;
                     assert!(matches!(end, ExecEvent::Ended(_)), "{name}: {end:?}");
@@ -200,11 +196,7 @@ async fn daemon_restart_keeps_vms() {
 async fn a_vm_that_ended_while_no_daemon_lived_is_told_apart_by_its_exit() {
     let stage = Stage::new();
     let engine = stage.engine().await;
-    for (name, exit) in [("a", Exit::Signal(9)), ("b", Exit::PoweredOff)] {
-        let id = create_running(&engine, name).await;
-        let _ = (id, exit);
-    }
-    let (a, b) = (view(&engine, "a").await.id, view(&engine, "b").await.id);
+    let (a, b) = (create_running(&engine, "a").await, create_running(&engine, "b").await);
     engine.crash().await;
     stage.host.process(a).end(Exit::Signal(9));
     stage.host.process(b).end(Exit::PoweredOff);

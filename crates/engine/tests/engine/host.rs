@@ -37,6 +37,7 @@ pub struct Faults {
     pub boot_fails: bool,
     /// The process lives, its guest never answers.
     pub guest_mute: bool,
+    /// The VMM pauses and never says so.
     pub pause_hangs: bool,
     pub reclaim_fails: bool,
     /// The guest ignores a shutdown, and so does the VMM until it is killed.
@@ -223,10 +224,10 @@ impl Instance for MemoryInstance {
     }
 
     async fn pause(&self) -> Result<(), InstanceError> {
+        self.process.paused.send_replace(true);
         if self.host.faults().pause_hangs {
             std::future::pending::<()>().await;
         }
-        self.process.paused.send_replace(true);
         Ok(())
     }
     async fn resume(&self) -> Result<(), InstanceError> {

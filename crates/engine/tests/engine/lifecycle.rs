@@ -313,8 +313,8 @@ async fn a_vm_of_a_request_goes_with_its_guard() {
     // The daemon dies: the next one destroys it.
     let orphan = engine.create_for_request(of_request("c")).await.unwrap();
     run(&engine, Command::Start { vm: VmRef::Id(orphan.id()) }).await.unwrap();
-    std::mem::forget(orphan);
     engine.crash().await;
+    drop(orphan);
     let engine = stage.engine().await;
     eventually("the next engine destroyed it", || engine.census().vms == 0).await;
     leave(engine).await;
@@ -350,5 +350,52 @@ async fn a_stubborn_guest_is_ended_by_the_ladder() {
     let grace = Duration::from_millis(100);
     run(&engine, Command::Stop { vm: named("a"), grace }).await.unwrap();
     assert!(stage.host.processes().is_empty());
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_is_given_up_leaves_the_vm_in_the_state_its_vmm_is_in() {
+    let mut stage = Stage::new();
+    stage.deadlines.pause = Duration::from_millis(200);
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    stage.host.set_faults(Faults { pause_hangs: true, ..Faults::default() });
+    let failure = run(&engine, Command::Pause { vm: named("a") }).await.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::Timeout);
+    let seen = wait_for(&engine, "a", &[VmStateName::Paused], Duration::from_secs(5)).await;
+    assert_eq!(seen.state, VmState::Paused, "it did pause, though it never said so");
+    run(&engine, Command::Resume { vm: named("a") }).await.unwrap();
+    let (_, end) = output(exec(&engine, "a", &["true"]).await.unwrap()).await;
+    assert!(matches!(end, offshoot_engine::ExecEvent::Ended(_)));
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_of_the_latest_boot_is_read_and_followed_until_the_process_ends() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    let mut console =
+        engine.console(permit(&engine, Command::Inspect { vm: Some(named("a")) })).await.unwrap();
+    assert_eq!(console.next(offshoot_engine::Follow::No).await.unwrap().unwrap(), "booted\n");
+    assert_eq!(console.next(offshoot_engine::Follow::No).await.unwrap(), None);
+    let stop = run(&engine, Command::Stop { vm: named("a"), grace: GRACE });
+    let (end, stopped) = tokio::join!(console.next(offshoot_engine::Follow::Yes), stop);
+    stopped.unwrap();
+    assert_eq!(end.unwrap(), None);
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permit_for_another_verb_is_refused_by_name() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create(&engine, "a").await;
+    let inspect = || permit(&engine, Command::Inspect { vm: Some(named("a")) });
+    assert_eq!(engine.submit(inspect()).await.unwrap_err().code, ErrorCode::Internal);
+    assert_eq!(engine.exec(inspect()).await.unwrap_err().code, ErrorCode::Internal);
+    let start = permit(&engine, Command::Start { vm: named("a") });
+    let refused = engine.vm(start).await.unwrap_err();
+    assert_eq!(refused.message, "`vm` was called with a permit for `start`");
     leave(engine).await;
 }

@@ -1,5 +1,7 @@
 //! The engine as its callers see it, on a host in memory that outlives it.
 
+#![expect(clippy::disallowed_methods, reason = "the tasks of a test end with its runtime")]
+
 mod concurrency;
 mod crash;
 mod execs;
