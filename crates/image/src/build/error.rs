@@ -16,8 +16,8 @@ pub enum BuildError {
     /// `tail` holds the last lines it printed; the log holds all.
     #[error("`{program}` failed ({status}) while {}", stage.describe())]
     Failed { stage: Stage, program: String, status: String, tail: Vec<String>, log: PathBuf },
-    #[error("start `{program}`")]
-    Spawn { program: String, source: io::Error },
+    #[error("run `{program}`")]
+    Run { program: String, source: io::Error },
     #[error("{}: unexpected result of `{program}`: {reason}", stage.describe())]
     Unexpected { stage: Stage, program: &'static str, reason: String },
     #[error("the kernel package cannot be used")]
@@ -50,7 +50,7 @@ impl BuildError {
             Self::Store(error) => error.code(),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorCode::NoResource,
             Self::Failed { .. }
-            | Self::Spawn { .. }
+            | Self::Run { .. }
             | Self::Unexpected { .. }
             | Self::Kernel(_)
             | Self::Incomplete { .. }

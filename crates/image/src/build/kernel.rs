@@ -79,7 +79,9 @@ fn make(build: &mut Build<'_>, directory: &Path, recipe: &Recipe) -> Result<Stag
     let download = DOWNLOAD.replace("KERNEL", recipe.kernel.as_str());
     let program = mmdebstrap(directory)?
         .args(["--variant=custom", "--format=null"])
-        .arg(format!("--customize-hook={download}"))
+        // By the environment: mmdebstrap repeats every hook it runs.
+        .env("OFFSHOOT_DOWNLOAD", download)
+        .arg("--customize-hook=sh -c \"$OFFSHOOT_DOWNLOAD\" download \"$1\"")
         .arg("--customize-hook=download /kernel/kernel.deb kernel.deb")
         .args([recipe.suite.as_str(), "/dev/null"])
         .directory(directory);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! spawned --exits--> Exited                      the rest of its group is killed
-//!    |---cancelled--> TERM to the group --exits, or GRACE passes--> KILL --> Cancelled
+//!    |---cancelled--> (TERM to the group --exits, or GRACE passes-->) KILL --> Cancelled
 //! ```
 //! Every program leads a process group of its own and is killed when we die (`setpriv --pdeathsig`, so that no code has
 //! to run between fork and exec). That reaches the program but not its children, and mmdebstrap has many and mounts
@@ -28,8 +28,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a cancelled program may tidy up (mmdebstrap unmounts and removes its tree).
+/// How long a cancelled program may tidy up where only it can: mmdebstrap without root has its tree in /tmp.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long the last of a killed program's children may take to be gone.
+const LINGER: Duration = Duration::from_secs(5);
 /// Lines kept for the error message, and characters of each.
 const TAIL: usize = 20;
 const LINE: usize = 400;
@@ -39,6 +41,8 @@ pub(super) struct Program {
     name: &'static str,
     command: Command,
     stdout: Output,
+    /// Between TERM and KILL when cancelled; zero for KILL at once.
+    grace: Duration,
 }
 
 #[derive(PartialEq)]
@@ -64,7 +68,7 @@ impl Program {
                 Self::below(name, &[&setpriv[..], &NAMESPACES, &["--"]].concat())
             }
             // Without root it is mmdebstrap itself that makes the namespaces, and TERM lets it tidy up outside them.
-            false => Self::below(name, &["--pdeathsig", "TERM", "--"]),
+            false => Self { grace: GRACE, ..Self::below(name, &["--pdeathsig", "TERM", "--"]) },
         }
     }
 
@@ -76,7 +80,7 @@ impl Program {
         // Messages are parsed by no one, but logged and shown: one language, no terminal control.
         command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").env_remove("TERM");
         command.stdin(Stdio::null()).process_group(0);
-        Self { name, command, stdout: Output::Log }
+        Self { name, command, stdout: Output::Log, grace: Duration::ZERO }
     }
 
     pub(super) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -113,26 +117,26 @@ impl Program {
 impl Build<'_> {
     /// Runs the program to its end; anything but status 0 is an error with its last lines.
     pub(super) fn run_program(&mut self, stage: Stage, mut program: Program) -> Result<(), BuildError> {
-        let name = program.name;
-        let spawn_error = |source| BuildError::Spawn { program: name.into(), source };
+        let (name, grace) = (program.name, program.grace);
+        let run_error = |source| BuildError::Run { program: name.into(), source };
         let (output, writer) =
-            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| spawn_error(e.into()))?;
+            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| run_error(e.into()))?;
         if program.stdout == Output::Log {
-            program.command.stdout(writer.try_clone().map_err(spawn_error)?);
+            program.command.stdout(writer.try_clone().map_err(run_error)?);
         }
         program.command.stderr(writer);
-        let child = program.command.spawn().map_err(spawn_error)?;
+        let child = program.command.spawn().map_err(run_error)?;
         // The command holds our copies of the pipe's writing end; without them the reader sees the end of output.
         drop(program);
 
         let mut lines = Lines { partial: Vec::new(), tail: VecDeque::new() };
-        let ended = Running { child, output }
+        let ended = Running { child, output, grace }
             .wait(self, |build, bytes| {
                 // A full disk must not hide what the program itself said.
                 let _ = build.log.write_all(bytes);
                 lines.push(bytes, |text| (build.progress)(Progress::Line { stage, text }));
             })
-            .map_err(spawn_error)?;
+            .map_err(run_error)?;
         match ended {
             Ended::Cancelled => Err(BuildError::Cancelled),
             Ended::Exited(status) if status.success() => Ok(()),
@@ -155,6 +159,7 @@ enum Ended {
 struct Running {
     child: Child,
     output: OwnedFd,
+    grace: Duration,
 }
 
 impl Running {
@@ -174,12 +179,13 @@ impl Running {
             let (exited, stopped, said) = {
                 let mut fds = [
                     PollFd::new(&exit, PollFlags::IN),
-                    // What is not waited for any more is asked for nothing.
                     PollFd::from_borrowed_fd(cancel.as_fd(), wanted(deadline.is_none())),
-                    PollFd::new(&self.output, wanted(open)),
+                    PollFd::new(&self.output, PollFlags::IN),
                 ];
+                // A closed pipe would be ready for ever, whatever is asked of it.
+                let watched = if open { 3 } else { 2 };
                 let timeout = left.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
-                match poll(&mut fds, timeout.as_ref()) {
+                match poll(&mut fds[..watched], timeout.as_ref()) {
                     Err(Errno::INTR) => continue,
                     // The grace has passed: the kill below ends it.
                     Ok(0) => break,
@@ -189,7 +195,10 @@ impl Running {
                 (ready(0, true), ready(1, deadline.is_none()), ready(2, open))
             };
             if stopped {
-                deadline = Some(Instant::now() + GRACE);
+                deadline = Some(Instant::now() + self.grace);
+                if self.grace.is_zero() {
+                    break;
+                }
                 signal_group(pid, Signal::TERM)?;
             } else if said {
                 // Before its exit, because it belongs to the story.
@@ -203,6 +212,21 @@ impl Running {
         }
         // The leader is not reaped yet, so the group's id is still its own. Whatever it left behind ends here.
         signal_group(pid, Signal::KILL)?;
+        // The output ends when the last process that could write to it is gone, and with it whatever still worked in
+        // the directory that is removed next.
+        let killed = Instant::now();
+        while open {
+            let left = LINGER.saturating_sub(killed.elapsed()).try_into().map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => continue,
+                Ok(0) => break,
+                polled => polled?,
+            };
+            match rustix::io::read(&self.output, &mut chunk)? {
+                0 => open = false,
+                n => take(build, &chunk[..n]),
+            }
+        }
         let status = self.child.wait()?;
         Ok(if deadline.is_some() { Ended::Cancelled } else { Ended::Exited(status) })
     }
