@@ -30,8 +30,8 @@ use offshoot_types::{
 };
 use std::time::Duration;
 
-/// An adoption that fails by time-out or a refused connection may succeed a moment later.
-const ADOPTION_ATTEMPTS: u32 = 3;
+/// The provider has its own patience; once more, for what passes by itself.
+const ADOPTION_ATTEMPTS: u32 = 2;
 const ADOPTION_PAUSE: Duration = Duration::from_millis(100);
 /// For a guest whose stop is completed: what the caller granted is not in the journal.
 const RECOVERY_GRACE: Duration = Duration::from_secs(10);

@@ -21,30 +21,25 @@ const OBSERVED: Undo = Undo::Nothing("the driver asks the VMM which state it is 
 
 fn pause<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
-        let (power, done) = match take(machine).await? {
-            Power::Running(vm) => match vm.pause().await {
-                Ok(vm) => (Power::Paused(vm), Ok(())),
-                Err((vm, error)) => (Power::Running(vm), Err(error)),
-            },
-            paused @ Power::Paused(_) => (paused, Ok(())),
+        let paused = match take(machine).await? {
+            Power::Running(vm) => vm.pause().await.map_err(|(_, error)| error),
+            Power::Paused(vm) => Ok(vm),
         };
-        put_back(machine, power);
-        done.map_err(|error| machine.vmm_failure("pause", &error))?;
+        // After an error nobody knows which of the two it is: without a handle, the VMM is asked.
+        let vm = paused.map_err(|error| machine.vmm_failure("pause", &error))?;
+        put_back(machine, Power::Paused(vm));
         machine.move_to(VmState::Paused, change).await
     })
 }
 
 fn resume<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
-        let (power, done) = match take(machine).await? {
-            Power::Paused(vm) => match vm.resume().await {
-                Ok(vm) => (Power::Running(vm), Ok(())),
-                Err((vm, error)) => (Power::Paused(vm), Err(error)),
-            },
-            running @ Power::Running(_) => (running, Ok(())),
+        let resumed = match take(machine).await? {
+            Power::Paused(vm) => vm.resume().await.map_err(|(_, error)| error),
+            Power::Running(vm) => Ok(vm),
         };
-        put_back(machine, power);
-        done.map_err(|error| machine.vmm_failure("resume", &error))?;
+        let vm = resumed.map_err(|error| machine.vmm_failure("resume", &error))?;
+        put_back(machine, Power::Running(vm));
         machine.move_to(VmState::Running, change).await
     })
 }

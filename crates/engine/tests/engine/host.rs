@@ -1,4 +1,8 @@
 //! A host in memory: its "processes" outlive the engines of a test, as real ones outlive a daemon.
+//!
+//! `offshoot_provider::fake` keeps the provider's contract and is what everyone else tests against. This one
+//! breaks it in the ways an engine must survive: it reclaims nothing, hangs in a pause, falls silent, loses its
+//! channel.
 
 use crate::guest::Guest;
 use async_trait::async_trait;
