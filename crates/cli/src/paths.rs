@@ -5,6 +5,7 @@
 
 use crate::failure::{Result, file, usage};
 use offshoot_api::socket::RuntimeBase;
+use offshoot_types::{ErrorCode, Failure};
 use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
@@ -47,7 +48,15 @@ impl Paths {
             .create(dir)
             .and_then(|()| dir.canonicalize())
             .map(StateDir)
-            .map_err(|error| file("make the state directory", dir, error).hint(hint).into())
+            // A path that is a file is a wrong option, not a VM that exists already.
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => Failure::new(
+                    ErrorCode::InvalidArgument,
+                    format!("the state directory `{}` is not a directory", dir.display()),
+                ),
+                _ => file("make the state directory", dir, error),
+            })
+            .map_err(|failure| failure.hint(hint).into())
     }
 
     /// The state directory if it is there already.

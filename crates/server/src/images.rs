@@ -32,6 +32,10 @@ impl HostImages {
         self.store.root()
     }
 
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// What the engine boots VMs from.
     pub fn to_boot_from(&self) -> StoredImages {
         StoredImages { store: self.store.clone(), agent: self.agent.clone() }

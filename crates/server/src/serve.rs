@@ -134,7 +134,7 @@ async fn build(
         .map_err(|source| unavailable("cannot write daemon.json in the state directory", &source))?;
     let images = HostImages::open(&options.images_dir, options.agent.clone())?;
     let policy = wiring::policy();
-    let engine_options = wiring::engine_options(options, &state_dir, runtime_dir, &images, &policy);
+    let engine_options = wiring::engine_options(options, runtime_dir, &images, &policy);
     let engine = Engine::start(lock, engine_options).await?;
     // Whoever can connect can be served: the engine has brought record and world together.
     let listener = Listener::bind(&record.socket, options.identify)

@@ -2,12 +2,13 @@
 
 use crate::{ServeOptions, images::HostImages};
 use offshoot_engine::{Options, SystemClock};
+use offshoot_image::Store as ImageStore;
 use offshoot_policy::Policy;
 use offshoot_provider::{
     Provider,
-    qemu::{Acceleration, Options as QemuOptions, QemuProvider},
+    qemu::{Acceleration, Options as QemuOptions, ProbeImage, QemuProvider},
 };
-use offshoot_types::NodeName;
+use offshoot_types::{ImageRef, NodeName};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,24 +24,33 @@ pub enum Providers {
 }
 
 impl Providers {
-    fn assemble(&self, state_dir: &Path) -> Vec<Arc<dyn Provider>> {
+    fn assemble(&self, images: &ImageStore) -> Vec<Arc<dyn Provider>> {
         match self {
             Self::Given(providers) => providers.clone(),
-            Self::Host { offshoot_exe } => vec![Arc::new(QemuProvider::new(QemuOptions {
-                offshoot_exe: offshoot_exe.clone(),
-                probe_cache: state_dir.join("probe.json"),
-                qemu: None,
-                acceleration: Acceleration::Auto,
-                probe_image: None,
-            }))],
+            Self::Host { offshoot_exe } => {
+                vec![Arc::new(QemuProvider::new(qemu_options(offshoot_exe.clone(), Some(images))))]
+            }
         }
+    }
+}
+
+/// How QEMU is found and KVM is proven: the same for the daemon and for `doctor`. The proof costs a boot, so it
+/// is kept beside the images, which all state directories share, and made with `base` if that is there.
+pub fn qemu_options(offshoot_exe: PathBuf, images: Option<&ImageStore>) -> QemuOptions {
+    let base = images.and_then(|images| images.resolve(&ImageRef::Tag("base".into())).ok());
+    QemuOptions {
+        offshoot_exe,
+        // Without images there is nothing to boot, so nothing to remember either.
+        probe_cache: images.map(|images| images.root().join("probe")).unwrap_or_default(),
+        qemu: None,
+        acceleration: Acceleration::Auto,
+        probe_image: base.map(|base| ProbeImage { kernel: base.kernel(), initramfs: base.initramfs() }),
     }
 }
 
 /// Everything the engine runs on.
 pub fn engine_options(
     options: &ServeOptions,
-    state_dir: &Path,
     runtime_dir: &Path,
     images: &HostImages,
     policy: &Policy,
@@ -48,7 +58,7 @@ pub fn engine_options(
     Options {
         runtime_dir: runtime_dir.into(),
         images: Arc::new(images.to_boot_from()),
-        providers: options.providers.assemble(state_dir),
+        providers: options.providers.assemble(images.store()),
         policy: policy.clone(),
         limits: options.limits,
         deadlines: options.deadlines,

@@ -14,17 +14,7 @@ use std::{
 /// Below this a VM soon finds its disk full.
 const LITTLE_SPACE: u64 = 1 << 30;
 /// What belongs into a state directory, besides backups of what is set aside.
-const OURS: [&str; 9] = [
-    "autostart.lock",
-    "daemon.json",
-    "daemon.lock",
-    "daemon.log",
-    "daemon.log.1",
-    "cgroup-prefix",
-    "probe.json",
-    "probe",
-    "vms",
-];
+const OURS: [&str; 6] = ["autostart.lock", "daemon.json", "daemon.lock", "daemon.log", "daemon.log.1", "vms"];
 
 /// Permissions and space.
 pub fn state_dir(paths: &Paths) -> Vec<Check> {

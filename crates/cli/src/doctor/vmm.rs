@@ -1,13 +1,9 @@
 //! What runs VMs here, and how strong the wall around them is.
 
 use super::{Check, Verdict};
-use crate::paths::Paths;
 use offshoot_image::Store;
-use offshoot_provider::{
-    Provider,
-    qemu::{Acceleration, Options, ProbeImage, QemuProvider},
-};
-use offshoot_types::{ImageRef, IsolationClass};
+use offshoot_provider::{Provider, qemu::QemuProvider};
+use offshoot_types::IsolationClass;
 
 const INSTALL: &str = "install it:
   Debian, Ubuntu:  apt-get install --no-install-recommends qemu-system-x86
@@ -15,14 +11,9 @@ const INSTALL: &str = "install it:
   Arch:            pacman -S qemu-system-x86";
 
 /// Which program, and what it was proven to give. Proving boots a kernel once per boot of the host.
-pub async fn qemu(paths: &Paths, store: Option<&Store>) -> Vec<Check> {
-    let options = Options {
-        offshoot_exe: std::env::current_exe().unwrap_or_else(|_| "offshoot".into()),
-        probe_cache: paths.state_dir.join("probe.json"),
-        qemu: None,
-        acceleration: Acceleration::Auto,
-        probe_image: store.and_then(probe_image),
-    };
+pub async fn qemu(store: Option<&Store>) -> Vec<Check> {
+    let exe = std::env::current_exe().unwrap_or_else(|_| "offshoot".into());
+    let options = offshoot_server::qemu_options(exe, store);
     let found = QemuProvider::new(options).capabilities().await;
     let Some(vmm) = found.vmm else {
         let why = found.isolation.err().unwrap_or_else(|| "not found".into());
@@ -46,9 +37,4 @@ fn isolation(class: IsolationClass, notes: &str) -> Check {
                 .remedy("VMs are as separate, but slower: a host with working KVM makes them fast")
         }
     }
-}
-
-fn probe_image(store: &Store) -> Option<ProbeImage> {
-    let base = store.resolve(&ImageRef::Tag("base".into())).ok()?;
-    Some(ProbeImage { kernel: base.kernel(), initramfs: base.initramfs() })
 }

@@ -1,22 +1,22 @@
 //! kill -9 at any moment leaves no process, socket, file or row without an owner.
 
 use crate::vm;
-use offshoot_testkit::{TestEnv, wait_for};
+use offshoot_testkit::{TestEnv, wait_for, wait_for_value};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// After a daemon died: every listed VM is in a state with a meaning, and every process belongs to a listed VM.
 #[track_caller]
 fn assert_consistent(env: &TestEnv) {
-    let listed = env.run(&["list", "--json"]).success().json();
-    let vms = listed["vms"].as_array().expect("a list").clone();
-    for vm in &vms {
-        let state = vm["state"].as_str().expect("a state");
-        assert!(
-            ["stopped", "running", "paused", "failed"].contains(&state),
-            "no VM is left half way after a restart: {vm}"
-        );
-    }
+    // The new daemon serves while it mends what was cut off; that must come to an end.
+    let settled = |vm: &Value| {
+        ["stopped", "running", "paused", "failed"].contains(&vm["state"].as_str().expect("a state"))
+    };
+    let vms = wait_for_value("no VM to be left half way", Duration::from_secs(20), || {
+        let listed = env.run(&["list", "--json"]).success().json();
+        let vms = listed["vms"].as_array().expect("a list").clone();
+        vms.iter().all(settled).then_some(vms)
+    });
     let with_process = |vm: &&Value| ["running", "paused"].contains(&vm["state"].as_str().expect("a state"));
     let owned: Vec<String> =
         vms.iter().filter(with_process).map(|vm| vm["id"].as_str().expect("an id").to_owned()).collect();

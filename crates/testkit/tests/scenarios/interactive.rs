@@ -100,7 +100,9 @@ fn scenario_39_shell_is_a_real_terminal() {
     terminal.shows("/dev/pts/");
     terminal.shows("marker é漢");
     // ^C reaches the guest's process, not us.
-    terminal.type_in("sleep 1000\n");
+    // A ^C typed ahead of the command would discard it with the rest of the line discipline's input.
+    terminal.type_in("echo slee''ping; sleep 1000\n");
+    terminal.shows("sleeping");
     terminal.type_in("\x03");
     terminal.type_in("echo sta''tus $?\n");
     terminal.shows("status 130");

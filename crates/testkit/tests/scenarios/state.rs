@@ -5,6 +5,7 @@ use offshoot_testkit::{TestEnv, wait_for};
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -75,7 +76,7 @@ fn scenario_8_processes_are_known_by_more_than_a_pid() {
     env.run(&["create", "a", "--start"]).success();
     let record = vm(&env, "a");
     let id = record["id"].as_str().expect("an id");
-    let keeper = find_file(&env.state_dir().join("vms").join(id), "keeper.json");
+    let keeper = find_file(&env.state_dir().join("vms").join(id.replace('-', "")), "keeper.json");
     let mut identity: serde_json::Value =
         serde_json::from_slice(&fs::read(&keeper).expect("read keeper.json")).expect("keeper.json is JSON");
     env.kill_daemon();
@@ -171,17 +172,20 @@ fn scenario_10_concurrent_verbs_on_one_vm_are_linearisable() {
         &["exec", "a", "--", "true"],
         &["status", "a", "--json"],
     ];
+    let over = AtomicBool::new(false);
+    let (env_ref, over_ref) = (&env, &over);
     std::thread::scope(|scope| {
-        let tasks: Vec<_> = (0..50)
-            .map(|i| {
-                scope.spawn({
-                    let env = &env;
-                    move || env.run(verbs[i % verbs.len()])
-                })
-            })
-            .collect();
-        for task in tasks {
-            let out = task.join().expect("no panic");
+        // An exec that began before somebody else's pause goes on when the VM does.
+        scope.spawn(move || {
+            while !over_ref.load(Ordering::Relaxed) {
+                env_ref.run(&["resume", "a"]);
+            }
+        });
+        let tasks: Vec<_> =
+            (0..50).map(|i| scope.spawn(move || env_ref.run(verbs[i % verbs.len()]))).collect();
+        let results: Vec<_> = tasks.into_iter().map(|task| task.join().expect("no panic")).collect();
+        over.store(true, Ordering::Relaxed);
+        for out in results {
             let code = out.code.expect("no signal");
             assert!([0, 4, 125].contains(&code), "succeeds or names the state that refused it: {out}");
             if code != 0 {
