@@ -1,6 +1,10 @@
 //! Who is here: open connections and the sessions they became.
 
+use offshoot_types::{ErrorCode, Failure};
 use tokio::sync::watch;
+
+/// Sessions stop being accepted at this many guards.
+const MAX_PRESENT: usize = 2048;
 
 /// Counts guards. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +19,14 @@ impl Activity {
     pub fn enter(&self) -> Present {
         self.0.send_modify(|count| *count += 1);
         Present(self.0.clone())
+    }
+    /// For what outlives its connection's place in the queue, such as a WebSocket.
+    pub fn enter_session(&self) -> Result<Present, Failure> {
+        if self.count() >= MAX_PRESENT {
+            let message = format!("{MAX_PRESENT} connections and sessions are open already");
+            return Err(Failure::new(ErrorCode::NoResource, message).hint("close some, then try again"));
+        }
+        Ok(self.enter())
     }
     pub fn count(&self) -> usize {
         *self.0.borrow()

@@ -45,7 +45,7 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
-    #[error("the socket directory {} belongs to user {owner}, not to user {uid}", dir.display())]
+    #[error("{} is not safe for a socket of user {uid}: user {owner} or others may change it", dir.display())]
     ForeignDirectory { dir: PathBuf, owner: u32, uid: u32 },
     #[error("cannot listen at {}", socket.display())]
     Bind {
@@ -197,10 +197,16 @@ impl Connection {
     }
 }
 
-/// Makes the directory and its parents; refuses one that somebody else could have prepared for us.
+/// Makes the directory and its parents; refuses one that somebody else could have prepared for us, be it by
+/// its parent: `/tmp/offshoot-<uid>` is anybody's to make.
 fn make_private_dir(dir: &Path) -> Result<(), BindError> {
     let failed = |source| BindError::Directory { dir: dir.into(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    if let Some(parent) = dir.parent() {
+        let found = fs::symlink_metadata(parent)
+            .map_err(|source| BindError::Directory { dir: parent.into(), source })?;
+        check_parent(parent, found.uid(), found.permissions().mode(), rustix::process::geteuid().as_raw())?;
+    }
     let found = fs::symlink_metadata(dir).map_err(failed)?;
     let uid = rustix::process::geteuid().as_raw();
     if found.uid() != uid || !found.is_dir() {
@@ -210,6 +216,16 @@ fn make_private_dir(dir: &Path) -> Result<(), BindError> {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Whether nobody but us and root can replace what is in `dir`.
+fn check_parent(dir: &Path, owner: u32, mode: u32, uid: u32) -> Result<(), BindError> {
+    const STICKY: u32 = 0o1000;
+    let shared = mode & 0o022 != 0 && mode & STICKY == 0;
+    match (owner == uid || owner == 0) && !shared {
+        true => Ok(()),
+        false => Err(BindError::ForeignDirectory { dir: dir.into(), owner, uid }),
+    }
 }
 
 /// The name of our socket.
@@ -239,6 +255,15 @@ mod tests {
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_parent_directory_that_others_may_change_is_refused() {
+        let check = |owner, mode| check_parent(Path::new("/tmp/offshoot-7"), owner, mode, 7);
+        assert!(check(7, 0o755).is_ok() && check(0, 0o755).is_ok());
+        assert!(check(0, 0o1777).is_ok(), "/tmp itself");
+        assert!(check(8, 0o700).is_err(), "made by another user before us");
+        assert!(check(7, 0o777).is_err() && check(0, 0o775).is_err());
     }
 
     #[tokio::test]

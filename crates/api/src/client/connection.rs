@@ -191,6 +191,16 @@ impl Client {
         Ok((sender, response))
     }
 
+    /// A daemon acts for the user who runs it. One of somebody else has no business with our requests, and a
+    /// socket in a shared directory may have been put there to hear them.
+    fn check_owner(&self, stream: &UnixStream) -> Result<(), ClientError> {
+        let peer = stream.peer_cred().map_err(|source| ClientError::Io { operation: "connect", source })?;
+        match (peer.uid(), rustix::process::geteuid().as_raw()) {
+            (owner, uid) if owner == uid => Ok(()),
+            (owner, uid) => Err(ClientError::Foreign { socket: self.socket.to_path_buf(), owner, uid }),
+        }
+    }
+
     async fn connect(&self) -> Result<http1::SendRequest<Body>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -198,6 +208,7 @@ impl Client {
             }
             _ => ClientError::Io { operation: "connect", source },
         })?;
+        self.check_owner(&stream)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ClientError::io("connect", error))?;

@@ -13,6 +13,9 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else listens where our daemon should: nothing was said to it.
+    #[error("the daemon at {} belongs to user {owner}, not to user {uid}", socket.display())]
+    Foreign { socket: PathBuf, owner: u32, uid: u32 },
     /// The daemon answered, with an error.
     #[error("{0}")]
     Api(Box<ErrorBody>),
@@ -47,6 +50,7 @@ impl ClientError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NotRunning { .. } | Self::Io { .. } => ErrorCode::Unavailable,
+            Self::Foreign { .. } => ErrorCode::Denied,
             Self::Api(body) => body.code,
             Self::Protocol { .. } => ErrorCode::Internal,
             Self::Timeout { .. } => ErrorCode::Timeout,
@@ -58,7 +62,11 @@ impl ClientError {
         match self {
             Self::Api(body) => (*body).into(),
             other => {
-                let failure = Failure::new(other.code(), other.to_string());
+                let mut failure = Failure::new(other.code(), other.to_string());
+                if let Self::Foreign { owner, .. } = other {
+                    failure = failure
+                        .hint(format!("run the command as user {owner}, or use a --state-dir of your own"));
+                }
                 match std::error::Error::source(&other) {
                     Some(source) => failure.caused_by(source),
                     None => failure,

@@ -35,12 +35,12 @@ pub async fn events(
     Query(query): Query<EventQuery>,
 ) -> Result<Response, ApiError> {
     let permit = call.permit(Command::Inspect { vm: None })?;
-    let events = call.app.engine.events(permit, Some(EventId(query.after))).await?;
-    let wants_stream = headers
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/event-stream"));
-    if wants_stream {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    // A reader of a stream that reconnects says in this header how far it came.
+    let seen = header("last-event-id").and_then(|id| id.parse().ok());
+    let after = EventId(seen.unwrap_or(query.after));
+    let events = call.app.engine.events(permit, Some(after)).await?;
+    if header(header::ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/event-stream")) {
         let stopping = {
             let app = call.app.clone();
             async move { app.shutdown.requested().await }
@@ -54,7 +54,7 @@ pub async fn events(
         found = page(events, limit, deadline) => found?,
         () = call.app.shutdown.requested() => Vec::new(),
     };
-    let next_after = found.last().map_or(query.after, |event| event.id.0);
+    let next_after = found.last().map_or(after.0, |event| event.id.0);
     Ok(Json(EventPage { events: found.into_iter().map(Into::into).collect(), next_after }).into_response())
 }
 
@@ -83,7 +83,6 @@ fn server_sent(events: EventStream) -> impl Stream<Item = Result<sse::Event, Inf
                 let json = serde_json::to_string(&v1::Event::from(event)).expect("an event is plain data");
                 (sse::Event::default().id(id).data(json), Some(events))
             }
-            // The reader reconnects with `Last-Event-ID` semantics of its own: `after`.
             Err(failure) => (sse::Event::default().event("failed").data(failure.message), None),
         };
         Some((Ok(event), rest))

@@ -99,7 +99,7 @@ async fn gather(session: ExecSession, input: Option<String>) -> Result<Collected
 pub async fn stream(call: Call, Vm(vm): Vm, upgrade: Upgrade) -> Result<Response, ApiError> {
     // A stranger, or a name that means nothing, is told so by HTTP.
     let about = About::from(vms::glance(&call, vm).await?);
-    let present = call.app.activity.enter();
+    let present = call.app.activity.enter_session()?;
     Ok(upgrade.serve(move |socket| async move {
         let _present = present;
         let mut channel = Channel::new(socket);
@@ -143,7 +143,7 @@ pub async fn attach(
     let known =
         call.app.engine.execs(call.permit(Command::Inspect { vm: Some(VmRef::Id(about.vm)) })?).await?;
     let pid = known.into_iter().find(|known| known.id == exec).and_then(|known| known.pid);
-    let present = call.app.activity.enter();
+    let present = call.app.activity.enter_session()?;
     Ok(upgrade.serve(move |socket| async move {
         let _present = present;
         let mut channel = Channel::new(socket);

@@ -14,6 +14,7 @@ use offshoot_api::v1::{InvalidField, MAX_FRAME, MAX_JSON};
 use offshoot_types::{ErrorCode, Failure, VmRef};
 use serde::de::DeserializeOwned;
 use std::{fmt::Display, str::FromStr, time::Duration};
+use tracing::Instrument;
 
 /// How long a caller may take to send a JSON body.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
@@ -147,7 +148,9 @@ impl Upgrade {
         F: FnOnce(WebSocket) -> T + Send + 'static,
         T: Future<Output = ()> + Send + 'static,
     {
-        self.0.on_upgrade(session)
+        // The session's log lines belong to the request that asked for it.
+        let span = tracing::Span::current();
+        self.0.on_upgrade(move |socket| session(socket).instrument(span))
     }
 }
 

@@ -109,7 +109,7 @@ pub fn router(app: App) -> Router {
     router
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn_with_state(app.clone(), request::surround))
+        .layer(middleware::from_fn(request::surround))
         .with_state(app)
 }
 

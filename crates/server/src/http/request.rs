@@ -5,7 +5,7 @@ use super::{
     error::{ApiError, write_body},
 };
 use axum::{
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, Request},
     http::{HeaderValue, request::Parts},
     middleware::Next,
     response::Response,
@@ -73,7 +73,7 @@ impl FromRequestParts<App> for Call {
 }
 
 /// The outermost layer.
-pub async fn surround(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub async fn surround(mut request: Request, next: Next) -> Response {
     let id = RequestId::new();
     let peer = request.extensions().get::<Peer>();
     let actor = peer.map(|peer| Actor::LocalUser { uid: peer.uid, owner: Owner::default() });
@@ -93,18 +93,18 @@ pub async fn surround(State(app): State<App>, mut request: Request, next: Next) 
         let failure = write_body(&mut response, id);
         let header = HeaderValue::from_str(&id.to_string()).expect("a UUID is ASCII");
         response.headers_mut().insert(REQUEST_ID_HEADER, header);
-        report(&app, &response, failure, begun);
+        report(&response, failure, begun);
         response
     }
     .instrument(span)
     .await
 }
 
-fn report(app: &App, response: &Response, failure: Option<Failure>, begun: Instant) {
+fn report(response: &Response, failure: Option<Failure>, begun: Instant) {
     let (status, elapsed_us) = (response.status().as_u16(), begun.elapsed().as_micros() as u64);
     match failure {
         Some(failure) if failure.code == ErrorCode::Internal => {
-            tracing::error!(status, elapsed_us, code = %failure.code, message = failure.message, cause = failure.cause, pid = app.record.pid, "request failed");
+            tracing::error!(status, elapsed_us, code = %failure.code, message = failure.message, cause = failure.cause, "request failed");
         }
         Some(failure) => {
             tracing::info!(status, elapsed_us, code = %failure.code, message = failure.message, "request refused");

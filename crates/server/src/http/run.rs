@@ -32,7 +32,7 @@ use std::time::Instant;
 pub async fn run(call: Call, upgrade: Upgrade) -> Result<Response, ApiError> {
     // A stranger is told so by HTTP; what the request names is judged when it has come.
     let _read = call.permit(Command::Inspect { vm: None })?;
-    let present = call.app.activity.enter();
+    let present = call.app.activity.enter_session()?;
     Ok(upgrade.serve(move |socket| async move {
         let _present = present;
         let mut channel = Channel::new(socket);

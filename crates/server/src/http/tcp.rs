@@ -43,7 +43,7 @@ pub async fn tcp(
     let name = call.named(&command);
     let guest = call.app.engine.guest(call.permit(command)?).await?;
     let tunnel = guest.client().connect_tcp(port).await.map_err(|error| guest_failure(&name, &error))?;
-    let present = call.app.activity.enter();
+    let present = call.app.activity.enter_session()?;
     Ok(upgrade.serve(move |socket| async move {
         let _present = present;
         let carried = tokio::select! {
