@@ -218,6 +218,7 @@ pub(crate) async fn shutdown(core: &Arc<Core>, vms: OnShutdown) -> ShutdownRepor
 
     core.closing.cancel();
     if !core.tasks.drain(LET_GO).await {
+        TraceEvent::TasksAbandoned.emit(&Scope::default());
         core.tasks.abort().await;
     }
     core.let_go().await;

@@ -14,32 +14,101 @@ pub struct Scope {
 
 #[derive(Debug, Clone)]
 pub enum TraceEvent<'a> {
-    EngineStarted { vms: usize, adopted: usize, took: Duration },
-    EngineStopped { left_running: usize },
-    VmMoved { from: Option<VmStateName>, to: VmStateName, generation: Generation, reason: &'a str },
-    OperationAccepted { kind: OperationKind },
-    OperationEnded { kind: OperationKind, outcome: &'a str, took: Duration },
-    StepStarted { saga: &'a str, step: &'a str },
-    StepFailed { saga: &'a str, step: &'a str, error: &'a str },
-    StepUndone { saga: &'a str, step: &'a str },
-    NothingToUndo { saga: &'a str, step: &'a str, because: &'a str },
-    NotSettled { error: &'a str },
-    UndoFailed { saga: &'a str, step: &'a str, error: &'a str },
-    Adopted { generation: Generation },
-    AdoptionFailed { error: &'a str },
-    RecoveryStarted { kind: OperationKind, step: &'a str },
-    StopRung { rung: &'a str, took: Duration },
-    VmmExited { exit: &'a str },
-    GuestConnected { kernel: &'a str, took: Duration },
-    GuestLost { reason: &'a str },
+    EngineStarted {
+        vms: usize,
+        adopted: usize,
+        took: Duration,
+    },
+    EngineStopped {
+        left_running: usize,
+    },
+    VmMoved {
+        from: Option<VmStateName>,
+        to: VmStateName,
+        generation: Generation,
+        reason: &'a str,
+    },
+    OperationAccepted {
+        kind: OperationKind,
+    },
+    OperationEnded {
+        kind: OperationKind,
+        outcome: &'a str,
+        took: Duration,
+    },
+    StepStarted {
+        saga: &'a str,
+        step: &'a str,
+    },
+    StepFailed {
+        saga: &'a str,
+        step: &'a str,
+        error: &'a str,
+    },
+    StepUndone {
+        saga: &'a str,
+        step: &'a str,
+    },
+    NothingToUndo {
+        saga: &'a str,
+        step: &'a str,
+        because: &'a str,
+    },
+    NotSettled {
+        error: &'a str,
+    },
+    UndoFailed {
+        saga: &'a str,
+        step: &'a str,
+        error: &'a str,
+    },
+    Adopted {
+        generation: Generation,
+    },
+    AdoptionFailed {
+        error: &'a str,
+    },
+    RecoveryStarted {
+        kind: OperationKind,
+        step: &'a str,
+    },
+    StopRung {
+        rung: &'a str,
+        took: Duration,
+    },
+    VmmExited {
+        exit: &'a str,
+    },
+    GuestConnected {
+        kernel: &'a str,
+        took: Duration,
+    },
+    GuestLost {
+        reason: &'a str,
+    },
     GuestSilent,
     GuestAnswersAgain,
-    ReaperRetry { attempt: u32, error: &'a str, next: Duration },
-    StrayRemoved { path: &'a str },
-    StrayKept { path: &'a str },
-    StoreFailed { operation: &'a str, error: &'a str },
-    TaskPanicked { task: &'a str, message: &'a str },
-    TaskAbandoned { task: &'a str },
+    ReaperRetry {
+        attempt: u32,
+        error: &'a str,
+        next: Duration,
+    },
+    StrayRemoved {
+        path: &'a str,
+    },
+    StrayKept {
+        path: &'a str,
+    },
+    StoreFailed {
+        operation: &'a str,
+        error: &'a str,
+    },
+    TaskPanicked {
+        task: &'a str,
+        message: &'a str,
+    },
+    /// Some tasks did not let go in time and were dropped where they stood.
+    TasksAbandoned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +130,7 @@ impl TraceEvent<'_> {
             | Self::AdoptionFailed { .. }
             | Self::ReaperRetry { .. }
             | Self::StrayKept { .. }
-            | Self::TaskAbandoned { .. }
+            | Self::TasksAbandoned
             | Self::GuestSilent => Level::Warn,
             Self::EngineStarted { .. }
             | Self::EngineStopped { .. }
@@ -111,7 +180,7 @@ impl TraceEvent<'_> {
             Self::StrayKept { .. } => "stray-kept",
             Self::StoreFailed { .. } => "store-failed",
             Self::TaskPanicked { .. } => "task-panicked",
-            Self::TaskAbandoned { .. } => "task-abandoned",
+            Self::TasksAbandoned => "tasks-abandoned",
         }
     }
 
