@@ -145,7 +145,7 @@ mod tests {
 
         let later = ProcessId { start_time: id.start_time + 1, ..id.clone() };
         assert!(later.find().unwrap().is_none(), "same pid, other start");
-        let other_boot = ProcessId { boot_id: "another".into(), ..id.clone() };
+        let other_boot = ProcessId { boot_id: "another".into(), start_time: id.start_time, pid: id.pid };
         assert!(other_boot.find().unwrap().is_none(), "same pid, other boot");
 
         assert!(!found.has_ended());

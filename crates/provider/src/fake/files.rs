@@ -142,7 +142,7 @@ impl Files {
             FileOperation::Stat { path, follow } => peer.reply(self.stat(&path, follow)).await,
             FileOperation::List { path } => {
                 let entries = self.list(&path);
-                let items = entries.as_ref().map(Clone::clone).unwrap_or_default();
+                let items = entries.clone().unwrap_or_default();
                 peer.reply(entries.map(drop)).await?;
                 for item in items {
                     peer.send(&item).await?;

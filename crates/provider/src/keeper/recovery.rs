@@ -140,6 +140,7 @@ async fn retry_busy(mut remove: impl FnMut() -> io::Result<bool>) -> io::Result<
 
 /// Returns the keeper's lock: the proof that there is none any more.
 async fn end_keeper(files: &Files, known: Option<&ProcessId>, report: &mut ReclaimReport) -> Option<File> {
+    let mut told = false;
     for (signal, limit) in
         [(None, Duration::ZERO), (Some(Signal::TERM), GENTLE), (Some(Signal::KILL), FORCED)]
     {
@@ -148,12 +149,17 @@ async fn end_keeper(files: &Files, known: Option<&ProcessId>, report: &mut Recla
             && let Ok(Some(process)) = keeper.find()
             && process.signal(signal).is_ok()
         {
-            report.removed.push(format!("keeper {} ({signal:?})", keeper.pid));
+            told = true;
         }
         let until = Instant::now() + limit;
         loop {
             match files.try_lock() {
-                Ok(Some(lock)) => return Some(lock),
+                Ok(Some(lock)) => {
+                    if let Some(keeper) = known.filter(|_| told) {
+                        report.removed.push(format!("keeper {}", keeper.pid));
+                    }
+                    return Some(lock);
+                }
                 Ok(None) if Instant::now() < until => tokio::time::sleep(LOOK_AGAIN).await,
                 Ok(None) => break,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {

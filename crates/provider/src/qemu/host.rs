@@ -29,12 +29,17 @@ pub(super) enum NoQemu {
 }
 
 impl Qemu {
-    pub fn find(given: Option<&Path>) -> Result<Self, NoQemu> {
+    /// Runs the program once; `known` is believed while its file is the same.
+    pub fn find(given: Option<&Path>, known: Option<Self>) -> Result<Self, NoQemu> {
         let program = match given {
             Some(path) => path.to_owned(),
             None => on_path(PROGRAM).ok_or(NoQemu::Missing)?,
         };
         let unusable = |reason: String| NoQemu::Unusable { program: program.clone(), reason };
+        let identity = identity(&program).map_err(|error| unusable(error.to_string()))?;
+        if let Some(known) = known.filter(|known| known.identity == identity) {
+            return Ok(known);
+        }
         let output = Command::new(&program)
             .arg("--version")
             .env_clear()
@@ -45,7 +50,6 @@ impl Qemu {
         let version =
             text.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split_whitespace().next());
         let version = version.ok_or_else(|| unusable(format!("`--version` ended with {}", output.status)))?;
-        let identity = identity(&program).map_err(|error| unusable(error.to_string()))?;
         Ok(Self { version: format!("QEMU {version}"), identity, program })
     }
 }
@@ -69,9 +73,9 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_qemu_is_refused_by_name() {
-        let missing = Qemu::find(Some(Path::new("/no/such/qemu"))).unwrap_err();
+        let missing = Qemu::find(Some(Path::new("/no/such/qemu")), None).unwrap_err();
         assert!(missing.to_string().contains("/no/such/qemu"), "{missing}");
-        let other = Qemu::find(Some(Path::new("/bin/false"))).unwrap_err();
+        let other = Qemu::find(Some(Path::new("/bin/false")), None).unwrap_err();
         assert!(matches!(other, NoQemu::Unusable { .. }), "{other}");
     }
 }

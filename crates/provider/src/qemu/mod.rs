@@ -35,7 +35,7 @@ const THREADS: u32 = 128;
 pub struct Options {
     /// The `offshoot` executable, to spawn `offshoot keeper`.
     pub offshoot_exe: PathBuf,
-    /// Where the result of the KVM probe is remembered until the host boots again.
+    /// Directory where the result of the KVM probe is remembered until the host boots again.
     pub probe_cache: PathBuf,
     /// Instead of the QEMU found on `PATH`.
     pub qemu: Option<PathBuf>,
@@ -63,6 +63,7 @@ pub struct ProbeImage {
 #[derive(Debug)]
 pub struct QemuProvider {
     options: Options,
+    qemu: Mutex<Option<Qemu>>,
     /// Held while probing, so that boots at the same time probe once.
     verdict: Mutex<Option<Verdict>>,
 }
@@ -75,7 +76,7 @@ struct Resolved {
 
 impl QemuProvider {
     pub fn new(options: Options) -> Self {
-        Self { options, verdict: Mutex::new(None) }
+        Self { options, qemu: Mutex::new(None), verdict: Mutex::new(None) }
     }
 
     /// `image` is what a probe would boot; without one nothing is probed.
@@ -130,17 +131,27 @@ impl QemuProvider {
         }
     }
 
-    fn find_qemu(&self) -> Result<Qemu, host::NoQemu> {
-        Qemu::find(self.options.qemu.as_deref())
+    async fn find_qemu(&self) -> Result<Qemu, host::NoQemu> {
+        let mut found = self.qemu.lock().await;
+        let (given, known) = (self.options.qemu.clone(), found.clone());
+        let finding = tokio::task::spawn_blocking(move || {
+            // Measured once and then known to every command line; it takes 20 ms.
+            tsc::frequency_khz();
+            Qemu::find(given.as_deref(), known)
+        });
+        let qemu = finding.await.unwrap_or(Err(host::NoQemu::Missing))?;
+        *found = Some(qemu.clone());
+        Ok(qemu)
     }
 
     async fn prepare(&self, plan: &BootPlan) -> Result<(Spec, Accelerator), BootError> {
         let probe = |message: String| failure(BootStep::Probe, message);
-        let qemu = self.find_qemu().map_err(|error| {
+        let qemu = self.find_qemu().await.map_err(|error| {
             let missing = matches!(error, host::NoQemu::Missing);
             BootError { hint: missing.then(|| host::INSTALL.to_owned()), ..probe(error.to_string()) }
         })?;
-        let image = ProbeImage { kernel: plan.kernel.clone(), initramfs: plan.initramfs.clone() };
+        let own = || ProbeImage { kernel: plan.kernel.clone(), initramfs: plan.initramfs.clone() };
+        let image = self.options.probe_image.clone().unwrap_or_else(own);
         let resolved = self.resolve(&qemu, Some(image)).await;
         let accelerator = resolved.accelerator.map_err(probe)?;
         if let Some(wanted) = plan.min_isolation.filter(|wanted| accelerator.isolation() < *wanted) {
@@ -219,7 +230,7 @@ impl Provider for QemuProvider {
             pause: false,
             live_snapshot: false,
         };
-        let qemu = match self.find_qemu() {
+        let qemu = match self.find_qemu().await {
             Ok(qemu) => qemu,
             Err(error) => return unavailable(error.to_string(), vec![host::INSTALL.into()]),
         };

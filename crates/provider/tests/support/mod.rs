@@ -78,11 +78,17 @@ impl Real {
         }
     }
 
-    pub fn isolation(&self) -> IsolationClass {
-        // What the provider claims is checked against this by the suite, so it is found out by the probe's cache
-        // only: a host that has proven KVM has written so there.
-        let cache = std::fs::read_to_string(self.probe_cache.join("kvm-probe.json")).unwrap_or_default();
-        if cache.contains("\"Works\"") { IsolationClass::HardwareVm } else { IsolationClass::EmulatedVm }
+    /// What this host was proven to give; asked once, by a daemon of its own.
+    fn isolation(&self) -> IsolationClass {
+        static CLASS: OnceLock<IsolationClass> = OnceLock::new();
+        let provider = self.provider();
+        *CLASS.get_or_init(|| {
+            let asked = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(provider.capabilities()).isolation
+            });
+            asked.join().unwrap().unwrap_or_else(|why| panic!("real-VM tests need QEMU: {why}"))
+        })
     }
 }
 
@@ -157,16 +163,20 @@ impl Harness for Real {
 }
 
 impl Drop for Real {
-    /// A failed test leaves no VM behind either.
     fn drop(&mut self) {
-        for record in self.started.get_mut().unwrap().drain(..) {
-            for id in keeper_json(&record)
-                .into_iter()
-                .flat_map(|json| [json["keeper"].clone(), json["vmm"].clone()])
-            {
-                if let Ok(id) = serde_json::from_value::<ProcessId>(id) {
-                    kill(&id);
-                }
+        drop(self.started.get_mut().unwrap().drain(..).map(KillOnDrop).collect::<Vec<_>>());
+    }
+}
+
+/// A failed test leaves no VM behind either.
+pub struct KillOnDrop(pub InstanceRecord);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let json = keeper_json(&self.0).unwrap_or_default();
+        for process in ["keeper", "vmm"] {
+            if let Ok(id) = serde_json::from_value::<ProcessId>(json[process].clone()) {
+                kill(&id);
             }
         }
     }
