@@ -76,7 +76,6 @@ pub async fn serve(mut options: ServeOptions) -> Result<(), ServeError> {
             Ok(())
         }
         Err(failure) => {
-            tracing::error!(code = %failure.code, message = failure.message, cause = failure.cause, "the start failed");
             ready.report(&StartReport::Failed(failure.clone().into()));
             Err(ServeError(failure))
         }
@@ -176,6 +175,10 @@ impl Daemon {
             Vms::Stop => OnShutdown::StopVms { grace: DEFAULT_GRACE },
         };
         let report = app.engine.shutdown(vms).await;
+        if let Some(runtime_dir) = app.record.socket.parent() {
+            // Stays while VMs have their sockets in it. We still hold the lock, so nobody is moving in.
+            let _gone_or_in_use = std::fs::remove_dir(runtime_dir);
+        }
         for (vm, failure) in &report.not_stopped {
             tracing::warn!(%vm, code = %failure.code, message = failure.message, "a VM could not be stopped");
         }
