@@ -3,6 +3,8 @@
 //! `OFFSHOOT_GUEST_BIN` is the path of the static agent. Without it the binary is complete but for the agent and
 //! says so when one is needed; a path that cannot be read ends the build, since silence would ship such a binary.
 
+#![expect(clippy::disallowed_macros, reason = "a build script speaks to cargo on its standard output")]
+
 use std::{env, fs, path::PathBuf};
 
 fn main() {

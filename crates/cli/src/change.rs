@@ -48,7 +48,7 @@ pub async fn see_through(
             let accepted = context.bounded(what, async { Ok(request.await?) }).await?;
             let operation = match accepted.operation.ended() {
                 true => accepted.operation,
-                false => settle(context, client, what, undo, &accepted.operation, seen_before).await?,
+                false => settle(context, client, what, undo, &accepted, seen_before).await?,
             };
             succeeded(&operation)?;
             let vm = match operation.vm {
@@ -70,9 +70,10 @@ async fn settle(
     client: &Client,
     what: &str,
     undo: Undo,
-    operation: &Operation,
+    accepted: &Changed,
     seen_before: Option<u64>,
 ) -> Result<Operation> {
+    let operation = &accepted.operation;
     let waiting = async {
         tokio::select! {
             biased;
@@ -88,7 +89,7 @@ async fn settle(
             Ok(ended)
         }
         Ok(Err(ClientError::Timeout { after, .. })) => {
-            let vm = operation.vm.map_or_else(String::new, |id| format!(" {id}"));
+            let vm = accepted.vm.as_ref().map_or_else(String::new, |vm| format!(" {}", vm.name));
             Err(Failure::new(ErrorCode::Timeout, format!("{what} did not end within {after:?}"))
                 .hint(format!("it goes on: `offshoot status{vm}` shows how far it is"))
                 .into())

@@ -14,7 +14,6 @@ pub fn complete(failure: Failure) -> Failure {
 
 const fn for_code(code: ErrorCode) -> Option<&'static str> {
     match code {
-        ErrorCode::NotFound => Some("`offshoot list` and `offshoot image list` show what there is"),
         ErrorCode::AlreadyExists => Some("choose another name, or `offshoot destroy` the old one first"),
         ErrorCode::WrongState => Some("`offshoot status` shows the state"),
         ErrorCode::StaleGeneration => Some("the VM has moved on: look again with `offshoot status`"),
@@ -26,9 +25,12 @@ const fn for_code(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::Guest => Some("`offshoot logs NAME --console` shows what the guest printed"),
         ErrorCode::Internal => Some("this is a defect of ours: please report it with the request id"),
         ErrorCode::ExecFailed => Some("it has to be in the VM: `offshoot shell NAME` lets you look"),
-        ErrorCode::InvalidArgument | ErrorCode::Denied | ErrorCode::Unsupported | ErrorCode::Interrupted => {
-            None
-        }
+        // Whoever did not find it knows best what it was.
+        ErrorCode::NotFound
+        | ErrorCode::InvalidArgument
+        | ErrorCode::Denied
+        | ErrorCode::Unsupported
+        | ErrorCode::Interrupted => None,
     }
 }
 
@@ -38,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_hint_that_came_with_the_failure_is_kept() {
-        let given = complete(Failure::new(ErrorCode::NotFound, "no VM `wbe`").hint("did you mean `web`?"));
+        let given = complete(Failure::new(ErrorCode::Guest, "no VM `wbe`").hint("did you mean `web`?"));
         assert_eq!(given.hint.as_deref(), Some("did you mean `web`?"));
         let added = complete(Failure::new(ErrorCode::Guest, "silence"));
         assert!(added.hint.unwrap().contains("--console"));

@@ -155,9 +155,11 @@ impl Printer {
         .map_err(broken)
     }
 
-    /// Something worth knowing that is not data.
+    /// Something worth knowing that is not data. A document says it itself.
     pub fn note(&self, text: &str) {
-        self.err(text);
+        if self.format == Format::Text {
+            self.err(text);
+        }
     }
 
     /// A question; the answer is typed behind it.
@@ -168,6 +170,7 @@ impl Printer {
         });
     }
 
+    /// Something that is not as it should be, though the verb goes on.
     pub fn warn(&self, text: &str) {
         let label = self.err_styled(Style::Yellow, "warning:");
         self.err(&format!("{label} {text}"));

@@ -92,11 +92,11 @@ async fn events(context: &Context, client: &Client, args: &Args) -> Result {
         query.after = page.next_after;
         seen.extend(page.events.into_iter().filter(|event| subject.owns(event)));
     }
-    let gone = seen.last().is_some_and(is_end);
-    match subject {
+    let gone = match subject {
         Subject::Remembered(_, error) if seen.is_empty() => return Err(error.into()),
-        Subject::Existing(_) | Subject::Remembered(..) => {}
-    }
+        Subject::Remembered(..) => true,
+        Subject::Existing(_) => seen.iter().any(is_end),
+    };
     if let Some(lines) = args.lines {
         seen.drain(..seen.len().saturating_sub(lines));
     }
@@ -108,16 +108,16 @@ async fn events(context: &Context, client: &Client, args: &Args) -> Result {
         return Ok(());
     }
     query.wait_ms = Some(POLL_MS);
-    loop {
+    let mut ended = false;
+    while !ended {
         let page = client.events(&query).await?;
         query.after = page.next_after;
         for event in page.events.iter().filter(|event| subject.owns(event)) {
             tell(context, event)?;
-            if is_end(event) {
-                return Ok(());
-            }
+            ended |= is_end(event);
         }
     }
+    Ok(())
 }
 
 fn tell(context: &Context, event: &Event) -> Result {

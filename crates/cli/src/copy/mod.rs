@@ -83,7 +83,7 @@ impl Job<'_> {
     }
 
     fn skip(&mut self, path: &str) {
-        self.printer.warn(&format!(
+        self.printer.note(&format!(
             "`{}` is neither file, directory nor link: skipped",
             crate::printer::visible(path)
         ));

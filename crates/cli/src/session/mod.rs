@@ -33,7 +33,7 @@ use input::{Feeder, Message, feed};
 use offshoot_api::{
     ClientError,
     client::{ExecConnection, ExecEvent, ExecEvents},
-    v1::{Ended, ProgressState, Started, StepProgress},
+    v1::{Ended, ExitStatus, ProgressState, Started, StepProgress},
 };
 use offshoot_types::{ErrorCode, ExecStatus, Failure};
 use std::{cell::Cell, pin::pin, time::Duration};
@@ -178,6 +178,12 @@ impl Listener<'_> {
             Err(error) => return Err(self.classify(error)),
         };
         TraceEvent::ProcessEnded(&ended).emit();
+        if ended.status == ExitStatus::TimedOut {
+            self.context.printer.note("the program's time was up: it was killed with all it had started");
+        }
+        if ended.truncated {
+            self.context.printer.note("output beyond the limit was dropped");
+        }
         // A VM of its own goes with the process; `None` is the daemon's word that it has gone.
         while self.events.next().await?.is_some() {}
         Ok(Finished { started: self.started, ended, captured: self.sink.captured() })

@@ -1,0 +1,6 @@
+//! The real binary against a real daemon whose VMs are in memory: what verbs print, keep and exit with.
+
+mod copies;
+mod fixture;
+mod lifecycle;
+mod processes;
