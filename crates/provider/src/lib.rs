@@ -8,6 +8,9 @@
 //! One conformance suite (`conformance`) runs on the fake and on every real provider. Only this crate spawns
 //! host processes for VMs; the engine never names a hypervisor.
 
+// Lifted in `os` alone.
+#![deny(unsafe_code)]
+
 pub mod conformance;
 pub mod disk;
 pub mod fake;

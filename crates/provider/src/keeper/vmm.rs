@@ -45,6 +45,8 @@ const KILL: Duration = Duration::from_secs(10);
 /// What the dead VMM left in its pipes is read for this long at most.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 const STDERR: usize = 8 * 1024;
+/// Of the VMM's own words, in a message.
+const LAST_LINES: usize = 3;
 
 #[derive(Debug)]
 pub(crate) struct Vmm {
@@ -180,7 +182,9 @@ impl Vmm {
         match self.call(QmpCommand::Capabilities, deadline).await {
             Ok(()) => Ok(()),
             Err(CallError::Ended(exit)) => {
-                let said = self.stderr_lines().pop().unwrap_or_else(|| "it said nothing".into());
+                let lines = self.stderr_lines();
+                let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("; ");
+                let said = if last.is_empty() { "it said nothing".to_owned() } else { last };
                 Err(StartError::new(BootStep::Vmm, &format!("the VMM ended at once ({exit:?})"), said))
             }
             Err(CallError::Qmp(error)) => {

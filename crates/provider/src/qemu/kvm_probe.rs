@@ -151,20 +151,21 @@ fn watch(mut console: ChildStdout, limit: Duration) -> io::Result<Seen> {
 mod tests {
     use super::*;
 
-    fn console(script: &str) -> ChildStdout {
-        let child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn();
-        child.unwrap().stdout.take().unwrap()
+    /// What is seen of a machine that is a script.
+    fn seen(script: &str, limit: Duration) -> Seen {
+        let mut child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let seen = watch(child.stdout.take().unwrap(), limit).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        seen
     }
 
     #[test]
     fn only_a_line_from_user_space_is_proof() {
         let limit = Duration::from_secs(5);
-        assert_eq!(watch(console("echo 'Run /init as init process'"), limit).unwrap(), Seen::End);
-        assert_eq!(
-            watch(console("printf 'x\\noffshoot-'; printf 'guest: fatal: no disk'"), limit).unwrap(),
-            Seen::UserSpace
-        );
-        let silent = watch(console("echo early; exec sleep 1"), Duration::from_millis(50)).unwrap();
-        assert_eq!(silent, Seen::Nothing);
+        assert_eq!(seen("echo 'Run /init as init process'", limit), Seen::End);
+        let fatal = "printf 'x\\noffshoot-'; printf 'guest: fatal: no disk'; exec sleep 60";
+        assert_eq!(seen(fatal, limit), Seen::UserSpace);
+        assert_eq!(seen("echo early; exec sleep 60", Duration::from_millis(50)), Seen::Nothing);
     }
 }
