@@ -69,7 +69,7 @@ pub async fn destroy(
 }
 
 async fn carry_out(call: &Call, command: Command, wait: Option<bool>) -> Result<Response, ApiError> {
-    let mut operation = call.app.engine.submit(call.permit(command)?).await?;
+    let mut operation = call.app.engine.submit(call.permit(command).await?).await?;
     if wait.unwrap_or(true) {
         operation = settle(call, operation).await?;
     }

@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 #[utoipa::path(get, path = "/v1/health", tag = "daemon", operation_id = "health",
     responses((status = 200, body = v1::Health), ReadErrors))]
 pub async fn health(call: Call) -> Result<axum::Json<v1::Health>, ApiError> {
-    let _read = call.permit(Command::Inspect { vm: None })?;
+    let _read = call.permit(Command::Inspect { vm: None }).await?;
     let version = call.app.record.version.clone();
     Ok(axum::Json(v1::Health { status: "ok".into(), version, pid: call.app.record.pid }))
 }
@@ -28,7 +28,7 @@ pub async fn health(call: Call) -> Result<axum::Json<v1::Health>, ApiError> {
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value), ReadErrors))]
 pub async fn openapi(call: Call) -> Result<Response, ApiError> {
     static TEXT: OnceLock<String> = OnceLock::new();
-    let _read = call.permit(Command::Inspect { vm: None })?;
+    let _read = call.permit(Command::Inspect { vm: None }).await?;
     let text = TEXT.get_or_init(openapi_json).as_str();
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
@@ -37,7 +37,7 @@ pub async fn openapi(call: Call) -> Result<Response, ApiError> {
 #[utoipa::path(get, path = "/v1/daemon", tag = "daemon", operation_id = "show_daemon",
     responses((status = 200, body = v1::Daemon), ReadErrors))]
 pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
-    let _read = call.permit(Command::Inspect { vm: None })?;
+    let _read = call.permit(Command::Inspect { vm: None }).await?;
     let census = call.app.engine.census();
     Ok(axum::Json(v1::Daemon {
         record: call.app.record.clone(),
@@ -54,7 +54,7 @@ pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
 #[utoipa::path(post, path = "/v1/daemon/stop", tag = "daemon", operation_id = "stop_daemon", request_body = StopDaemon,
     responses((status = 202, body = v1::Stopping), StopErrors))]
 pub async fn stop(call: Call, Json(request): Json<StopDaemon>) -> Result<Response, ApiError> {
-    let permit = call.permit(Command::StopDaemon { vms: request.vms })?;
+    let permit = call.permit(Command::StopDaemon { vms: request.vms }).await?;
     let record = &call.app.record;
     if request.handover && record.mode == DaemonMode::Explicit {
         let message = format!("`offshoot serve` runs already, as process {}", record.pid);

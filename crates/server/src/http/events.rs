@@ -34,7 +34,7 @@ pub async fn events(
     headers: HeaderMap,
     Query(query): Query<EventQuery>,
 ) -> Result<Response, ApiError> {
-    let permit = call.permit(Command::Inspect { vm: None })?;
+    let permit = call.permit(Command::Inspect { vm: None }).await?;
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     // A reader of a stream that reconnects says in this header how far it came.
     let seen = header("last-event-id").and_then(|id| id.parse().ok());

@@ -88,7 +88,7 @@ pub async fn rename(call: Call, Vm(vm): Vm, Json(request): Json<RenameFile>) -> 
     let RenameFile { ref from, ref to, .. } = request;
     // Both ends are judged; the operation is recorded under the path that appears.
     let command = Command::Files { vm: vm.clone(), access: FileAccess::Write, path: from.clone() };
-    let _source = call.permit(command)?;
+    let _source = call.permit(command).await?;
     change(&call, vm, to, request.user()?, async |files| files.rename(from, to).await).await
 }
 
@@ -137,7 +137,7 @@ where
     W: AsyncFnOnce(Files) -> Result<T, ClientError>,
 {
     let vm = call.named(&command);
-    let guest = call.app.engine.guest(call.permit(command)?).await?;
+    let guest = call.app.engine.guest(call.permit(command).await?).await?;
     let done = work(guest.client().files(user)).await.map_err(|error| guest_failure(&vm, &error));
     guest.complete(done.as_ref().map(drop).map_err(Clone::clone)).await;
     done

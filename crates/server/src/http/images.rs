@@ -13,7 +13,7 @@ use offshoot_types::Command;
 #[utoipa::path(get, path = "/v1/images", tag = "images", operation_id = "list_images",
     responses((status = 200, body = v1::ImageList), ImageErrors))]
 pub async fn list(call: Call) -> Result<Json<v1::ImageList>, ApiError> {
-    let _read = call.permit(Command::Inspect { vm: None })?;
+    let _read = call.permit(Command::Inspect { vm: None }).await?;
     Ok(Json(v1::ImageList { images: call.app.images.list().await? }))
 }
 
@@ -22,8 +22,8 @@ pub async fn list(call: Call) -> Result<Json<v1::ImageList>, ApiError> {
     params(("image" = String, Path, description = "Tag or `sha256:` digest")),
     responses((status = 204, description = "Removed"), ImageErrors))]
 pub async fn remove(call: Call, ImagePath(image): ImagePath) -> Result<StatusCode, ApiError> {
-    let _manage = call.permit(Command::ManageImage { image: image.to_string() })?;
-    let vms = call.app.engine.vms(call.permit(Command::Inspect { vm: None })?)?;
+    let _manage = call.permit(Command::ManageImage { image: image.to_string() }).await?;
+    let vms = call.app.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
     let in_use = vms.into_iter().map(|vm| vm.image_digest).collect();
     call.app.images.remove(image, in_use).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -34,6 +34,6 @@ pub async fn remove(call: Call, ImagePath(image): ImagePath) -> Result<StatusCod
     params(("image" = String, Path, description = "Tag or `sha256:` digest")),
     responses((status = 200, body = v1::ImageVerified), ImageErrors))]
 pub async fn verify(call: Call, ImagePath(image): ImagePath) -> Result<Json<v1::ImageVerified>, ApiError> {
-    let _read = call.permit(Command::Inspect { vm: None })?;
+    let _read = call.permit(Command::Inspect { vm: None }).await?;
     Ok(Json(call.app.images.verify(image).await?))
 }

@@ -15,7 +15,7 @@ use offshoot_types::Command;
 #[utoipa::path(get, path = "/v1/operations", tag = "operations", operation_id = "list_operations",
     responses((status = 200, body = v1::OperationList), ReadErrors))]
 pub async fn list(call: Call) -> Result<Json<v1::OperationList>, ApiError> {
-    let permit = call.permit(Command::Inspect { vm: None })?;
+    let permit = call.permit(Command::Inspect { vm: None }).await?;
     let operations = call.app.engine.operations(permit, OperationPage::default()).await?;
     Ok(Json(v1::OperationList { operations: operations.into_iter().map(Into::into).collect() }))
 }
@@ -30,7 +30,7 @@ pub async fn show(
     Query(query): Query<OperationQuery>,
 ) -> Result<Json<v1::Operation>, ApiError> {
     let read = async |wait| {
-        let permit = call.permit(Command::InspectOperation { id })?;
+        let permit = call.permit(Command::InspectOperation { id }).await?;
         call.app.engine.operation(permit, wait).await
     };
     let operation = match query.wait_ms {

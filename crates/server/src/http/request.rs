@@ -44,13 +44,14 @@ impl Call {
         }
     }
 
-    /// Asks policy. The only way from here to the engine.
-    pub fn permit(&self, command: Command) -> Result<Authorized<Command>, Failure> {
+    /// Asks policy. The only way from here to the engine. A denial is in the audit before it is answered.
+    pub async fn permit(&self, command: Command) -> Result<Authorized<Command>, Failure> {
         let facts = self.app.engine.facts(&self.actor, &command.target());
         match self.app.policy.decide(&self.actor, command, &facts) {
             Decision::Permit(permit) => Ok(permit),
             Decision::Deny(denial) => {
                 tracing::info!(actor = %self.actor, action = %denial.action, code = denial.kind.code(), "denied");
+                self.app.engine.record_denial(&denial).await;
                 Err(denial.into())
             }
             Decision::Require(required) => {

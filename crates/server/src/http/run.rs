@@ -31,7 +31,7 @@ use std::time::Instant;
     responses((status = 101, description = "`RunRequest`, then `ClientMessage`s and `ServerMessage`s"), CreateErrors))]
 pub async fn run(call: Call, upgrade: Upgrade) -> Result<Response, ApiError> {
     // A stranger is told so by HTTP; what the request names is judged when it has come.
-    let _read = call.permit(Command::Inspect { vm: None })?;
+    let _read = call.permit(Command::Inspect { vm: None }).await?;
     let present = call.app.activity.enter_session()?;
     Ok(upgrade.serve(move |socket| async move {
         let _present = present;
@@ -64,7 +64,7 @@ async fn use_machine(
         step(channel, "files", place(call, vm, files)).await?;
     }
     let about = About::from(vms::glance(call, VmRef::Id(vm)).await?);
-    let permit = call.permit(Command::Exec { vm: VmRef::Id(vm), spec: Box::new(exec) })?;
+    let permit = call.permit(Command::Exec { vm: VmRef::Id(vm), spec: Box::new(exec) }).await?;
     let session = call.app.engine.exec(permit).await?;
     let durations = Durations { create_ms: Some(create_ms), boot_ms: Some(boot_ms), ..Durations::default() };
     follow(call, channel, session, &about, durations).await
@@ -113,7 +113,7 @@ impl Machine {
 
 async fn create(call: &Call, spec: Box<VmSpec>) -> Result<Machine, Failure> {
     let lifetime = spec.lifetime;
-    let permit = call.permit(Command::Create { spec })?;
+    let permit = call.permit(Command::Create { spec }).await?;
     match lifetime {
         Lifetime::Request => Ok(Machine::Fleeting(call.app.engine.create_for_request(permit).await?)),
         Lifetime::Kept => {
@@ -128,7 +128,7 @@ async fn create(call: &Call, spec: Box<VmSpec>) -> Result<Machine, Failure> {
 }
 
 async fn boot(call: &Call, vm: VmId) -> Result<(), Failure> {
-    let permit = call.permit(Command::Start { vm: VmRef::Id(vm) })?;
+    let permit = call.permit(Command::Start { vm: VmRef::Id(vm) }).await?;
     let operation = call.app.engine.submit(permit).await?;
     check(&call.app.engine.wait(operation.id, None).await?)
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 #[utoipa::path(get, path = "/v1/vms", tag = "vms", operation_id = "list_vms",
     responses((status = 200, body = v1::VmList), ReadErrors))]
 pub async fn list(call: Call) -> Result<Json<v1::VmList>, ApiError> {
-    let vms = call.app.engine.vms(call.permit(Command::Inspect { vm: None })?)?;
+    let vms = call.app.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
     Ok(Json(v1::VmList { vms: vms.into_iter().map(view::vm).collect() }))
 }
 
@@ -26,7 +26,7 @@ pub async fn list(call: Call) -> Result<Json<v1::VmList>, ApiError> {
     params(("vm" = String, Path, description = "Name or id")),
     responses((status = 200, body = v1::Vm), LookupErrors))]
 pub async fn show(call: Call, Vm(vm): Vm) -> Result<Json<v1::Vm>, ApiError> {
-    let found = call.app.engine.vm(call.permit(Command::Inspect { vm: Some(vm) })?).await?;
+    let found = call.app.engine.vm(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
     Ok(Json(view::vm(found)))
 }
 
@@ -48,7 +48,7 @@ pub async fn wait(
     if wanted.is_some() {
         until.states.push(VmStateName::Failed);
     }
-    let permit = call.permit(Command::Inspect { vm: Some(vm) })?;
+    let permit = call.permit(Command::Inspect { vm: Some(vm) }).await?;
     let found = tokio::select! {
         found = call.app.engine.wait_vm(permit, until, Some(limit)) => found?,
         () = call.app.shutdown.requested() => return Err(stopping().into()),
@@ -78,6 +78,6 @@ pub fn stopping() -> Failure {
 
 /// The VM as it is now, without measuring anything.
 pub async fn glance(call: &Call, vm: VmRef) -> Result<VmView, Failure> {
-    let permit = call.permit(Command::Inspect { vm: Some(vm) })?;
+    let permit = call.permit(Command::Inspect { vm: Some(vm) }).await?;
     call.app.engine.wait_vm(permit, VmCondition::default(), Some(Duration::ZERO)).await
 }
