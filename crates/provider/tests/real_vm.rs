@@ -395,7 +395,9 @@ async fn real_vm_probe_believes_a_kernel_that_reaches_user_space() {
     std::fs::write(&qemu, script).unwrap();
     std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let cache = real.directory.path().join("probe");
-    let options = Options { qemu: Some(qemu), probe_cache: cache, ..real.options() };
+    // Emulated, it takes as long as any boot does here.
+    let probe_deadline = Duration::from_secs(60);
+    let options = Options { qemu: Some(qemu), probe_cache: cache, probe_deadline, ..real.options() };
     let capabilities = QemuProvider::new(options).capabilities().await;
     if !Path::new("/dev/kvm").exists() {
         // Nothing is tried without the device.

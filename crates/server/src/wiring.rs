@@ -6,7 +6,7 @@ use offshoot_image::Store as ImageStore;
 use offshoot_policy::Policy;
 use offshoot_provider::{
     Provider,
-    qemu::{Acceleration, Options as QemuOptions, ProbeImage, QemuProvider},
+    qemu::{Acceleration, Options as QemuOptions, PROBE_DEADLINE, ProbeImage, QemuProvider},
 };
 use offshoot_types::{ImageRef, NodeName};
 use std::{
@@ -45,6 +45,7 @@ pub fn qemu_options(offshoot_exe: PathBuf, images: Option<&ImageStore>) -> QemuO
         qemu: None,
         acceleration: Acceleration::Auto,
         probe_image: base.map(|base| ProbeImage { kernel: base.kernel(), initramfs: base.initramfs() }),
+        probe_deadline: PROBE_DEADLINE,
     }
 }
 

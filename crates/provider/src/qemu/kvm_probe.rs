@@ -22,8 +22,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A kernel under working KVM is in user space after a fifth of this.
-const DEADLINE: Duration = Duration::from_secs(5);
 /// The agent begins every console line of its own with this; a kernel does not.
 const USER_SPACE: &[u8] = b"offshoot-guest:";
 /// A boot with every message is a fifth of this.
@@ -60,7 +58,7 @@ pub(super) fn device_verdict() -> Option<Verdict> {
 }
 
 /// Blocks for up to the deadline. The VMM it starts dies with the calling thread.
-pub(super) fn probe(cache: &Path, qemu: &Qemu, image: &ProbeImage) -> Verdict {
+pub(super) fn probe(cache: &Path, qemu: &Qemu, image: &ProbeImage, deadline: Duration) -> Verdict {
     if let Some(verdict) = device_verdict() {
         return verdict;
     }
@@ -77,7 +75,7 @@ pub(super) fn probe(cache: &Path, qemu: &Qemu, image: &ProbeImage) -> Verdict {
     {
         return known.verdict;
     }
-    let verdict = match boot(qemu, image) {
+    let verdict = match boot(qemu, image, deadline) {
         Ok(verdict) => verdict,
         Err(error) => return Verdict::Fails(format!("KVM was not tried: {error}")),
     };
@@ -90,7 +88,7 @@ pub(super) fn probe(cache: &Path, qemu: &Qemu, image: &ProbeImage) -> Verdict {
     verdict
 }
 
-fn boot(qemu: &Qemu, image: &ProbeImage) -> io::Result<Verdict> {
+fn boot(qemu: &Qemu, image: &ProbeImage, deadline: Duration) -> io::Result<Verdict> {
     let mut command = Command::new(&qemu.program);
     command
         .args(command_line::build_probe(&image.kernel, &image.initramfs))
@@ -101,7 +99,7 @@ fn boot(qemu: &Qemu, image: &ProbeImage) -> io::Result<Verdict> {
         .stderr(Stdio::null());
     os::bind_to_this_thread(&mut command, Vec::new())?;
     let mut child = command.spawn()?;
-    let seen = child.stdout.take().map_or(Ok(Seen::End), |console| watch(console, DEADLINE));
+    let seen = child.stdout.take().map_or(Ok(Seen::End), |console| watch(console, deadline));
     // It may have ended by itself.
     let killed = child.kill();
     let status = child.wait()?;
@@ -110,7 +108,7 @@ fn boot(qemu: &Qemu, image: &ProbeImage) -> io::Result<Verdict> {
         Seen::Nothing => {
             killed?;
             Verdict::Fails(format!(
-                "KVM opens but does not work here: a kernel booted under it was not in user space after {DEADLINE:?}"
+                "KVM opens but does not work here: a kernel booted under it was not in user space after {deadline:?}"
             ))
         }
         Seen::End => Verdict::Fails(format!("KVM does not work here: {} ended with {status}", qemu.version)),

@@ -25,7 +25,7 @@ use command_line::Accelerator;
 use host::Qemu;
 use kvm_probe::Verdict;
 use offshoot_types::ProviderKind;
-use std::{error::Error, path::PathBuf};
+use std::{error::Error, path::PathBuf, time::Duration};
 use tokio::sync::Mutex;
 
 /// Threads of QEMU besides one per processor, and of the keeper.
@@ -42,7 +42,12 @@ pub struct Options {
     pub acceleration: Acceleration,
     /// What to prove KVM with. Without it the first boot's own kernel is used.
     pub probe_image: Option<ProbeImage>,
+    /// How long a kernel under KVM may take to reach user space; [`PROBE_DEADLINE`] unless there is a reason.
+    pub probe_deadline: Duration,
 }
+
+/// A kernel under working KVM is in user space after a fifth of this.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Acceleration {
@@ -118,11 +123,11 @@ impl QemuProvider {
     }
 
     async fn probe(&self, qemu: Qemu, image: ProbeImage) -> Verdict {
-        let cache = self.options.probe_cache.clone();
+        let (cache, deadline) = (self.options.probe_cache.clone(), self.options.probe_deadline);
         let (answer, verdict) = tokio::sync::oneshot::channel();
         // A thread of its own: the probe's VM lives exactly as long as this thread.
         let spawned = std::thread::Builder::new().name("kvm-probe".into()).spawn(move || {
-            let _ = answer.send(kvm_probe::probe(&cache, &qemu, &image));
+            let _ = answer.send(kvm_probe::probe(&cache, &qemu, &image, deadline));
         });
         match (spawned, verdict.await) {
             (Ok(_), Ok(verdict)) => verdict,

@@ -9,7 +9,7 @@ use offshoot_provider::{
     conformance::Harness,
     disk,
     process::ProcessId,
-    qemu::{Acceleration, Options, ProbeImage, QemuProvider},
+    qemu::{Acceleration, Options, PROBE_DEADLINE, ProbeImage, QemuProvider},
 };
 use offshoot_types::{CpuCount, DiskMib, Generation, ImageRef, IsolationClass, MemMib, ProviderKind, VmId};
 use std::{
@@ -75,6 +75,7 @@ impl Real {
             qemu: None,
             acceleration: Acceleration::Auto,
             probe_image: Some(ProbeImage { kernel: image().kernel(), initramfs: image().initramfs() }),
+            probe_deadline: PROBE_DEADLINE,
         }
     }
 
