@@ -42,9 +42,13 @@ pub async fn see_through(
     request: impl Future<Output = Result<Changed, ClientError>>,
 ) -> Result<Changed> {
     let progress = context.printer.progress(what);
-    let seen_before = if context.verbose > 0 { Some(latest_event(client).await?) } else { None };
+    let seen_before = match context.verbose {
+        0 => None,
+        _ => Some(Box::pin(latest_event(client)).await?),
+    };
+    // On the heap: every verb holds one of these.
     progress
-        .during(async {
+        .during(Box::pin(async {
             let accepted = context.bounded(what, async { Ok(request.await?) }).await?;
             let operation = match accepted.operation.ended() {
                 true => accepted.operation,
@@ -56,7 +60,7 @@ pub async fn see_through(
                 None => None,
             };
             Ok(Changed { operation, vm })
-        })
+        }))
         .await
 }
 

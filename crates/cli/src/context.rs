@@ -36,7 +36,7 @@ impl Context {
 
     /// For work that leaves nothing behind when it is dropped: ends at the deadline or at a signal.
     pub async fn abandonable<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-        match self.interrupt.race(self.bounded(what, work)).await {
+        match self.interrupt.race(self.bounded(what, Box::pin(work))).await {
             Ok(done) => done,
             Err(_) => Err(Stop::Interrupted),
         }

@@ -15,6 +15,7 @@ use crate::{
     context::Context,
     failure::{Result, file, host},
     paths::{Paths, StateDir},
+    progress::Progress,
     trace::TraceEvent,
 };
 use offshoot_api::{Client, ClientError, v1::StartReport};
@@ -53,21 +54,24 @@ pub async fn find(paths: &Paths) -> Result<Option<Client>> {
 }
 
 pub async fn connect(context: &Context) -> Result<Client> {
+    let progress = context.printer.progress("reaching the daemon");
+    progress.during(context.abandonable("reaching the daemon", find_or_start(context, &progress))).await
+}
+
+async fn find_or_start(context: &Context, progress: &Progress) -> Result<Client> {
     let dir = context.paths.prepare()?;
     if let Some(client) = answering(&dir).await? {
         context.tell(&TraceEvent::DaemonFound { socket: client.socket() });
         return Ok(client);
     }
     if context.autostart == Autostart::Refused {
-        return Err(Failure::new(
-            ErrorCode::Unavailable,
-            format!("no daemon runs for state directory `{}`", dir.path().display()),
-        )
-        .hint("start one with `offshoot serve`, or leave out `--no-autostart`")
-        .into());
+        let message = format!("no daemon runs for state directory `{}`", dir.path().display());
+        return Err(Failure::new(ErrorCode::Unavailable, message)
+            .hint("start one with `offshoot serve`, or leave out `--no-autostart`")
+            .into());
     }
-    let progress = context.printer.progress("starting the daemon");
-    progress.during(context.abandonable("the start of the daemon", start(context, &dir))).await
+    progress.message("starting the daemon");
+    start(context, &dir).await
 }
 
 async fn start(context: &Context, dir: &StateDir) -> Result<Client> {

@@ -57,8 +57,8 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
         match millis {
-            0..=9_999 if millis % 1000 != 0 => write!(f, "{millis}ms"),
-            _ if millis >= 60_000 && millis % 60_000 == 0 => write!(f, "{}m", millis / 60_000),
+            0..=9_999 if !millis.is_multiple_of(1000) => write!(f, "{millis}ms"),
+            _ if millis >= 60_000 && millis.is_multiple_of(60_000) => write!(f, "{}m", millis / 60_000),
             _ => write!(f, "{}s", self.0.as_secs_f64()),
         }
     }

@@ -175,10 +175,10 @@ async fn show(context: &Context, bytes: &[u8]) -> Result {
 
 fn last_lines(bytes: &[u8], count: usize) -> &[u8] {
     let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let starts = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+    let mut starts = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
     match count {
         0 => &[],
-        _ => &bytes[starts.skip(count - 1).next().unwrap_or(0)..],
+        _ => &bytes[starts.nth(count - 1).unwrap_or(0)..],
     }
 }
 

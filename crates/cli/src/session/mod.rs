@@ -112,7 +112,14 @@ pub async fn drive(context: &Context, connection: ExecConnection, options: Optio
         }
     };
     drop(raw);
-    finished
+    let finished = finished?;
+    if finished.ended.status == ExitStatus::TimedOut {
+        context.printer.note("the program's time was up: it was killed with all it had started");
+    }
+    if finished.ended.truncated {
+        context.printer.note("output beyond the limit was dropped");
+    }
+    Ok(finished)
 }
 
 /// Signal, patience, force, until there is nothing left to wait for.
@@ -178,12 +185,6 @@ impl Listener<'_> {
             Err(error) => return Err(self.classify(error)),
         };
         TraceEvent::ProcessEnded(&ended).emit();
-        if ended.status == ExitStatus::TimedOut {
-            self.context.printer.note("the program's time was up: it was killed with all it had started");
-        }
-        if ended.truncated {
-            self.context.printer.note("output beyond the limit was dropped");
-        }
         // A VM of its own goes with the process; `None` is the daemon's word that it has gone.
         while self.events.next().await?.is_some() {}
         Ok(Finished { started: self.started, ended, captured: self.sink.captured() })

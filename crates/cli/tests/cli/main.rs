@@ -1,5 +1,6 @@
-//! The real binary, without a daemon: what can be said and refused before anything runs.
+//! The real binary by itself: what it says and refuses, and how it starts and ends its daemon.
 
+mod autostart;
 mod help;
 mod refusals;
 mod without_daemon;

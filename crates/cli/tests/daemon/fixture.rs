@@ -42,7 +42,6 @@ impl World {
         self.dir.path().join(name)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the daemon ends with the runtime it lives in")]
     fn start(&self) -> Runtime {
         let (reader, writer) = std::io::pipe().expect("make a pipe");
         let providers = Providers::Given(vec![Arc::new(FakeProvider::new(FakeHost::default()))]);
