@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use axum::{
-    body::{Body, to_bytes},
+    body::Body,
     extract::{
         FromRequest, FromRequestParts, Path, Request,
         ws::{WebSocket, WebSocketUpgrade},
@@ -10,6 +10,7 @@ use axum::{
     http::request::Parts,
     response::Response,
 };
+use futures::StreamExt;
 use offshoot_api::v1::{InvalidField, MAX_FRAME, MAX_JSON};
 use offshoot_types::{ErrorCode, Failure, VmRef};
 use serde::de::DeserializeOwned;
@@ -18,6 +19,9 @@ use tracing::Instrument;
 
 /// How long a caller may take to send a JSON body.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How much of a body is read in all, kept or not.
+const MAX_DISCARDED: usize = 16 * MAX_JSON;
 
 /// A JSON body. An empty one is `{}`: every option has a default somewhere.
 #[derive(Debug)]
@@ -31,16 +35,32 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-async fn read_json(body: Body) -> Result<axum::body::Bytes, Failure> {
+async fn read_json(body: Body) -> Result<Vec<u8>, Failure> {
     let invalid = |message: String| Failure::new(ErrorCode::InvalidArgument, message);
-    match tokio::time::timeout(BODY_DEADLINE, to_bytes(body, MAX_JSON)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            Err(invalid(format!("the request's body is incomplete or above {MAX_JSON} bytes"))
-                .caused_by(&error))
-        }
+    match tokio::time::timeout(BODY_DEADLINE, collect(body)).await {
+        Ok(Ok(bytes)) if bytes.len() <= MAX_JSON => Ok(bytes),
+        Ok(Ok(_)) => Err(invalid(format!("the request's body is above {MAX_JSON} bytes"))),
+        Ok(Err(error)) => Err(invalid("the request's body is incomplete".into()).caused_by(&error)),
         Err(_) => Err(invalid(format!("the request's body did not arrive within {BODY_DEADLINE:?}"))),
     }
+}
+
+/// At most one byte more than the limit is kept. What follows is read and dropped for a while: a caller that is
+/// still sending when we answer and close would see a broken pipe instead of the answer.
+async fn collect(body: Body) -> Result<Vec<u8>, axum::Error> {
+    let mut chunks = body.into_data_stream();
+    let mut kept = Vec::new();
+    let mut seen = 0;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        seen += chunk.len();
+        let room = (MAX_JSON + 1).saturating_sub(kept.len());
+        kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if seen > MAX_DISCARDED {
+            break;
+        }
+    }
+    Ok(kept)
 }
 
 /// Parses strictly; the error names the path to the field.
