@@ -100,7 +100,7 @@ fn an_image_that_changed_on_disk_is_not_booted() {
     // A store of our own that shares the blobs by hard link, then one blob replaced.
     let copy = env.work_dir().join("images");
     fs::create_dir(&copy).expect("make the copy's directory");
-    for part in ["blobs", "tags"] {
+    for part in ["blobs", "images", "tags"] {
         let ok = Command::new("cp")
             .args(["-a", "--sparse=always"])
             .arg(env.images().join(part))

@@ -42,7 +42,7 @@ fn events(env: &TestEnv, name: &str) -> Vec<Value> {
 /// `to` states of a VM in the order of its events.
 fn states(events: &[Value]) -> Vec<String> {
     let moved = events.iter().filter(|event| event["event"] == "state-changed");
-    moved.filter_map(|event| Some(event["to"]["state"].as_str()?.to_owned())).collect()
+    moved.filter_map(|event| Some(event["to"].as_str()?.to_owned())).collect()
 }
 
 /// The VMM of a VM, found by the VM's id on its command line.
