@@ -61,10 +61,12 @@ fn rust_file(file: &str, problems: &mut Vec<String>) {
         problems.push(format!("{file}: {lines} lines; split it by concept"));
     }
     let module = file.contains("/src/") && !file.contains("/compile_fail/");
-    if module && lines > 40 && !text.trim_start().starts_with("//!") && !file.ends_with("build.rs") {
+    // A verb's doc comment is its help, and says what a module comment would.
+    let explained = file.contains("/cli/src/commands/") || file.ends_with("tests.rs");
+    if module && lines > 40 && !explained && !text.trim_start().starts_with("//!") {
         problems.push(format!("{file}: no module comment; say what it is for with `//!`"));
     }
-    if text.contains("mod test {") {
+    if text.lines().any(|line| line.trim() == "mod test {") {
         problems.push(format!("{file}: name the test module `tests`"));
     }
     let stem = file.rsplit('/').next().unwrap_or(file);
