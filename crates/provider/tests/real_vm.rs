@@ -389,9 +389,20 @@ async fn real_vm_limits_are_in_force_where_they_are_said_to_be() {
 async fn real_vm_probe_believes_a_kernel_that_reaches_user_space() {
     let real = Real::new();
     let qemu = real.directory.path().join("qemu-with-kvm");
-    let script = "#!/bin/bash\nPATH=/usr/bin:/bin:/usr/local/bin\nargs=(\"$@\")\n\
-                  for i in \"${!args[@]}\"; do case ${args[i]} in kvm) args[i]=tcg;; host) args[i]=max;; esac; done\n\
-                  exec qemu-system-x86_64 \"${args[@]}\"\n";
+    // Emulated, the kernel must be told the clock's frequency, or one boot in eight hangs.
+    let script = r#"#!/bin/bash
+PATH=/usr/bin:/bin:/usr/local/bin
+khz=$(awk '/^bogomips/ { printf "%d", $3 * 500; exit }' /proc/cpuinfo)
+args=("$@")
+for i in "${!args[@]}"; do
+    case ${args[i]} in
+        kvm) args[i]=tcg ;;
+        host) args[i]=max ;;
+        console=*) args[i]+=" tsc_early_khz=$khz tsc=reliable no_timer_check" ;;
+    esac
+done
+exec qemu-system-x86_64 "${args[@]}"
+"#;
     std::fs::write(&qemu, script).unwrap();
     std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let cache = real.directory.path().join("probe");

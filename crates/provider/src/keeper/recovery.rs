@@ -155,6 +155,13 @@ async fn end_keeper(files: &Files, known: Option<&ProcessId>, report: &mut Recla
         loop {
             match files.try_lock() {
                 Ok(Some(lock)) => {
+                    // The lock goes a moment before the process does.
+                    let until = Instant::now() + FORCED;
+                    while let Some(Ok(Some(_))) = known.map(ProcessId::find)
+                        && Instant::now() < until
+                    {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
                     if let Some(keeper) = known.filter(|_| told) {
                         report.removed.push(format!("keeper {}", keeper.pid));
                     }

@@ -20,7 +20,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, IntoRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::Path,
@@ -128,6 +128,8 @@ fn inherited_lock(spec: &Spec) -> io::Result<OwnedFd> {
 }
 
 async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
+    // Never closed by us: the kernel does, after the process's memory is gone.
+    let _held = inherited.lock.into_raw_fd();
     let files = Files::new(&spec.state_dir, &spec.runtime_dir);
     let log = Arc::new(KeeperLog::open(&files.keeper_log()));
     let flush = spec.durability == Durability::Flushed;
@@ -207,7 +209,6 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
         log.line(failure);
     }
     log.line("keeper ends");
-    drop(inherited.lock);
     code
 }
 
