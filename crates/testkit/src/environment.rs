@@ -1,6 +1,7 @@
 //! One test's world: directories, a cleared environment, the binary under test, and the final inspection.
 
 use crate::{CommandOutput, processes_mentioning, wait_for};
+use offshoot_types::VmId;
 use std::{
     collections::BTreeSet,
     fs,
@@ -266,22 +267,29 @@ fn sockets_below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Cgroups whose name carries the hash of the state directory, in any hierarchy.
+/// Cgroups of this test's VMs, in any hierarchy. They are named by VM, and the daemon's log names every VM there
+/// ever was.
 fn cgroups_of(state_dir: &Path) -> Vec<PathBuf> {
+    let log = fs::read_to_string(state_dir.join("daemon.log")).unwrap_or_default();
+    let ids: BTreeSet<String> = log
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("vm=")?.parse::<VmId>().ok())
+        .map(|id| id.simple())
+        .collect();
     let mut found = Vec::new();
     let mut pending: Vec<(PathBuf, u8)> = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
-    let Ok(marker) = fs::read_to_string(state_dir.join("cgroup-prefix")) else { return found };
     while let Some((dir, depth)) = pending.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
-            let path = entry.path();
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
-            if entry.file_name().to_string_lossy().contains(marker.trim()) {
-                found.push(path.clone());
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owned = name.strip_prefix("offshoot-").and_then(|rest| rest.split('-').next());
+            if owned.is_some_and(|id| ids.contains(id)) {
+                found.push(entry.path());
             }
-            if depth < 4 {
-                pending.push((path, depth + 1));
+            if depth < 5 {
+                pending.push((entry.path(), depth + 1));
             }
         }
     }

@@ -3,8 +3,8 @@
 use super::Check;
 use crate::{agent, failure::Stop, view};
 use offshoot_image::{MissingTool, Store, missing_tools};
-use rustix::fs::{Access, access};
-use std::{fs, path::PathBuf};
+use offshoot_provider::keeper::LimitsOnOffer;
+use std::fs;
 
 /// Less than this and not even one VM of image `base` fits beside everything else.
 const LITTLE_MEMORY: u64 = 512 << 20;
@@ -52,28 +52,14 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Limits on the VMM are set by cgroups; without a writable one a VM's memory is bounded by QEMU's own word only.
+/// Limits on the VMM are set by control groups; without them a VM's memory is bounded by QEMU's own word only.
 pub fn cgroups() -> Check {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    match own_cgroup(&own) {
-        Some(path) if access(&path, Access::WRITE_OK).is_ok() => {
-            Check::ok("cgroups", format!("version 2, {} is writable", path.display()))
-        }
-        Some(path) => {
-            Check::warn("cgroups", format!("{} is not writable: VMs run without host limits", path.display()))
-                .remedy(
-                    "run the daemon as root, or in a delegated unit: `systemd-run --user -p Delegate=yes`",
-                )
-        }
-        None => Check::warn("cgroups", "no cgroup of version 2: VMs run without host limits")
-            .remedy("boot with `systemd.unified_cgroup_hierarchy=1`"),
+    let offer = LimitsOnOffer::on_this_host();
+    if offer.missing.is_empty() {
+        return Check::ok("cgroups", format!("VMs are limited in {}", offer.enforced.join(", ")));
     }
-}
-
-fn own_cgroup(proc_self_cgroup: &str) -> Option<PathBuf> {
-    let path = proc_self_cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let dir = PathBuf::from("/sys/fs/cgroup").join(path.trim_start_matches('/'));
-    dir.join("cgroup.procs").exists().then_some(dir)
+    Check::warn("cgroups", format!("VMs run without some host limits: {}", offer.missing.join("; ")))
+        .remedy("run the daemon as root, or in a delegated unit: `systemd-run --user -p Delegate=yes`")
 }
 
 /// Opens the store only if it is there: to look must not make it.
@@ -127,11 +113,5 @@ mod tests {
     fn available_memory_is_read_from_the_kernels_table() {
         assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
         assert_eq!(available("MemTotal: 9 kB\n"), None);
-    }
-
-    #[test]
-    fn only_the_unified_hierarchy_counts() {
-        assert_eq!(own_cgroup("12:memory:/x\n1:name=systemd:/y\n"), None);
-        assert_eq!(own_cgroup("0::/surely/not/there\n"), None);
     }
 }

@@ -5,7 +5,7 @@
 //! cannot be had is reported, never assumed.
 
 use super::spec::Limits;
-use offshoot_types::{Generation, VmId};
+use offshoot_types::{Bytes, CpuCount, Generation, VmId};
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -47,7 +47,44 @@ pub(crate) struct Confinement {
     pub report: Vec<String>,
 }
 
+/// Limits that a keeper started from here could set on its VMM. Nothing is made to find out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LimitsOnOffer {
+    /// `memory`, `pids`, `cpu`.
+    pub enforced: Vec<String>,
+    /// The others, each with why not.
+    pub missing: Vec<String>,
+}
+
+impl LimitsOnOffer {
+    pub fn on_this_host() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let limits = Limits { memory: Bytes(1 << 30), processes: 1, cpus: CpuCount::ONE };
+        let name = format!("{PREFIX}probe");
+        Plan::new(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"), &name, &limits).on_offer()
+    }
+}
+
 impl Plan {
+    fn on_offer(&self) -> LimitsOnOffer {
+        let mut found = LimitsOnOffer::default();
+        for controller in &self.missing {
+            found.missing.push(format!("{controller}: this host offers no such control group"));
+        }
+        for group in &self.groups {
+            let parent = group.path.parent().unwrap_or(&group.path);
+            let names = group.settings.iter().map(|setting| setting.controller().to_owned());
+            match rustix::fs::access(parent, rustix::fs::Access::WRITE_OK) {
+                Ok(()) => found.enforced.extend(names),
+                Err(error) => {
+                    found.missing.extend(names.map(|name| format!("{name}: {}: {error}", parent.display())));
+                }
+            }
+        }
+        found.enforced.sort();
+        found
+    }
+
     pub fn for_this_process(vm: VmId, generation: Generation, limits: &Limits) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let name = format!("{PREFIX}{}-g{}", vm.simple(), generation.0);
@@ -120,6 +157,13 @@ impl Plan {
             }
         }
         confinement
+    }
+}
+
+impl Setting {
+    /// Files of a control group begin with their controller.
+    fn controller(&self) -> &'static str {
+        self.file.split('.').next().unwrap_or(self.file)
     }
 }
 
@@ -218,7 +262,6 @@ fn below(mount: &Path, own: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use offshoot_types::{Bytes, CpuCount};
 
     fn limits() -> Limits {
         Limits { memory: Bytes(512 << 20), processes: 100, cpus: CpuCount::new(2).unwrap() }
@@ -253,6 +296,9 @@ mod tests {
         let plan = Plan::new(&mountinfo, "0::/app/us\n", "offshoot-x-g1", &limits());
         assert_eq!(plan.paths(), [mount.join("app/offshoot-x-g1")]);
         assert_eq!(plan.missing, ["cpu"]);
+        let offer = plan.on_offer();
+        assert_eq!(offer.enforced, ["memory", "pids"]);
+        assert!(offer.missing[0].starts_with("cpu: "), "{:?}", offer.missing);
         let files: Vec<_> = plan.groups[0].settings.iter().map(|s| (s.file, s.value)).collect();
         assert_eq!(files, [("memory.max", 512 << 20), ("pids.max", 100)]);
     }

@@ -33,6 +33,7 @@ pub(crate) mod spec;
 mod vmm;
 pub mod wire;
 
+pub use cgroup::LimitsOnOffer;
 pub(crate) use cgroup::remove as remove_cgroup;
 pub(crate) use client::Greeting;
 pub(crate) use console::{last_lines, tail as console_tail};
