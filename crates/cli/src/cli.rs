@@ -8,8 +8,16 @@ use crate::{
     duration::Span,
     printer::ColorChoice,
 };
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{
+    ArgAction, Parser, Subcommand,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use std::{ffi::OsString, path::PathBuf};
+
+/// An empty OFFSHOOT_HOME is as good as none.
+fn directory() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
 
 const AFTER: &str = "\
 Start with:
@@ -41,7 +49,7 @@ pub struct Cli {
 #[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Where VMs and records are kept [default: ~/.local/share/offshoot]
-    #[arg(long, global = true, env = "OFFSHOOT_HOME", value_name = "DIR", hide_env_values = true)]
+    #[arg(long, global = true, env = "OFFSHOOT_HOME", value_name = "DIR", hide_env_values = true, value_parser = directory())]
     pub state_dir: Option<PathBuf>,
     /// Give up after this long, such as `500ms`, `30s` or `2m` [default: wait as long as it takes]
     #[arg(long, global = true, value_name = "DURATION")]

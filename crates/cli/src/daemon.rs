@@ -25,7 +25,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -87,8 +87,21 @@ async fn start(context: &Context, dir: &StateDir) -> Result<Client> {
     Ok(client)
 }
 
+/// The daemon where our environment says it listens, else where it recorded that it does: it may have been
+/// started with another runtime directory (by a service manager, say) than ours.
 async fn answering(dir: &StateDir) -> Result<Option<Client>, ClientError> {
-    let client = Client::new(dir.socket());
+    let expected = dir.socket();
+    if let Some(client) = answering_at(expected.clone()).await? {
+        return Ok(Some(client));
+    }
+    match offshoot_server::read_daemon_record(dir.path()) {
+        Some(record) if record.socket != expected => answering_at(record.socket).await,
+        _ => Ok(None),
+    }
+}
+
+async fn answering_at(socket: PathBuf) -> Result<Option<Client>, ClientError> {
+    let client = Client::new(socket);
     match client.health().await {
         Ok(_) => Ok(Some(client)),
         Err(ClientError::NotRunning { .. }) => Ok(None),

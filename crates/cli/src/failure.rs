@@ -86,9 +86,18 @@ pub fn file(operation: &str, path: &Path, error: impl Into<io::Error>) -> Failur
         io::ErrorKind::NotFound => ErrorCode::NotFound,
         io::ErrorKind::AlreadyExists => ErrorCode::AlreadyExists,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoResource,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorCode::Denied,
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => ErrorCode::InvalidArgument,
         _ => ErrorCode::Unavailable,
     };
-    Failure::new(code, format!("cannot {operation} `{}`", path.display())).caused_by(&error)
+    let failure = Failure::new(code, format!("cannot {operation} `{}`", path.display())).caused_by(&error);
+    match code {
+        // What helps with VMs would mislead here.
+        ErrorCode::NotFound => failure.hint("check the path"),
+        ErrorCode::NoResource => failure.hint("make room where it is written"),
+        ErrorCode::Denied => failure.hint("check whose it is and its mode, or choose another place"),
+        _ => failure,
+    }
 }
 
 /// A failure of the host's, such as a missing program or a terminal that cannot be set.
@@ -131,5 +140,11 @@ mod tests {
         assert_eq!(full.code, ErrorCode::NoResource);
         let absent = file("open", Path::new("/x"), io::Error::from(io::ErrorKind::NotFound));
         assert_eq!((absent.code, absent.message.as_str()), (ErrorCode::NotFound, "cannot open `/x`"));
+        let denied = file("open", Path::new("/x"), io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(denied.code, ErrorCode::Denied);
+        for failure in [full, absent, denied] {
+            let hint = failure.hint.unwrap();
+            assert!(!hint.contains("offshoot"), "a local file is no matter of VMs: {hint}");
+        }
     }
 }

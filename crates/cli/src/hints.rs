@@ -14,7 +14,7 @@ pub fn complete(failure: Failure) -> Failure {
 
 const fn for_code(code: ErrorCode) -> Option<&'static str> {
     match code {
-        ErrorCode::AlreadyExists => Some("choose another name, or `offshoot destroy` the old one first"),
+        ErrorCode::AlreadyExists => Some("choose another name, or remove the old one first"),
         ErrorCode::WrongState => Some("`offshoot status` shows the state"),
         ErrorCode::StaleGeneration => Some("the VM has moved on: look again with `offshoot status`"),
         ErrorCode::Busy => Some("try again, or see what is under way with `offshoot status`"),

@@ -58,6 +58,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> std::process::Exit
         Err(error) => return refuse(&error, Guess::of(&arguments)).into(),
     };
     let Cli { global, verb } = cli;
+    if matches!(verb, Verb::Keeper(_) | Verb::Serve(_)) {
+        // Sockets, records and logs are their owner's alone, whatever the caller's umask says.
+        rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    }
     match verb {
         Verb::Keeper(args) => offshoot_provider::keeper::main(&args.spec),
         Verb::Serve(args) => commands::serve::run(&global, args).into(),

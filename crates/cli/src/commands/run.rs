@@ -9,10 +9,8 @@ use crate::{
     terminal,
 };
 use offshoot_api::v1::{Output, RunFile, RunRequest};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
+use tokio::{fs::File, io::AsyncReadExt};
 
 const EXAMPLES: &str = "Examples:
   offshoot run -c 'import platform; print(platform.release())'
@@ -64,7 +62,8 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Status> {
     let json = context.printer.is_json();
-    let Job { argv, files } = job(&args)?;
+    // Opening a pipe waits for whoever writes to it.
+    let Job { argv, files } = context.interrupt.race(job(&args)).await.map_err(|_| Stop::Interrupted)??;
     // In the background, reading a terminal would stop the whole job.
     let forward = !args.no_stdin && (!terminal::stdin_is_terminal() || terminal::stdin_is_ours());
     let mut exec = args.process.request(argv, args.timeout, json);
@@ -115,7 +114,7 @@ struct Job {
     files: Vec<RunFile>,
 }
 
-fn job(args: &Args) -> Result<Job> {
+async fn job(args: &Args) -> Result<Job> {
     match (&args.code, &args.file) {
         (Some(code), _) => Ok(of_code(args.lang.unwrap_or(Language::Python), code, &args.argv)),
         (None, Some(path)) => {
@@ -123,7 +122,7 @@ fn job(args: &Args) -> Result<Job> {
                 usage(format!("cannot tell the language of `{}` by its extension", path.display()))
                     .hint("name it with `--lang`")
             })?;
-            of_file(language, path, &args.argv)
+            of_file(language, path, &args.argv).await
         }
         (None, None) => Ok(Job { argv: args.argv.clone(), files: Vec::new() }),
     }
@@ -139,14 +138,17 @@ fn of_code(language: Language, code: &str, arguments: &[String]) -> Job {
     }
 }
 
-fn of_file(language: Language, path: &Path, arguments: &[String]) -> Result<Job> {
-    let metadata = fs::metadata(path).map_err(|error| file("open", path, error))?;
-    if metadata.len() > MAX_FILE {
+async fn of_file(language: Language, path: &Path, arguments: &[String]) -> Result<Job> {
+    let opened = File::open(path).await.map_err(|error| file("open", path, error))?;
+    let mut content = Vec::new();
+    // Not trusting its size: a pipe or device has none.
+    let read = opened.take(MAX_FILE + 1).read_to_end(&mut content).await;
+    read.map_err(|error| file("read", path, error))?;
+    if content.len() as u64 > MAX_FILE {
         let hint = "create a VM, then `offshoot cp` the file into it and `offshoot exec` it";
         let message = format!("`{}` is larger than {MAX_FILE} bytes", path.display());
         return Err(usage(message).hint(hint).into());
     }
-    let content = fs::read(path).map_err(|error| file("read", path, error))?;
     // Only the name reaches the VM, so that messages of the interpreter show it.
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(at_place(language, &name, Output::from_bytes(content), arguments))
@@ -164,6 +166,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Verb};
     use clap::Parser;
+    use std::fs;
 
     fn parsed(line: &[&str]) -> Result<Args, clap::Error> {
         let words = ["offshoot", "run"].iter().chain(line);
@@ -173,23 +176,23 @@ mod tests {
         }
     }
 
-    fn argv(line: &[&str]) -> Vec<String> {
-        match job(&parsed(line).unwrap()) {
+    async fn argv(line: &[&str]) -> Vec<String> {
+        match job(&parsed(line).unwrap()).await {
             Ok(job) => job.argv,
             Err(stop) => panic!("{stop:?}"),
         }
     }
 
-    #[test]
-    fn code_a_file_and_a_command_are_the_three_things_that_run() {
-        assert_eq!(argv(&["-c", "print(1)"]), ["python3", "-c", "print(1)"]);
-        assert_eq!(argv(&["--lang", "js", "-c", "1", "--", "-v"]), ["node", "-e", "1", "--", "-v"]);
-        assert_eq!(argv(&["--", "sh", "-c", "exit 7"]), ["sh", "-c", "exit 7"]);
+    #[tokio::test]
+    async fn code_a_file_and_a_command_are_the_three_things_that_run() {
+        assert_eq!(argv(&["-c", "print(1)"]).await, ["python3", "-c", "print(1)"]);
+        assert_eq!(argv(&["--lang", "js", "-c", "1", "--", "-v"]).await, ["node", "-e", "1", "--", "-v"]);
+        assert_eq!(argv(&["--", "sh", "-c", "exit 7"]).await, ["sh", "-c", "exit 7"]);
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("a b.sh");
         fs::write(&script, "true").unwrap();
         let script = script.to_str().unwrap();
-        assert_eq!(argv(&[script, "--", "x"]), ["bash", "/tmp/offshoot-run/a b.sh", "x"]);
+        assert_eq!(argv(&[script, "--", "x"]).await, ["bash", "/tmp/offshoot-run/a b.sh", "x"]);
     }
 
     #[test]
@@ -201,16 +204,23 @@ mod tests {
         assert!(parsed(&["--lang", "cobol", "-c", "1"]).is_err());
     }
 
-    #[test]
-    fn a_file_without_a_known_extension_needs_a_language() {
+    #[tokio::test]
+    async fn a_file_without_a_known_extension_needs_a_language() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("script");
         fs::write(&path, [0xff, 0xfe]).unwrap();
         let path = path.to_str().unwrap();
-        assert!(job(&parsed(&[path]).unwrap()).is_err());
-        let Ok(known) = job(&parsed(&["--lang", "bash", path]).unwrap()) else {
+        assert!(job(&parsed(&[path]).unwrap()).await.is_err());
+        let Ok(known) = job(&parsed(&["--lang", "bash", path]).unwrap()).await else {
             panic!("the language is named")
         };
         assert_eq!(known.files[0].content, Output::Base64("//4=".into()));
+    }
+
+    #[tokio::test]
+    async fn a_file_without_end_is_not_read_to_the_end() {
+        let endless = parsed(&["--lang", "bash", "/dev/zero"]).unwrap();
+        let Err(Stop::Failed(report)) = job(&endless).await else { panic!("it is too large") };
+        assert_eq!(report.failure.message, "`/dev/zero` is larger than 524288 bytes");
     }
 }

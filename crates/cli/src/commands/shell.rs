@@ -11,6 +11,7 @@ use offshoot_types::VmRef;
 const EXAMPLES: &str = "Examples:
   offshoot shell web
   offshoot shell web --user user --cwd /workspace
+  offshoot shell web < commands.sh
 
 All keys go to the shell, Ctrl-C too. At the beginning of a line, `~.` leaves whatever runs there, \
 and `~~` types a `~`.";
@@ -35,15 +36,19 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
             .into());
     }
     let client = context.client().await?;
-    let mut request =
-        with_terminal(args.process.request(vec!["/bin/bash".into(), "--login".into()], None, false));
+    // Without a terminal here the shell is not interactive: it reads commands up to the end of the input.
+    let terminal = terminal::stdin_is_terminal();
+    let mut request = args.process.request(vec!["/bin/bash".into(), "--login".into()], None, false);
+    if terminal {
+        request = with_terminal(request);
+    }
     request.stdin = true;
     let opening = context.bounded("the shell", async { Ok(client.exec(&args.vm, &request).await?) });
     let connection = context.interrupt.race(opening).await.map_err(|_| Stop::Interrupted)??;
     let options = session::Options {
         stdin: Stdin::Forwarded,
-        pty: true,
-        raw: terminal::stdin_is_terminal(),
+        pty: terminal,
+        raw: terminal,
         sink: Sink::Passed,
         waiting_for: format!("waiting for `{}`", args.vm),
         limited: false,

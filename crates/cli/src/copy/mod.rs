@@ -57,6 +57,9 @@ impl Copied {
         .into_iter()
         .flatten()
         .collect();
+        if parts.is_empty() {
+            return "copied nothing".into();
+        }
         format!("copied {} ({})", parts.join(", "), view::size(self.bytes))
     }
 }

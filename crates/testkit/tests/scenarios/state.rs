@@ -4,7 +4,7 @@ use crate::{await_state, vm, vmm};
 use offshoot_testkit::{TestEnv, wait_for};
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -222,5 +222,20 @@ fn no_autostart_refuses_with_a_hint() {
     let env = TestEnv::new();
     env.run(&["--no-autostart", "list"]).exits(8).stderr_has("offshoot serve");
     assert!(env.daemon_pid().is_none());
+    env.finish();
+}
+
+#[test]
+fn a_daemon_started_with_another_runtime_directory_is_found_by_its_record() {
+    let env = TestEnv::new();
+    env.run(&["create", "a"]).success();
+    let daemon = env.daemon_pid();
+    let elsewhere = env.work_dir().join("run");
+    fs::DirBuilder::new().mode(0o700).create(&elsewhere).expect("make another runtime directory");
+    let out = env.run_adjusted(&["status", "a", "--json"], |command| {
+        command.env("XDG_RUNTIME_DIR", &elsewhere);
+    });
+    assert_eq!(out.success().json()["state"], "stopped");
+    assert_eq!(env.daemon_pid(), daemon, "no second daemon was started");
     env.finish();
 }
