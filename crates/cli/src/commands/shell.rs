@@ -6,6 +6,7 @@ use crate::{
     session::{self, Sink, Stdin},
     terminal,
 };
+use offshoot_api::v1::ExecRequest;
 use offshoot_types::VmRef;
 
 const EXAMPLES: &str = "Examples:
@@ -36,13 +37,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
             .into());
     }
     let client = context.client().await?;
-    // Without a terminal here the shell is not interactive: it reads commands up to the end of the input.
     let terminal = terminal::stdin_is_terminal();
-    let mut request = args.process.request(vec!["/bin/bash".into(), "--login".into()], None, false);
-    if terminal {
-        request = with_terminal(request);
-    }
-    request.stdin = true;
+    let request = request(&args.process, terminal);
     let opening = context.bounded("the shell", async { Ok(client.exec(&args.vm, &request).await?) });
     let connection = context.interrupt.race(opening).await.map_err(|_| Stop::Interrupted)??;
     let options = session::Options {
@@ -55,4 +51,29 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
     };
     let finished = session::drive(context, connection, options).await?;
     Ok(Status::of_guest(finished.status()))
+}
+
+/// Without a terminal here the shell is not interactive: it reads commands up to the end of the input, which a
+/// terminal in the VM could miss.
+fn request(process: &ProcessOptions, terminal: bool) -> ExecRequest {
+    let mut request = process.request(vec!["/bin/bash".into(), "--login".into()], None, false);
+    request.stdin = true;
+    if terminal { with_terminal(request) } else { request }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Verb};
+    use clap::Parser;
+
+    #[test]
+    fn the_shell_has_a_terminal_only_if_we_have_one() {
+        let Verb::Shell(args) = Cli::try_parse_from(["offshoot", "shell", "web"]).unwrap().verb else {
+            panic!("it is the shell")
+        };
+        assert!(request(&args.process, true).pty.is_some());
+        let piped = request(&args.process, false);
+        assert!(piped.stdin && piped.pty.is_none());
+    }
 }
