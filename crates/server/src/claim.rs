@@ -37,7 +37,6 @@ pub enum Claim {
 /// Tries until it is clear.
 pub async fn claim(state_dir: &Path, socket: &Path, mode: DaemonMode) -> Result<Claim, Failure> {
     let until = Instant::now() + PATIENCE;
-    let client = Client::new(socket);
     let mut asked = false;
     loop {
         match StateDirLock::acquire(state_dir) {
@@ -45,6 +44,9 @@ pub async fn claim(state_dir: &Path, socket: &Path, mode: DaemonMode) -> Result<
             Err(LockError::Held { .. }) => {}
             Err(error) => return Err(unusable(state_dir, &error)),
         }
+        // The holder may have been started with another XDG_RUNTIME_DIR, and so listen elsewhere.
+        let holder = record::read(state_dir).map_or_else(|| socket.to_owned(), |holder| holder.socket);
+        let client = Client::new(holder);
         match mode {
             DaemonMode::Autostarted => {
                 if let Ok(health) = client.health().await {
