@@ -3,6 +3,7 @@
 use crate::{Ended, Home};
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -97,6 +98,35 @@ fn an_explicit_daemon_takes_over_and_a_second_one_is_refused() {
     let second = place.run(&["serve"]);
     assert_eq!(second.status, 4, "{}", second.stderr);
     assert!(second.stderr.contains("runs already"), "{}", second.stderr);
+    assert_eq!(place.run(&["daemon", "stop"]).status, 0);
+    assert!(explicit.wait().expect("it ends").success());
+}
+
+#[test]
+fn what_a_daemon_makes_is_private_whatever_the_umask() {
+    let place = Place::new();
+    let listing = place.command(&["list"]);
+    let mut loose = std::process::Command::new("sh");
+    loose.args(["-c", "umask 000; exec \"$0\" list"]).arg(listing.get_program()).env_clear();
+    loose.envs(listing.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert_eq!(Home::end(loose).status, 0);
+    for name in ["daemon.json", "daemon.log", "offshoot.db"] {
+        let mode = fs::metadata(place.home.state_dir().join(name)).expect("it was made").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{name}: {mode:o}");
+    }
+}
+
+#[test]
+fn an_explicit_daemon_takes_over_from_one_with_another_runtime_directory() {
+    let place = Place::new();
+    assert_eq!(place.run(&["list"]).status, 0);
+    let mut command = place.command(&["serve"]);
+    command.env("XDG_RUNTIME_DIR", place.home.dir.path().join("elsewhere")).stderr(Stdio::null());
+    let mut explicit = command.spawn().expect("it starts");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while place.daemon()["pid"].as_u64() != Some(explicit.id().into()) {
+        assert!(Instant::now() < deadline, "the explicit daemon does not serve");
+    }
     assert_eq!(place.run(&["daemon", "stop"]).status, 0);
     assert!(explicit.wait().expect("it ends").success());
 }

@@ -29,6 +29,16 @@ fn asking_for_the_daemon_starts_none() {
 }
 
 #[test]
+fn an_empty_variable_for_the_state_directory_is_none() {
+    let home = Home::new();
+    let mut command = home.command(&["daemon", "status"]);
+    command.env("OFFSHOOT_HOME", "");
+    let ended = Home::end(command);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains(".local/share/offshoot"), "{}", ended.stdout);
+}
+
+#[test]
 fn a_daemon_that_cannot_start_passes_its_reason_on() {
     let home = Home::new();
     let script = home.dir.path().join("agent");

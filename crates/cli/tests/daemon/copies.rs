@@ -51,3 +51,13 @@ fn a_stopped_vm_has_no_files_to_copy() {
     let refused = world.run(&["cp", "web:/etc/hosts", "x"]).exits(4);
     assert!(refused.stderr.contains("offshoot start web"), "{refused:#?}");
 }
+
+#[test]
+fn a_copy_of_nothing_says_so() {
+    let world = World::new();
+    world.run(&["create", "web", "--start"]).exits(0);
+    let socket = std::os::unix::net::UnixListener::bind(world.path("socket")).expect("make a socket");
+    let ended = world.run(&["cp", "socket", "web:/socket"]).exits(0);
+    assert!(ended.stderr.ends_with("skipped\ncopied nothing\n"), "{ended:#?}");
+    drop(socket);
+}
