@@ -13,6 +13,7 @@
 use crate::{
     GuestHealth, GuestView,
     core::Core,
+    machine::exit_words,
     tasks::TaskKind,
     trace::{Scope, TraceEvent},
 };
@@ -184,7 +185,7 @@ impl Dial {
         let reason = tokio::select! {
             biased;
             () = self.close.clone().cancelled_owned() => "it was stopped".to_owned(),
-            exit = ended(self.exit.clone()) => format!("{exit:?}"),
+            exit = ended(self.exit.clone()) => exit_words(Some(&exit)),
             never = self.keep() => match never {},
         };
         let last = self.publish.send_replace(LinkState::Ended { reason });

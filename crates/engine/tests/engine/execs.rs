@@ -190,6 +190,7 @@ async fn an_exec_is_answered_when_its_vm_stops_or_is_destroyed() {
         done.unwrap();
         let ExecEvent::Failed(failure) = ended.1 else { panic!("{:?}", ended.1) };
         assert!(failure.message.contains("VM `a` ended while this was running"), "{failure:?}");
+        assert!(!failure.message.contains("PoweredOff"), "words, not names from the code: {failure:?}");
     }
     leave(engine).await;
 }
