@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// The text was not an id of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a {kind} id (expected a UUID)")]
+#[error("`{text}` is not a valid {kind} id (expected a UUID)")]
 pub struct InvalidId {
     pub text: String,
     pub kind: &'static str,
