@@ -62,6 +62,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
             .hint("leave out `--tty` or `--json`")
             .into());
     }
+    if args.tty && args.interactive && !terminal::stdin_is_terminal() {
+        // The end of our input cannot be told to a program that reads a terminal; it would wait for ever.
+        return Err(usage("`--interactive --tty` needs a terminal as standard input")
+            .hint("leave out `--tty` to pass a file or a pipe")
+            .into());
+    }
     let client = context.client().await?;
     let connection = context.interrupt.race(open(&client, &args, json)).await;
     let connection = connection.map_err(|_| Stop::Interrupted)??;

@@ -124,6 +124,11 @@ async fn job(args: &Args) -> Result<Job> {
             })?;
             of_file(language, path, &args.argv).await
         }
+        (None, None) if args.lang.is_some() => {
+            Err(usage("`--lang` says how to run code or a file, not a command")
+                .hint("give code with `-c`, or leave out `--lang`")
+                .into())
+        }
         (None, None) => Ok(Job { argv: args.argv.clone(), files: Vec::new() }),
     }
 }
@@ -202,6 +207,11 @@ mod tests {
         assert!(parsed(&["--memory", "0", "-c", "1"]).is_err());
         assert!(parsed(&["--timeout", "0s", "-c", "1"]).is_err());
         assert!(parsed(&["--lang", "cobol", "-c", "1"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_language_for_a_command_is_refused_rather_than_ignored() {
+        assert!(job(&parsed(&["--lang", "python", "--", "echo", "hi"]).unwrap()).await.is_err());
     }
 
     #[tokio::test]

@@ -165,3 +165,11 @@ fn destroy_asks_on_a_terminal() {
     env.run(&["status", "a"]).exits(3);
     env.finish();
 }
+
+#[test]
+fn an_interactive_terminal_without_a_terminal_is_refused_at_once() {
+    let env = TestEnv::new();
+    env.run(&["create", "a"]).success();
+    env.run(&["exec", "-i", "-t", "a", "--", "bash"]).exits(125).stderr_has("--tty");
+    env.finish();
+}
