@@ -240,9 +240,11 @@ impl Machine {
     pub async fn record_instance(&mut self, record: InstanceRecord) -> Result<(), Failure> {
         let InstanceRecord { vm, generation, provider, isolation, .. } = record;
         let new = NewInstance::new(vm, generation, provider, isolation, &record)?;
-        self.core.store.record_instance(new).await?;
+        // Known before it is written: a caller dropped at the await below cannot tell whether the row is there,
+        // and only what is known is reclaimed and forgotten. Forgetting what was never written is no error.
         self.instances.retain(|known| known.generation != generation);
         self.instances.push(record);
+        self.core.store.record_instance(new).await?;
         (self.row.provider, self.row.isolation) = (provider, isolation);
         Ok(())
     }
