@@ -3,7 +3,10 @@
 //! Each transport converts to a [`Command`]; policy decides it; only an authorised command reaches the engine.
 //! Adding a variant does not compile until [`Command::action`] and [`Command::target`] say how it is judged.
 
-use crate::{ExecSpec, OperationId, VmId, VmName, VmSpec};
+use crate::{
+    ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, OperationId, RollbackTo, SnapshotKind,
+    SnapshotName, SnapshotRef, TransactionId, TrySpec, VmId, VmName, VmSpec,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -97,6 +100,91 @@ pub enum Command {
         vm: VmRef,
         port: u16,
     },
+    /// Keep a VM's present state.
+    Snapshot {
+        vm: VmRef,
+        name: Option<SnapshotName>,
+        kind: SnapshotKind,
+        note: Option<String>,
+    },
+    RemoveSnapshot {
+        snapshot: SnapshotRef,
+        /// Merge it into what depends on it rather than refuse.
+        prune: bool,
+    },
+    /// Read every byte of a snapshot and compare.
+    VerifySnapshot {
+        snapshot: SnapshotRef,
+    },
+    /// New VMs that continue from a VM's present state or from a snapshot.
+    Fork {
+        source: ForkSource,
+        /// `None`: the next free `VM-1`, `VM-2`, ...
+        name: Option<VmName>,
+        count: u32,
+    },
+    /// The VM continues from an earlier state; what it leaves can be gone back to by `Undo`.
+    Rollback {
+        vm: VmRef,
+        to: RollbackTo,
+    },
+    /// Takes back the last rollback, commit or race.
+    Undo {
+        vm: VmRef,
+    },
+    /// `Running` or `Paused` to `Suspended`: memory on disk, no process.
+    Suspend {
+        vm: VmRef,
+    },
+    /// Opens a transaction, or a savepoint within the one that is open.
+    Begin {
+        vm: VmRef,
+        parent: Option<TransactionId>,
+        deadline: Duration,
+    },
+    Commit {
+        vm: VmRef,
+        transaction: TransactionId,
+    },
+    RollbackTransaction {
+        vm: VmRef,
+        transaction: TransactionId,
+    },
+    /// One exec as a transaction.
+    Try {
+        vm: VmRef,
+        spec: Box<TrySpec>,
+    },
+    /// Run something in several forks; the VM continues as the winner.
+    Race {
+        vm: VmRef,
+        count: u32,
+        spec: Box<ExecSpec>,
+        /// Prints a number; the highest wins. Without it the first success does.
+        score: Option<ExecArgv>,
+    },
+    /// Run code in a live interpreter.
+    RunCode {
+        vm: VmRef,
+        code: Box<ContextCode>,
+    },
+    RemoveContext {
+        vm: VmRef,
+        context: ContextName,
+    },
+    RestartContext {
+        vm: VmRef,
+        context: ContextName,
+    },
+    /// What differs between two states: files, packages, processes.
+    Diff {
+        from: ForkSource,
+        to: ForkSource,
+    },
+    /// Read records of snapshots.
+    InspectSnapshot {
+        snapshot: SnapshotRef,
+    },
     /// Read records: VMs, operations, events, logs.
     Inspect {
         vm: Option<VmRef>,
@@ -137,13 +225,20 @@ pub enum Action {
     ReadFiles,
     WriteFiles,
     Connect,
+    Snapshot,
+    RemoveSnapshot,
+    Fork,
+    Rollback,
+    Suspend,
+    /// Begin, commit or roll back a transaction, with what a rollback of it may do.
+    Transact,
     Inspect,
     ManageImage,
     StopDaemon,
 }
 
 impl Action {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 20] = [
         Self::Create,
         Self::Start,
         Self::Stop,
@@ -155,6 +250,12 @@ impl Action {
         Self::ReadFiles,
         Self::WriteFiles,
         Self::Connect,
+        Self::Snapshot,
+        Self::RemoveSnapshot,
+        Self::Fork,
+        Self::Rollback,
+        Self::Suspend,
+        Self::Transact,
         Self::Inspect,
         Self::ManageImage,
         Self::StopDaemon,
@@ -173,6 +274,12 @@ impl Action {
             Self::ReadFiles => "read-files",
             Self::WriteFiles => "write-files",
             Self::Connect => "connect",
+            Self::Snapshot => "snapshot",
+            Self::RemoveSnapshot => "remove-snapshot",
+            Self::Fork => "fork",
+            Self::Rollback => "rollback",
+            Self::Suspend => "suspend",
+            Self::Transact => "transact",
             Self::Inspect => "inspect",
             Self::ManageImage => "manage-image",
             Self::StopDaemon => "stop-daemon",
@@ -192,6 +299,7 @@ pub enum Target {
     NewVm(VmName),
     Image(String),
     Operation(OperationId),
+    Snapshot(SnapshotRef),
     Daemon,
 }
 
@@ -209,7 +317,24 @@ impl Command {
             Self::Files { access: FileAccess::Read, .. } => Action::ReadFiles,
             Self::Files { access: FileAccess::Write, .. } => Action::WriteFiles,
             Self::Connect { .. } => Action::Connect,
-            Self::Inspect { .. } | Self::InspectOperation { .. } => Action::Inspect,
+            Self::Snapshot { .. } => Action::Snapshot,
+            Self::RemoveSnapshot { .. } => Action::RemoveSnapshot,
+            Self::Fork { .. } => Action::Fork,
+            Self::Rollback { .. } | Self::Undo { .. } => Action::Rollback,
+            Self::Suspend { .. } => Action::Suspend,
+            Self::Begin { .. } | Self::Commit { .. } | Self::RollbackTransaction { .. } => Action::Transact,
+            // A transaction runs what it is given: whoever may not exec may not try either.
+            Self::Try { .. }
+            | Self::Race { .. }
+            | Self::RunCode { .. }
+            | Self::RemoveContext { .. }
+            | Self::RestartContext { .. } => Action::Exec,
+            Self::Inspect { .. }
+            | Self::InspectOperation { .. }
+            | Self::InspectSnapshot { .. }
+            | Self::VerifySnapshot { .. } => Action::Inspect,
+            // It reads the files of both.
+            Self::Diff { .. } => Action::ReadFiles,
             Self::ManageImage { .. } => Action::ManageImage,
             Self::StopDaemon { .. } => Action::StopDaemon,
         }
@@ -228,7 +353,26 @@ impl Command {
             | Self::Attach { vm, .. }
             | Self::Files { vm, .. }
             | Self::Connect { vm, .. }
+            | Self::Snapshot { vm, .. }
+            | Self::Rollback { vm, .. }
+            | Self::Undo { vm }
+            | Self::Suspend { vm }
+            | Self::Begin { vm, .. }
+            | Self::Commit { vm, .. }
+            | Self::RollbackTransaction { vm, .. }
+            | Self::Try { vm, .. }
+            | Self::Race { vm, .. }
+            | Self::RunCode { vm, .. }
+            | Self::RemoveContext { vm, .. }
+            | Self::RestartContext { vm, .. }
+            | Self::Fork { source: ForkSource::Vm(vm), .. }
+            | Self::Diff { from: ForkSource::Vm(vm), .. }
             | Self::Inspect { vm: Some(vm) } => Target::Vm(vm.clone()),
+            Self::RemoveSnapshot { snapshot, .. }
+            | Self::VerifySnapshot { snapshot }
+            | Self::InspectSnapshot { snapshot }
+            | Self::Fork { source: ForkSource::Snapshot(snapshot), .. }
+            | Self::Diff { from: ForkSource::Snapshot(snapshot), .. } => Target::Snapshot(snapshot.clone()),
             Self::InspectOperation { id } => Target::Operation(*id),
             Self::ManageImage { image } => Target::Image(image.clone()),
             Self::Inspect { vm: None } | Self::StopDaemon { .. } => Target::Daemon,

@@ -34,6 +34,14 @@ codes! {
     StaleGeneration = "stale_generation", 409, 4, false;
     /// Another daemon or operation holds it.
     Busy = "busy", 409, 4, true;
+    /// A transaction owns the VM: name it, or wait for its end.
+    InTransaction = "in_transaction", 409, 4, true;
+    /// Something else still needs it: a snapshot's children, a VM's disk.
+    InUse = "in_use", 409, 4, false;
+    /// A snapshot's part is missing or does not match its hash.
+    Snapshot = "snapshot", 502, 8, false;
+    /// The guest did not confirm that it was renewed after a restore; nothing was handed out.
+    Thaw = "thaw", 502, 8, true;
     /// Policy said no.
     Denied = "denied", 403, 5, false;
     /// A deadline passed.

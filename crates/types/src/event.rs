@@ -1,6 +1,9 @@
 //! What happened, in the order it happened. Events are rows written in the transaction that changed the state.
 
-use crate::{Actor, EventId, Generation, OperationId, Owner, VmId, VmName, VmState};
+use crate::{
+    Actor, EventId, Generation, OperationId, Owner, SnapshotId, SnapshotName, SnapshotOrigin, TransactionEnd,
+    TransactionId, VmId, VmName, VmState,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +40,32 @@ pub enum EventKind {
     /// The VM's guest answers or has stopped answering, while its process lives.
     GuestHealth {
         responsive: bool,
+    },
+    SnapshotTaken {
+        snapshot: SnapshotId,
+        name: Option<SnapshotName>,
+        origin: SnapshotOrigin,
+    },
+    SnapshotRemoved {
+        snapshot: SnapshotId,
+    },
+    /// The VM continues from a snapshot; `undo` holds what it left.
+    RolledBack {
+        to: SnapshotId,
+        undo: Option<SnapshotId>,
+        generation: Generation,
+    },
+    /// The VM was made as a fork.
+    Forked {
+        from: SnapshotId,
+    },
+    TransactionBegun {
+        transaction: TransactionId,
+    },
+    TransactionEnded {
+        transaction: TransactionId,
+        #[serde(flatten)]
+        end: TransactionEnd,
     },
     /// Something an operator should see: a stray file, a low disk.
     Warning {

@@ -49,6 +49,10 @@ uuid_id!(/// One journaled change that somebody asked for.
     OperationId, "operation");
 uuid_id!(/// A node in the tree of states.
     SnapshotId, "snapshot");
+uuid_id!(/// One layer of a disk: what was written between two snapshots.
+    LayerId, "disk layer");
+uuid_id!(/// A span of changes to one VM that is kept or undone as a whole.
+    TransactionId, "transaction");
 uuid_id!(/// One process run in a VM.
     ExecId, "exec");
 uuid_id!(/// One request as the caller sees it; printed with every error.

@@ -5,6 +5,7 @@
 
 mod actor;
 mod command;
+mod context;
 mod error_code;
 mod event;
 mod exec;
@@ -14,19 +15,31 @@ mod isolation;
 mod name;
 mod operation;
 mod size;
+mod snapshot;
 mod spec;
 mod state;
+mod thaw;
+mod transaction;
 
 pub use actor::Actor;
 pub use command::{Action, Command, FileAccess, Target, VmRef};
+pub use context::{ContextCode, InvalidLanguage, Language};
 pub use error_code::{ErrorCode, Failure};
 pub use event::{Event, EventKind};
 pub use exec::{ExecArgv, ExecLimits, ExecSpec, ExecStatus, PtySize};
-pub use ids::{EventId, ExecId, ImageDigest, InvalidId, OperationId, RequestId, SnapshotId, VmId};
+pub use ids::{
+    EventId, ExecId, ImageDigest, InvalidId, LayerId, OperationId, RequestId, SnapshotId, TransactionId, VmId,
+};
 pub use image_ref::{ImageRef, InvalidImageRef};
 pub use isolation::{IsolationClass, ProviderChoice, ProviderKind, UnknownIsolation, UnknownProvider};
-pub use name::{InvalidName, Labels, NodeName, Owner, VmName};
+pub use name::{ContextName, InvalidName, Labels, NodeName, Owner, SnapshotName, VmName};
 pub use operation::{Operation, OperationKind, OperationOutcome, OperationState};
 pub use size::{Bytes, CpuCount, DiskMib, InvalidSize, MemMib};
+pub use snapshot::{
+    AutoSnapshot, ForkSource, InvalidSnapshotRef, RollbackTo, SnapshotKind, SnapshotOrigin, SnapshotPolicy,
+    SnapshotRef, SnapshotState,
+};
 pub use spec::{Lifetime, VmSpec};
 pub use state::{FailureReason, Generation, IllegalMove, VmState, VmStateName};
+pub use thaw::{Attestations, Interpreter, Reseeded, ThawHook};
+pub use transaction::{RollbackCause, TransactionEnd, TransactionState, TrySpec};

@@ -17,6 +17,17 @@ pub enum OperationKind {
     Destroy,
     Exec,
     WriteFiles,
+    Snapshot,
+    RemoveSnapshot,
+    /// The making of all forks of one request.
+    Fork,
+    Rollback,
+    Suspend,
+    /// A transaction from its beginning to its end.
+    Transaction,
+    Race,
+    /// Code run in a live interpreter, or the interpreter's own beginning and end.
+    Context,
     /// The daemon's own: bringing record and world together after a restart or an observed exit.
     Reconcile,
 }
@@ -33,6 +44,14 @@ impl fmt::Display for OperationKind {
             Self::Destroy => "destroy",
             Self::Exec => "exec",
             Self::WriteFiles => "write-files",
+            Self::Snapshot => "snapshot",
+            Self::RemoveSnapshot => "remove-snapshot",
+            Self::Fork => "fork",
+            Self::Rollback => "rollback",
+            Self::Suspend => "suspend",
+            Self::Transaction => "transaction",
+            Self::Race => "race",
+            Self::Context => "context",
             Self::Reconcile => "reconcile",
         })
     }

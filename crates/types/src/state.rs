@@ -1,7 +1,7 @@
 //! The state machine of a VM.
 //!
 //! ```text
-//! Creating -> Stopped -> Starting -> Running <-> Paused
+//! Creating -> Stopped -> Starting -> Running <-> Paused      (a fork: Creating -> Suspended)
 //!                ^                      |           |
 //!                |                      +-----+-----+----> Migrating -> Running (Running only)
 //!                +---- Stopping <-------------+
@@ -120,17 +120,19 @@ impl VmStateName {
     pub const fn may_become(self, to: Self) -> bool {
         use VmStateName::*;
         match self {
-            Creating => matches!(to, Stopped | Failed | Destroyed),
-            Stopped => matches!(to, Starting | Failed | Destroyed),
-            // `Stopped` undoes a start that was given up before the guest ran anything.
-            Starting => matches!(to, Running | Stopped | Failed | Destroyed),
+            // A fork is made with a memory to continue from.
+            Creating => matches!(to, Stopped | Suspended | Failed | Destroyed),
+            // A rollback gives a VM without process a memory to continue from.
+            Stopped => matches!(to, Starting | Suspended | Failed | Destroyed),
+            // `Stopped` and `Suspended` undo a start that was given up before the guest ran anything.
+            Starting => matches!(to, Running | Stopped | Suspended | Failed | Destroyed),
             Running => matches!(to, Paused | Suspending | Stopping | Migrating | Failed | Destroyed),
             Paused => matches!(to, Running | Suspending | Stopping | Failed | Destroyed),
             Suspending => matches!(to, Suspended | Running | Paused | Failed | Destroyed),
             Suspended => matches!(to, Starting | Stopped | Failed | Destroyed),
             Stopping => matches!(to, Stopped | Failed | Destroyed),
             Migrating => matches!(to, Running | Failed),
-            Failed => matches!(to, Starting | Stopped | Destroyed),
+            Failed => matches!(to, Starting | Stopped | Suspended | Destroyed),
             Destroyed => false,
         }
     }
@@ -203,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn creating_leads_only_to_stopped_or_away() {
+    fn creating_leads_only_to_rest_or_away() {
         let reachable: Vec<_> = VmStateName::ALL.into_iter().filter(|to| Creating.may_become(*to)).collect();
-        assert_eq!(reachable, [Stopped, Failed, Destroyed]);
+        assert_eq!(reachable, [Stopped, Suspended, Failed, Destroyed]);
     }
 }
