@@ -1,6 +1,8 @@
 //! What a decision may rest on besides actor and command. Gathered by the caller just before it asks.
 
-use offshoot_types::{Command, Generation, Labels, Owner, Target, VmId, VmName, VmRef, VmStateName};
+use offshoot_types::{
+    Command, Generation, Labels, Owner, SnapshotRef, Target, VmId, VmName, VmRef, VmStateName,
+};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -25,10 +27,14 @@ impl Facts {
     /// let a foreign VM through, so a mismatch is denied before any rule is asked.
     pub(crate) fn are_about(&self, command: &Command) -> bool {
         match (&self.vm, command.target()) {
-            (Some(vm), Target::Vm(VmRef::Id(id))) => vm.id == id,
-            (Some(vm), Target::Vm(VmRef::Name(name))) => vm.name == name,
-            // An operation belongs to some VM, which only the caller can look up.
-            (Some(_), Target::Operation(_)) => true,
+            (Some(vm), Target::Vm(named) | Target::Snapshot(SnapshotRef::Named { vm: named, .. })) => {
+                match named {
+                    VmRef::Id(id) => vm.id == id,
+                    VmRef::Name(name) => vm.name == name,
+                }
+            }
+            // An operation or snapshot belongs to some VM, which only the caller can look up.
+            (Some(_), Target::Operation(_) | Target::Snapshot(SnapshotRef::Id(_))) => true,
             (Some(_), Target::NewVm(_) | Target::Image(_) | Target::Daemon) => false,
             (None, _) => true,
         }
