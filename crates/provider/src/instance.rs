@@ -1,8 +1,9 @@
 //! The `Provider` and `Instance` traits: contracts, records and errors.
 
+use crate::memory::{Delta, Memory};
 use async_trait::async_trait;
 use offshoot_types::{
-    Bytes, CpuCount, Generation, ImageDigest, IsolationClass, MemMib, ProviderKind, VmId, VmName,
+    Bytes, CpuCount, Generation, ImageDigest, IsolationClass, MemMib, ProviderKind, SnapshotId, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt::Debug, path::PathBuf, time::Duration};
@@ -37,8 +38,7 @@ pub struct BootPlan {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub root: PathBuf,
-    /// qcow2 made by [`crate::disk::create_overlay`]; its header never comes from a guest.
-    pub data_disk: PathBuf,
+    pub disk: DiskStack,
     pub durability: Durability,
     pub memory: MemMib,
     pub cpus: CpuCount,
@@ -50,6 +50,75 @@ pub struct BootPlan {
     pub boot_deadline: Duration,
     /// `boot` fails rather than run anything weaker than this.
     pub min_isolation: Option<IsolationClass>,
+}
+
+/// A data disk: layers over an image's disk template. Every layer is a qcow2 file made by [`crate::disk`]; no byte of
+/// its header ever comes from a guest, and the VMM is told the whole stack, so nothing in a header is believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStack {
+    /// Newest first. The first one alone is written to; the others are frozen and may be shared.
+    pub layers: Vec<PathBuf>,
+    /// Raw, shared by all VMs of the image.
+    pub template: PathBuf,
+}
+
+impl DiskStack {
+    /// The layer the VM writes to.
+    pub fn top(&self) -> Option<&PathBuf> {
+        self.layers.first()
+    }
+}
+
+/// Everything needed to continue a VM, or a copy of it, from a checkpoint.
+#[derive(Debug, Clone)]
+pub struct RestorePlan {
+    /// As for a boot. Kernel and initramfs are in the memory already and not opened; `boot_deadline` is that of the
+    /// load. The disk's first layer is a new one above the checkpoint's frozen layer.
+    pub boot: BootPlan,
+    /// As [`Checkpoint`] left it; verified by the caller.
+    pub device_state: PathBuf,
+    pub memory: Memory,
+}
+
+impl RestorePlan {
+    /// What the instance's record says of its memory: see [`InstanceRecord::memory_base`].
+    pub fn memory_base(&self) -> Option<SnapshotId> {
+        self.memory.base_id()
+    }
+}
+
+/// What to do once the state has been taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterCheckpoint {
+    /// The CPUs go on, if they ran before.
+    Continue,
+    /// The CPUs stand still until [`Instance::resume`] or the end.
+    Hold,
+}
+
+/// What to take of a VM's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointPlan {
+    /// Where the device state is written as `device.state`. Private to this checkpoint; made by the caller, 0700.
+    pub dir: PathBuf,
+    /// Without it only the disk's layer is frozen.
+    pub memory: bool,
+    /// The new first layer, made by [`crate::disk::create_layer`] above the present one: the VM writes there afterwards.
+    /// A path that is the VM's first layer already changes nothing, so that a repeated checkpoint is harmless.
+    pub next_layer: PathBuf,
+    pub then: AfterCheckpoint,
+}
+
+/// A VM's state at one instant.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// `None` if only the disk was asked for.
+    pub memory: Option<Delta>,
+    /// How long the CPUs stood still for it; zero if they did before.
+    pub paused: Duration,
+    /// Size of the device state.
+    pub device_state: Bytes,
 }
 
 /// What a guest's `fsync` on its data disk means.
@@ -72,6 +141,9 @@ pub struct InstanceRecord {
     pub generation: Generation,
     pub state_dir: PathBuf,
     pub runtime_dir: PathBuf,
+    /// The snapshot whose complete memory this process maps, and its next checkpoint's delta is against; `None`: zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_base: Option<SnapshotId>,
 }
 
 /// How a VMM process ended.
@@ -219,6 +291,23 @@ pub trait Provider: Send + Sync + Debug {
     /// On failure everything this call made is gone, or is named in `BootError::undo.failed`.
     async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError>;
 
+    /// As [`boot`](Self::boot), continuing from a checkpoint: returns when the CPUs run. The guest's user processes are
+    /// still frozen then, as they were when the checkpoint was taken; thawing them is the caller's (guest-proto).
+    async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
+        Err(BootError {
+            step: BootStep::Probe,
+            message: format!(
+                "restoring VM `{}` is not supported by provider `{}`",
+                plan.boot.name,
+                self.kind()
+            ),
+            hint: None,
+            console_tail: Vec::new(),
+            undo: UndoReport::default(),
+            source: None,
+        })
+    }
+
     /// Finds a recorded instance again after a daemon restart. Never signals a process it cannot prove to be
     /// the recorded one.
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError>;
@@ -241,6 +330,13 @@ pub trait Instance: Send + Sync + Debug {
     async fn resume(&self) -> Result<(), InstanceError>;
     /// What the VMM says, not what was last asked of it.
     async fn is_paused(&self) -> Result<bool, InstanceError>;
+
+    /// Takes the VM's state while its CPUs stand still, as short as its written pages allow. On failure the VM runs on
+    /// (or stands still, if it did before) on its old disk layer or on the new one: both are right, for the new one is
+    /// above the old. If the answer is lost the same plan may be asked for again.
+    async fn checkpoint(&self, _plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
+        Err(InstanceError::Unsupported { operation: "taking a checkpoint", provider: self.record().provider })
+    }
 
     /// Ends the VMM: waits `grace` for an exit already under way (the guest was asked to power off), then VMM
     /// quit, TERM and KILL, each rung with its own deadline. Returns once the process is observed gone.

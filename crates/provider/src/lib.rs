@@ -16,13 +16,16 @@ pub mod disk;
 pub mod fake;
 pub mod instance;
 pub mod keeper;
+pub mod memory;
 mod os;
+pub mod parts;
 pub mod process;
 pub mod qemu;
 mod task;
 pub mod vm;
 
 pub use instance::{
-    Adoption, BootError, BootPlan, BootStep, Capabilities, Diagnostics, Durability, Exit, GuestIo, Instance,
-    InstanceError, InstanceRecord, Provider, ReclaimReport, StopReport, StopStep, UndoReport, Usage,
+    Adoption, AfterCheckpoint, BootError, BootPlan, BootStep, Capabilities, Checkpoint, CheckpointPlan,
+    Diagnostics, DiskStack, Durability, Exit, GuestIo, Instance, InstanceError, InstanceRecord, Provider,
+    ReclaimReport, RestorePlan, StopReport, StopStep, UndoReport, Usage,
 };

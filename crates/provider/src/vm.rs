@@ -13,7 +13,10 @@
 //! Every move consumes the handle, so there is no call on a state that has passed. A move that fails gives the
 //! handle back unchanged together with the error, because the VM is still what it was.
 
-use crate::{Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, StopReport, Usage};
+use crate::{
+    AfterCheckpoint, Checkpoint, CheckpointPlan, Diagnostics, Exit, GuestIo, Instance, InstanceError,
+    InstanceRecord, StopReport, Usage,
+};
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -92,8 +95,27 @@ impl<S: State> Vm<S> {
     }
 }
 
+impl<S: State> Vm<S> {
+    /// Takes the state and goes on as before. See [`Instance::checkpoint`].
+    pub async fn checkpoint(&self, plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
+        self.instance.checkpoint(&CheckpointPlan { then: AfterCheckpoint::Continue, ..plan.clone() }).await
+    }
+}
+
 impl Vm<Running> {
-    /// For an instance as `Provider::boot` returns it.
+    /// Takes the state and stands still: what was taken stays the truth until the VM is resumed.
+    pub async fn checkpoint_and_hold(
+        self,
+        plan: &CheckpointPlan,
+    ) -> Result<(Vm<Paused>, Checkpoint), Kept<Running>> {
+        let plan = CheckpointPlan { then: AfterCheckpoint::Hold, ..plan.clone() };
+        match self.instance.checkpoint(&plan).await {
+            Ok(checkpoint) => Ok((Vm::assume(self.instance), checkpoint)),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// For an instance as `Provider::boot` or `Provider::restore` returns it.
     pub fn booted(instance: Box<dyn Instance>) -> Self {
         Self::assume(instance.into())
     }

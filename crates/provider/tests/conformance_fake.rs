@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use offshoot_provider::{
-    BootPlan, Durability, InstanceRecord, Provider,
+    BootPlan, DiskStack, Durability, InstanceRecord, Provider,
     conformance::Harness,
     fake::{FakeHost, FakeProvider},
 };
@@ -31,7 +31,7 @@ impl Harness for Fake {
             kernel: directory.join("kernel"),
             initramfs: directory.join("initramfs"),
             root: directory.join("root"),
-            data_disk: directory.join("disk"),
+            disk: DiskStack { layers: vec![directory.join("disk")], template: directory.join("template") },
             durability: Durability::Volatile,
             memory: MemMib::MIN,
             cpus: CpuCount::ONE,
@@ -50,6 +50,7 @@ impl Harness for Fake {
             generation: plan.generation,
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
+            memory_base: None,
         }
     }
 

@@ -273,7 +273,7 @@ async fn real_vm_second_start_on_same_disk_refused() {
     let plan = real.plan();
     let _first = boot(&real, &plan).await;
     let mut other = real.plan();
-    other.data_disk.clone_from(&plan.data_disk);
+    other.disk.clone_from(&plan.disk);
     let error = real.provider().boot(&other).await.expect_err("refused");
     assert_eq!(error.step, BootStep::Keeper);
     assert!(error.message.contains("keeper-real-vm.json"), "names the holder: {}", error.message);
@@ -292,7 +292,7 @@ async fn real_vm_failed_boots_say_why_and_leave_nothing() {
     let cases: [(Damage, BootStep, &str); 4] = [
         (|plan, garbage| plan.kernel = garbage.into(), BootStep::Vmm, "kernel"),
         (|plan, _| plan.root = "/no/such/root".into(), BootStep::Vmm, "/no/such/root"),
-        (|plan, garbage| plan.data_disk = garbage.into(), BootStep::Keeper, "data disk"),
+        (|plan, garbage| plan.disk.layers = vec![garbage.into()], BootStep::Keeper, "data disk"),
         (|plan, _| plan.runtime_dir = "/no/such/directory".into(), BootStep::Keeper, "keeper"),
     ];
     for (damage, step, said) in cases {

@@ -34,7 +34,7 @@ pub(super) async fn two_starts_of_one_instance_or_disk_are_refused(harness: &dyn
     ensure!(error.undo.failed.is_empty(), "undo failed: {:?}", error.undo);
 
     let mut other = harness.plan();
-    other.data_disk.clone_from(&plan.data_disk);
+    other.disk.clone_from(&plan.disk);
     let second = harness.provider().boot(&other).await;
     let error = second.err().ok_or_else(|| Violation::new("a second start on one disk succeeded"))?;
     ensure!(error.to_string().contains("in use by"), "the refusal does not name a holder: {error}");

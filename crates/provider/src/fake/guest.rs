@@ -67,6 +67,7 @@ impl Services for Guest {
             boot_id: self.boot_id.clone(),
             kernel_release: KERNEL.into(),
             ready_ms: 0,
+            frozen: false,
         })
     }
 

@@ -115,7 +115,7 @@ impl FakeHost {
             if (machine.record.vm, machine.record.generation) == key {
                 return Err(Refusal::InUse);
             }
-            if machine.data_disk == plan.data_disk {
+            if machine.disk.top() == plan.disk.top() {
                 return Err(Refusal::DiskInUse(machine.record.clone()));
             }
         }
@@ -127,6 +127,7 @@ impl FakeHost {
             generation: plan.generation,
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
+            memory_base: None,
         };
         let guest = Guest::new(format!("fake-boot-{}", state.boots), plan.memory.bytes().0);
         let yields_to = match fault {
@@ -134,7 +135,7 @@ impl FakeHost {
             _ => StopStep::VmmQuit,
         };
         let silent = fault == Some(BootFault::SilentGuest);
-        let machine = Machine::start(record, plan.data_disk.clone(), guest, silent, yields_to);
+        let machine = Machine::start(record, plan.disk.clone(), guest, silent, yields_to);
         state.machines.insert(key, machine.clone());
         Ok(machine)
     }

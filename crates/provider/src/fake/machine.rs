@@ -2,14 +2,14 @@
 
 use super::{guest::Guest, host::FakeHost, pipe::Pausable};
 use crate::{
-    Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, StopReport, StopStep, Usage,
+    Diagnostics, DiskStack, Exit, GuestIo, Instance, InstanceError, InstanceRecord, StopReport, StopStep,
+    Usage,
     task::{Task, spawn},
 };
 use async_trait::async_trait;
 use offshoot_guest_proto::server;
 use std::{
     io,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ const PIPE: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Machine {
     pub record: InstanceRecord,
-    pub data_disk: PathBuf,
+    pub disk: DiskStack,
     guest: Arc<Guest>,
     silent: bool,
     /// The rung of the stop ladder that first has an effect.
@@ -33,14 +33,14 @@ pub(super) struct Machine {
 impl Machine {
     pub fn start(
         record: InstanceRecord,
-        data_disk: PathBuf,
+        disk: DiskStack,
         guest: Guest,
         silent: bool,
         yields_to: StopStep,
     ) -> Arc<Self> {
         let machine = Arc::new(Self {
             record,
-            data_disk,
+            disk,
             guest: Arc::new(guest),
             silent,
             yields_to,

@@ -72,7 +72,8 @@ impl Provider for FakeProvider {
             let message = match refusal {
                 Refusal::InUse => format!("`{}` is in use by a keeper that lives", plan.state_dir.display()),
                 Refusal::DiskInUse(holder) => {
-                    format!("the data disk `{}` is in use by {}", plan.data_disk.display(), holder.vm)
+                    let disk = plan.disk.top().map(|path| path.display().to_string()).unwrap_or_default();
+                    format!("the data disk `{disk}` is in use by {}", holder.vm)
                 }
             };
             Self::failure(BootStep::Keeper, message, none())

@@ -19,6 +19,8 @@ pub(crate) const QMP_FD: RawFd = 3;
 pub(crate) const CONSOLE_FD: RawFd = 4;
 /// A listening socket: the VMM accepts one connection at a time, which the keeper makes.
 pub(crate) const CHANNEL_FD: RawFd = 5;
+/// The data disk's first layer when the VMM starts, as the VMM knows it.
+pub(crate) const DISK_NODE: &str = "data";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,9 +1,9 @@
 //! QEMU's command line, from top to bottom. One function writes it; each block is one part of the machine.
 
 use super::tsc;
-use crate::{BootPlan, Durability, disk::Overlay, keeper::spec};
+use crate::{BootPlan, DiskStack, Durability, keeper::spec};
 use offshoot_types::{Bytes, IsolationClass, MemMib, VmName};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Name of the agent's port, as the guest looks it up.
@@ -40,7 +40,7 @@ pub(super) fn memory_limit(memory: MemMib, accelerator: Accelerator) -> Bytes {
     Bytes(memory.bytes().0 + ((translation + OVERHEAD) << 20))
 }
 
-pub(super) fn build(plan: &BootPlan, overlay: &Overlay, accelerator: Accelerator) -> Vec<String> {
+pub(super) fn build(plan: &BootPlan, accelerator: Accelerator) -> Vec<String> {
     let mut line = Line::default();
     // First, so that a list of processes shows it.
     line.pair("-name", format!("{},debug-threads=on", plan.name));
@@ -56,7 +56,7 @@ pub(super) fn build(plan: &BootPlan, overlay: &Overlay, accelerator: Accelerator
 
     // Disks. Drivers and the backing file are said, never probed. The guest finds them by serial number.
     root_disk(&mut line, &plan.root);
-    data_disk(&mut line, plan, overlay);
+    data_disk(&mut line, &plan.disk, plan.durability);
 
     // The channel: the keeper has connected to this listening socket before QEMU starts.
     line.pair("-device", "virtio-serial-device");
@@ -118,23 +118,38 @@ fn root_disk(line: &mut Line, path: &Path) {
     line.pair("-blockdev", file).pair("-device", "virtio-blk-device,drive=root,serial=root");
 }
 
-fn data_disk(line: &mut Line, plan: &BootPlan, overlay: &Overlay) {
+fn data_disk(line: &mut Line, disk: &DiskStack, durability: Durability) {
+    let template = json!({
+        "driver": "raw", "read-only": true,
+        "file": { "driver": "file", "filename": disk.template, "read-only": true, "locking": "off" },
+    });
+    // From the oldest layer to the one that is written to. Frozen layers are shared by VMs, so nobody locks them here.
+    let frozen = disk.layers.iter().skip(1).rev().fold(template, |below, path| {
+        json!({
+            "driver": "qcow2", "read-only": true,
+            "file": { "driver": "file", "filename": path, "read-only": true, "locking": "off" },
+            "backing": below,
+        })
+    });
+    let Some(top) = disk.top() else { return };
+    let mut top = layer(top, durability, spec::DISK_NODE);
+    top["backing"] = frozen;
+    line.pair("-blockdev", top)
+        .pair("-device", format!("virtio-blk-device,drive={},serial=data", spec::DISK_NODE));
+}
+
+/// A layer that is written to, apart from what it is over.
+fn layer(path: &Path, durability: Durability, node: &str) -> Value {
     // A guest's fsync reaches the host's disk, at the price of one there, unless the VM is destroyed with its
     // request anyway. A boot takes less than a tenth of a second longer for it.
-    let volatile = plan.durability == Durability::Volatile;
-    let cache = json!({ "direct": false, "no-flush": volatile });
-    let file = json!({
-        "driver": "qcow2", "node-name": "data", "cache": cache, "discard": "unmap",
+    let cache = json!({ "direct": false, "no-flush": durability == Durability::Volatile });
+    json!({
+        "driver": "qcow2", "node-name": node, "cache": cache, "discard": "unmap",
         // The keeper holds a lock that can name its holder; this one also keeps other programs out.
         "file": {
-            "driver": "file", "filename": plan.data_disk, "cache": cache, "discard": "unmap", "locking": "auto",
+            "driver": "file", "filename": path, "cache": cache, "discard": "unmap", "locking": "auto",
         },
-        "backing": {
-            "driver": "raw", "read-only": true,
-            "file": { "driver": "file", "filename": overlay.template, "read-only": true, "locking": "off" },
-        },
-    });
-    line.pair("-blockdev", file).pair("-device", "virtio-blk-device,drive=data,serial=data");
+    })
 }
 
 fn kernel(line: &mut Line, kernel: &Path, initramfs: &Path, arguments: &str) {
@@ -179,7 +194,7 @@ impl Line {
 mod tests {
     use super::*;
     use offshoot_types::{CpuCount, Generation, VmId};
-    use std::{path::PathBuf, time::Duration};
+    use std::time::Duration;
 
     fn line(accelerator: Accelerator, durability: Durability) -> Vec<String> {
         let plan = BootPlan {
@@ -190,7 +205,10 @@ mod tests {
             kernel: "/i/vmlinux".into(),
             initramfs: "/i/initramfs".into(),
             root: "/i/a, b.erofs".into(),
-            data_disk: "/s/disk.qcow2".into(),
+            disk: DiskStack {
+                layers: vec!["/s/new.qcow2".into(), "/s/old.qcow2".into()],
+                template: "/i/template".into(),
+            },
             durability,
             memory: MemMib::from_mib(256).unwrap(),
             cpus: CpuCount::ONE,
@@ -199,8 +217,7 @@ mod tests {
             boot_deadline: Duration::from_secs(30),
             min_isolation: None,
         };
-        let overlay = Overlay { size: Bytes(1 << 30), template: PathBuf::from("/i/template") };
-        build(&plan, &overlay, accelerator)
+        build(&plan, accelerator)
     }
 
     fn value<'a>(line: &'a [String], flag: &str, nth: usize) -> &'a str {
@@ -226,8 +243,13 @@ mod tests {
         assert_eq!(root["read-only"], true);
         let data: serde_json::Value = serde_json::from_str(value(&line, "-blockdev", 1)).unwrap();
         assert_eq!(data["driver"], "qcow2");
-        assert_eq!(data["backing"]["driver"], "raw");
-        assert_eq!(data["backing"]["file"]["filename"], "/i/template");
+        assert_eq!(data["file"]["filename"], "/s/new.qcow2");
+        let frozen = &data["backing"];
+        assert_eq!(frozen["file"]["filename"], "/s/old.qcow2");
+        assert_eq!((&frozen["driver"], &frozen["read-only"]), (&json!("qcow2"), &json!(true)));
+        assert_eq!(frozen["file"]["read-only"], true);
+        assert_eq!(frozen["backing"]["driver"], "raw");
+        assert_eq!(frozen["backing"]["file"]["filename"], "/i/template");
         assert_eq!(data["cache"]["no-flush"], false, "a guest's fsync is honoured");
     }
 

@@ -168,8 +168,9 @@ impl QemuProvider {
                 ))
             });
         }
-        let overlay = disk::inspect(&plan.data_disk)
+        disk::check(&plan.disk)
             .map_err(|error| with_source(BootStep::Keeper, "the data disk cannot be used".into(), error))?;
+        let data_disk = plan.disk.layers.first().cloned().unwrap_or_default();
         let spec = Spec {
             vm: plan.vm,
             name: plan.name.clone(),
@@ -177,9 +178,9 @@ impl QemuProvider {
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
             program: qemu.program,
-            arguments: command_line::build(plan, &overlay, accelerator),
+            arguments: command_line::build(plan, accelerator),
             harmless_stderr: vec![command_line::HARMLESS.into()],
-            data_disk: plan.data_disk.clone(),
+            data_disk,
             durability: plan.durability,
             limits: Limits {
                 memory: command_line::memory_limit(plan.memory, accelerator),
@@ -259,6 +260,7 @@ impl Provider for QemuProvider {
             generation: plan.generation,
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
+            memory_base: None,
         };
         let launched = keeper::launch(&self.options.offshoot_exe, &spec, plan.boot_deadline).await;
         let error = match launched {

@@ -5,7 +5,7 @@
 use async_trait::async_trait;
 use offshoot_image::{AgentBinary, Image, Store};
 use offshoot_provider::{
-    BootPlan, Durability, InstanceRecord, Provider,
+    BootPlan, DiskStack, Durability, InstanceRecord, Provider,
     conformance::Harness,
     disk,
     process::ProcessId,
@@ -119,7 +119,7 @@ impl Harness for Real {
             kernel: image().kernel(),
             initramfs: image().initramfs(),
             root: image().root(),
-            data_disk,
+            disk: DiskStack { layers: vec![data_disk], template: image().disk() },
             durability: Durability::Flushed,
             memory: MemMib::from_mib(256).unwrap(),
             cpus: CpuCount::ONE,
@@ -140,6 +140,7 @@ impl Harness for Real {
             generation: plan.generation,
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
+            memory_base: None,
         }
     }
 
