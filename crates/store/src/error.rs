@@ -1,8 +1,10 @@
 //! What can go wrong, by what the caller can do about it.
 
 use crate::LedgerExceeded;
+use jiff::Timestamp;
 use offshoot_types::{
-    ErrorCode, Failure, Generation, IllegalMove, OperationId, Owner, VmId, VmName, VmStateName,
+    ErrorCode, Failure, Generation, IllegalMove, OperationId, Owner, SnapshotId, SnapshotName, TransactionId,
+    VmId, VmName, VmStateName,
 };
 use std::path::PathBuf;
 
@@ -65,6 +67,16 @@ pub enum StoreError {
     NoProcessInState { vm: VmId, state: VmStateName },
     #[error("VM {vm} cannot be destroyed while an instance of generation {generation} is recorded")]
     InstanceRecorded { vm: VmId, generation: Generation },
+    #[error("VM {vm} has a snapshot `{name}` already ({by})")]
+    SnapshotNameTaken { vm: VmId, name: SnapshotName, by: SnapshotId },
+    #[error("snapshot {snapshot} is damaged: a part of it is missing or does not match its hash")]
+    SnapshotDamaged { snapshot: SnapshotId },
+    #[error("{what} is needed by {}", by.join(", "))]
+    InUse { what: String, by: Vec<String> },
+    #[error("transaction {transaction} owns VM {vm} until it ends, {deadline} at the latest")]
+    InTransaction { vm: VmId, transaction: TransactionId, deadline: Timestamp },
+    #[error("transaction {transaction} has ended")]
+    TransactionEnded { transaction: TransactionId },
     #[error("operation {operation} has ended")]
     OperationEnded { operation: OperationId },
     #[error("step {position} of operation {operation} is {found}, so it cannot become {to}")]
@@ -105,7 +117,11 @@ impl StoreError {
             Self::StaleGeneration { .. } => ErrorCode::StaleGeneration,
             Self::IllegalMove { .. } | Self::NoProcessInState { .. } => ErrorCode::WrongState,
             Self::InstanceRecorded { .. } => ErrorCode::Busy,
-            Self::KeyReused { .. } => ErrorCode::AlreadyExists,
+            Self::KeyReused { .. } | Self::SnapshotNameTaken { .. } => ErrorCode::AlreadyExists,
+            Self::SnapshotDamaged { .. } => ErrorCode::Snapshot,
+            Self::InUse { .. } => ErrorCode::InUse,
+            Self::InTransaction { .. } => ErrorCode::InTransaction,
+            Self::TransactionEnded { .. } => ErrorCode::WrongState,
             Self::Invalid { .. } => ErrorCode::InvalidArgument,
             Self::Corrupt { .. } | Self::WriterFailed { .. } | Self::Closed => ErrorCode::Unavailable,
             Self::OperationEnded { .. } | Self::StepOrder { .. } | Self::Database { .. } => {
@@ -123,6 +139,11 @@ impl StoreError {
             Self::Full { path, .. } => format!("free space on the filesystem of {}", path.display()),
             Self::Corrupt { .. } => "stop the daemon and restore the file from a backup".to_owned(),
             Self::WriterFailed { .. } => "check the disk (dmesg), then restart the daemon".to_owned(),
+            Self::SnapshotNameTaken { name, .. } => {
+                format!("choose another name, or remove `{name}` first with `offshoot snapshot rm`")
+            }
+            Self::InUse { .. } => "remove what needs it first, or merge it with `--prune`".to_owned(),
+            Self::InTransaction { .. } => "carry its id, or wait for its end".to_owned(),
             Self::KeyReused { .. } => "use a new key for a new request".to_owned(),
             _ => return None,
         })

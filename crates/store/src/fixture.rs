@@ -99,6 +99,8 @@ pub(crate) fn new_vm(name: &str) -> NewVm {
         spec,
         provider: ProviderKind::Fake,
         isolation: IsolationClass::EmulatedVm,
+        memory: None,
+        position: None,
     }
 }
 
@@ -136,5 +138,5 @@ pub(crate) fn move_to(vm: VmId, expected: Generation, to: VmState) -> Move {
 
 pub(crate) fn instance(vm: VmId, generation: Generation) -> NewInstance {
     let record = serde_json::json!({ "state_dir": format!("vms/{vm}/g{generation}") });
-    NewInstance::new(vm, generation, ProviderKind::Qemu, IsolationClass::HardwareVm, &record).unwrap()
+    NewInstance::new(vm, generation, ProviderKind::Qemu, IsolationClass::HardwareVm, None, &record).unwrap()
 }

@@ -2,10 +2,10 @@
 
 use crate::{
     StoreError, Tx, View,
-    row::{json, named, parsed, time, to_json, to_name},
+    row::{json, named, parsed, parsed_option, time, to_json, to_name},
 };
 use jiff::Timestamp;
-use offshoot_types::{Generation, IsolationClass, ProviderKind, VmId};
+use offshoot_types::{Generation, IsolationClass, ProviderKind, SnapshotId, VmId};
 use rusqlite::{Row, params};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -17,6 +17,8 @@ pub struct NewInstance {
     pub generation: Generation,
     pub provider: ProviderKind,
     pub isolation: IsolationClass,
+    /// The snapshot whose complete memory the process maps; `None`: it began with zeros.
+    pub memory_base: Option<SnapshotId>,
     pub record: Value,
 }
 
@@ -26,11 +28,12 @@ impl NewInstance {
         generation: Generation,
         provider: ProviderKind,
         isolation: IsolationClass,
+        memory_base: Option<SnapshotId>,
         record: &impl Serialize,
     ) -> Result<Self, StoreError> {
         let record = serde_json::to_value(record)
             .map_err(|error| StoreError::Invalid { what: "instance record", detail: error.to_string() })?;
-        Ok(Self { vm, generation, provider, isolation, record })
+        Ok(Self { vm, generation, provider, isolation, memory_base, record })
     }
 }
 
@@ -40,6 +43,7 @@ pub struct InstanceRow {
     pub generation: Generation,
     pub provider: ProviderKind,
     pub isolation: IsolationClass,
+    pub memory_base: Option<SnapshotId>,
     pub record: Value,
     pub recorded: Timestamp,
 }
@@ -54,7 +58,7 @@ impl InstanceRow {
     }
 }
 
-const COLUMNS: &str = "vm, generation, provider, isolation, record, recorded";
+const COLUMNS: &str = "vm, generation, provider, isolation, memory_base, record, recorded";
 
 fn from_row(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
     Ok(InstanceRow {
@@ -62,6 +66,7 @@ fn from_row(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
         generation: Generation(row.get("generation")?),
         provider: named(row, "provider")?,
         isolation: named(row, "isolation")?,
+        memory_base: parsed_option(row, "memory_base")?,
         record: json(row, "record")?,
         recorded: time(row, "recorded")?,
     })
@@ -89,10 +94,14 @@ impl Tx<'_> {
             return Err(StoreError::NoProcessInState { vm: vm.id, state: vm.state.name() });
         }
         let (provider, isolation) = (to_name(&instance.provider), to_name(&instance.isolation));
-        let sql = "INSERT INTO instances (vm, generation, provider, isolation, record, recorded)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        if let Some(base) = instance.memory_base {
+            self.expect_snapshot(base)?;
+        }
+        let sql = "INSERT INTO instances (vm, generation, provider, isolation, record, recorded, memory_base)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
             ON CONFLICT (vm, generation) DO UPDATE SET provider = excluded.provider,
-                isolation = excluded.isolation, record = excluded.record, recorded = excluded.recorded";
+                isolation = excluded.isolation, record = excluded.record, recorded = excluded.recorded,
+                memory_base = excluded.memory_base";
         let params = params![
             instance.vm.to_string(),
             instance.generation.0,
@@ -100,6 +109,7 @@ impl Tx<'_> {
             isolation,
             to_json(&instance.record),
             self.now_micros(),
+            instance.memory_base.map(|base| base.to_string()),
         ];
         self.execute("record an instance", sql, params)?;
         let sql = "UPDATE vms SET provider = ?2, isolation = ?3 WHERE id = ?1";

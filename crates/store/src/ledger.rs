@@ -1,8 +1,8 @@
 //! What may be promised in all. Checked in the transaction that makes the promise, so two requests can never
 //! both get the last of something.
 
-use crate::{StoreError, View};
-use offshoot_types::{Bytes, VmSpec, VmStateName};
+use crate::{StoreError, Tx, View};
+use offshoot_types::{Bytes, VmId, VmSpec, VmStateName};
 use rusqlite::params;
 use std::fmt;
 
@@ -14,10 +14,20 @@ pub struct Limits {
     pub memory: Bytes,
     /// Full size of all data disks, whatever part of it is written.
     pub disk: Bytes,
+    /// Size of all snapshots; `None`: as much as the disk holds.
+    pub snapshots: Option<Bytes>,
+    /// Size of the snapshots of any one VM.
+    pub snapshots_per_vm: Option<Bytes>,
 }
 
 impl Limits {
-    pub const UNBOUNDED: Self = Self { vms: u64::MAX, memory: Bytes(u64::MAX), disk: Bytes(u64::MAX) };
+    pub const UNBOUNDED: Self = Self {
+        vms: u64::MAX,
+        memory: Bytes(u64::MAX),
+        disk: Bytes(u64::MAX),
+        snapshots: None,
+        snapshots_per_vm: None,
+    };
 }
 
 /// What is promised now, under the same rules as [`Limits`].
@@ -26,13 +36,18 @@ pub struct LedgerUse {
     pub vms: u64,
     pub memory: Bytes,
     pub disk: Bytes,
+    pub snapshots: Bytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LedgerResource {
     Vms,
     Memory,
+    /// Memory for a second instance of a VM beside the one it has.
+    MemoryBeside,
     Disk,
+    Snapshots,
+    SnapshotsOfVm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -46,17 +61,18 @@ pub struct LedgerExceeded {
 impl fmt::Display for LedgerExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { resource, limit, in_use, asked } = *self;
-        match resource {
-            LedgerResource::Vms => write!(f, "no VM is left: {in_use} of {limit} exist"),
-            LedgerResource::Memory | LedgerResource::Disk => write!(
-                f,
-                "not enough {}: {} asked, {} of {} promised already",
-                if resource == LedgerResource::Memory { "memory" } else { "disk" },
-                Bytes(asked),
-                Bytes(in_use),
-                Bytes(limit)
-            ),
-        }
+        let what = match resource {
+            LedgerResource::Vms => return write!(f, "no VM is left: {in_use} of {limit} exist"),
+            LedgerResource::Memory => "not enough memory",
+            LedgerResource::MemoryBeside => {
+                "not enough memory to run the VM's new state beside its present one"
+            }
+            LedgerResource::Disk => "not enough disk",
+            LedgerResource::Snapshots => "no room for the snapshot",
+            LedgerResource::SnapshotsOfVm => "no room for the snapshot among those of its VM",
+        };
+        let (asked, in_use, limit) = (Bytes(asked), Bytes(in_use), Bytes(limit));
+        write!(f, "{what}: {asked} asked, {in_use} of {limit} promised already")
     }
 }
 
@@ -65,6 +81,12 @@ impl LedgerExceeded {
         match self.resource {
             LedgerResource::Vms => "destroy a VM that is no longer needed, or raise the limit of the daemon",
             LedgerResource::Memory => "stop a VM, ask for less memory, or raise the limit of the daemon",
+            LedgerResource::MemoryBeside => {
+                "the VM runs on as it was; stop another one, or raise the limit of the daemon"
+            }
+            LedgerResource::Snapshots | LedgerResource::SnapshotsOfVm => {
+                "remove snapshots that are no longer needed, or raise the limit of the daemon"
+            }
             LedgerResource::Disk => "destroy a VM, ask for a smaller disk, or raise the limit of the daemon",
         }
     }
@@ -87,11 +109,13 @@ impl View<'_> {
                 coalesce(sum(memory_mib * max(
                     state IN (SELECT value FROM json_each(?1)),
                     (SELECT count(*) FROM instances WHERE instances.vm = vms.id))), 0),
-                coalesce(sum(disk_mib), 0)
+                coalesce(sum(disk_mib), 0),
+                (SELECT coalesce(sum(size), 0) FROM snapshots)
             FROM vms WHERE state <> 'destroyed'";
         let used = self.one("sum the ledger", sql, params![holding], |row| {
             let mib = |index| row.get::<_, u64>(index).map(|mib| Bytes(mib << 20));
-            Ok(LedgerUse { vms: row.get(0)?, memory: mib(1)?, disk: mib(2)? })
+            let snapshots = Bytes(row.get(3)?);
+            Ok(LedgerUse { vms: row.get(0)?, memory: mib(1)?, disk: mib(2)?, snapshots })
         })?;
         Ok(used.unwrap_or_default())
     }
@@ -106,6 +130,37 @@ impl View<'_> {
 
     pub(crate) fn admit_start(&self, limits: &Limits, memory: Bytes) -> Result<(), StoreError> {
         check(LedgerResource::Memory, limits.memory.0, self.ledger()?.memory.0, memory.0)?;
+        Ok(())
+    }
+
+    /// `replaced` is what the snapshot was counted with so far.
+    pub(crate) fn admit_snapshot(
+        &self,
+        limits: &Limits,
+        vm: VmId,
+        size: Bytes,
+        replaced: Bytes,
+    ) -> Result<(), StoreError> {
+        for (resource, limit, only) in [
+            (LedgerResource::SnapshotsOfVm, limits.snapshots_per_vm, Some(vm)),
+            (LedgerResource::Snapshots, limits.snapshots, None),
+        ] {
+            let Some(limit) = limit else { continue };
+            let sql = "SELECT coalesce(sum(size), 0) FROM snapshots WHERE ?1 IS NULL OR vm = ?1";
+            let params = params![only.map(|vm| vm.to_string())];
+            let used = self.one("sum the snapshots", sql, params, |row| row.get::<_, u64>(0))?.unwrap_or(0);
+            check(resource, limit.0, used.saturating_sub(replaced.0), size.0)?;
+        }
+        Ok(())
+    }
+}
+
+impl Tx<'_> {
+    /// Admits a second instance of a VM beside the one it has. Call it in the transaction that records that instance,
+    /// before: once recorded, the ledger counts it.
+    pub fn admit_beside(&self, vm: VmId) -> Result<(), StoreError> {
+        let (memory, limits) = (self.expect_vm(vm)?.spec.memory.bytes(), self.limits());
+        check(LedgerResource::MemoryBeside, limits.memory.0, self.ledger()?.memory.0, memory.0)?;
         Ok(())
     }
 }

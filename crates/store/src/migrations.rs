@@ -19,6 +19,7 @@ macro_rules! migrations {
 
 migrations! {
     1 => "0001_initial.sql",
+    2 => "0002_branches.sql",
 }
 
 /// The newest schema this program knows.

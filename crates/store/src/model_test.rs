@@ -133,6 +133,8 @@ async fn take(step: &Step, f: &mut Fixture, model: &mut Model) {
                 assert!(matches!(answer, Err(StoreError::IllegalMove { .. })), "{answer:?}");
             } else if to == VmStateName::Starting && memory + (256 << 20) > MEMORY {
                 assert!(matches!(answer, Err(StoreError::Ledger(_))), "{answer:?}");
+            } else if to == VmStateName::Suspended {
+                assert!(matches!(answer, Err(StoreError::Invalid { what: "state", .. })), "{answer:?}");
             } else if to == VmStateName::Destroyed && !vm.instances.is_empty() {
                 assert!(matches!(answer, Err(StoreError::InstanceRecorded { .. })), "{answer:?}");
             } else {
@@ -220,7 +222,7 @@ proptest! {
     fn the_store_agrees_with_its_model(steps in prop::collection::vec(step(), 1..80)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let limits = Limits { vms: MAX_VMS, memory: Bytes(MEMORY), disk: Bytes(u64::MAX) };
+            let limits = Limits { vms: MAX_VMS, memory: Bytes(MEMORY), ..Limits::UNBOUNDED };
             let mut f = Fixture::with_limits(limits);
             let mut model = Model::default();
             for step in &steps {

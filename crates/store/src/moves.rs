@@ -1,7 +1,9 @@
 //! Moving a VM through its state machine: row, event and audit row in one transaction.
 
 use crate::{AuditDecision, AuditEntry, NewEvent, StoreError, Tx, row::to_json};
-use offshoot_types::{Actor, EventKind, Generation, OperationId, VmId, VmState, VmStateName};
+use offshoot_types::{
+    Actor, EventKind, Generation, OperationId, RollbackCause, TransactionEnd, VmId, VmState, VmStateName,
+};
 use rusqlite::params;
 
 /// One move. `expected` is the generation the mover believes the VM to be at; if that is old, so are its reasons.
@@ -37,6 +39,13 @@ impl Tx<'_> {
                 if let Some(instance) = self.instances_of(*id)?.into_iter().next() {
                     return Err(StoreError::InstanceRecorded { vm: *id, generation: instance.generation });
                 }
+                // Its state is gone, and with it whatever they would have gone back to.
+                self.end_transactions_of(&vm, &TransactionEnd::RolledBack { cause: RollbackCause::Asked })?;
+                self.let_go(*id)?;
+            }
+            VmStateName::Suspended if vm.memory.is_none() => {
+                let detail = format!("VM {id} has no memory to continue from");
+                return Err(StoreError::Invalid { what: "state", detail });
             }
             _ => {}
         }
@@ -84,6 +93,13 @@ impl Tx<'_> {
             *operation,
         )?;
         Ok(generation)
+    }
+
+    /// A destroyed VM needs neither disk nor snapshots; its row stays while somebody refers to it.
+    fn let_go(&self, vm: VmId) -> Result<(), StoreError> {
+        self.forget_contexts(vm)?;
+        let sql = "UPDATE vms SET layer = NULL, memory = NULL, position = NULL WHERE id = ?1";
+        self.execute("let go of a VM's state", sql, params![vm.to_string()]).map(drop)
     }
 }
 

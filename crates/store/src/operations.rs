@@ -273,13 +273,15 @@ impl Tx<'_> {
             updated: self.now(),
         };
         let (_, name) = self.whose(&operation)?;
-        self.emit(&NewEvent {
+        let event = self.emit(&NewEvent {
             owner: new.owner.clone(),
             vm: new.vm.zip(name),
             operation: Some(new.id),
             actor: new.actor.clone(),
             kind: EventKind::OperationStarted { kind: new.kind },
         })?;
+        let sql = "UPDATE operations SET begun = ?2 WHERE id = ?1";
+        self.execute("place an operation in order", sql, params![new.id.to_string(), event.0])?;
         Ok(operation)
     }
 

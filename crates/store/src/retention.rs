@@ -26,7 +26,7 @@ pub struct Retention {
     pub audit: Keep,
 }
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for Retention {
     fn default() -> Self {
@@ -113,7 +113,9 @@ impl Tx<'_> {
 
     fn prune_operations(&self, keep: Keep) -> Result<u64, StoreError> {
         let sql = "DELETE FROM operations WHERE id IN (
-            SELECT id FROM operations WHERE phase = 'ended' AND (updated < ?1 OR id <= coalesce(
+            SELECT id FROM operations WHERE phase = 'ended' AND NOT EXISTS (
+                SELECT 1 FROM transactions WHERE transactions.operation = operations.id AND end IS NULL)
+            AND (updated < ?1 OR id <= coalesce(
                 (SELECT id FROM operations WHERE phase = 'ended' ORDER BY id DESC LIMIT 1 OFFSET ?2), ''))
             ORDER BY id LIMIT ?3)";
         let params = params![self.before(keep), count_bound(keep), BATCH];
@@ -125,6 +127,7 @@ impl Tx<'_> {
             AND NOT EXISTS (SELECT 1 FROM operations WHERE operations.vm = vms.id)
             AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.vm = vms.id)
             AND NOT EXISTS (SELECT 1 FROM snapshots WHERE snapshots.vm = vms.id)
+            AND NOT EXISTS (SELECT 1 FROM transactions WHERE transactions.vm = vms.id)
             AND NOT EXISTS (SELECT 1 FROM contexts WHERE contexts.vm = vms.id) LIMIT ?1)";
         Ok(self.execute("prune destroyed VMs", sql, params![BATCH])? as u64)
     }
@@ -157,7 +160,7 @@ impl Tx<'_> {
     }
 }
 
-fn count_bound(keep: Keep) -> i64 {
+pub(crate) fn count_bound(keep: Keep) -> i64 {
     keep.max_count.and_then(|count| i64::try_from(count).ok()).unwrap_or(i64::MAX)
 }
 

@@ -1,17 +1,25 @@
 //! The handle every other crate holds.
 
 use crate::{
-    AuditEntry, AuditHead, AuditRow, AuditVerdict, Begun, Clock, EventPage, InstanceRow, LedgerUse, Limits,
-    Move, NewEvent, NewInstance, NewOperation, NewVm, OpenError, OperationFilter, Pruned, Retention, Step,
-    StoreError, SystemClock, Tx, View, VmRecord, database,
+    AuditEntry, AuditHead, AuditRow, AuditVerdict, Begun, Clock, ContextRecord, EventPage, InstanceRow,
+    LayerRecord, LedgerUse, Limits, Move, NewEvent, NewInstance, NewLayer, NewOperation, NewSnapshot,
+    NewTransaction, NewVm, OpenError, OperationFilter, Pruned, Retention, SnapshotRecord, SnapshotRetention,
+    SnapshotUser, Step, StoreError, Switch, SystemClock, TransactionRecord, Tx, View, VmRecord, database,
     readers::Readers,
     writer::{Message, QUEUE, Request, Writer},
 };
+use jiff::Timestamp;
 use offshoot_types::{
-    EventId, Generation, ImageDigest, Operation, OperationId, OperationOutcome, Owner, VmId, VmRef,
+    Actor, Bytes, ContextName, EventId, Generation, ImageDigest, Language, LayerId, Operation, OperationId,
+    OperationOutcome, Owner, SnapshotId, SnapshotPolicy, SnapshotRef, TransactionEnd, TransactionId, VmId,
+    VmRef,
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 #[derive(Debug, Clone)]
@@ -169,6 +177,91 @@ impl Store {
     pub async fn forget_instance(&self, vm: VmId, generation: Generation) -> Result<(), StoreError> {
         self.transaction(move |tx| tx.forget_instance(vm, generation)).await
     }
+    /// See [`Tx::add_layer`].
+    pub async fn add_layer(&self, layer: NewLayer) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.add_layer(&layer)).await
+    }
+    /// See [`Tx::forget_layer`].
+    pub async fn forget_layer(&self, id: LayerId) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.forget_layer(id)).await
+    }
+    /// See [`Tx::add_snapshot`].
+    pub async fn add_snapshot(
+        &self,
+        snapshot: NewSnapshot,
+        operation: OperationId,
+        actor: Actor,
+    ) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.add_snapshot(&snapshot, operation, &actor)).await
+    }
+    /// See [`Tx::snapshot_durable`].
+    pub async fn snapshot_durable(
+        &self,
+        id: SnapshotId,
+        manifest: Value,
+        size: Bytes,
+    ) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.snapshot_durable(id, &manifest, size)).await
+    }
+    /// See [`Tx::snapshot_damaged`].
+    pub async fn snapshot_damaged(&self, id: SnapshotId) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.snapshot_damaged(id)).await
+    }
+    /// See [`Tx::remove_snapshot`].
+    pub async fn remove_snapshot(
+        &self,
+        id: SnapshotId,
+        operation: OperationId,
+        actor: Actor,
+    ) -> Result<Option<SnapshotRecord>, StoreError> {
+        self.transaction(move |tx| tx.remove_snapshot(id, operation, &actor)).await
+    }
+    /// See [`Tx::set_vm_memory`].
+    pub async fn set_vm_memory(&self, vm: VmId, memory: Option<SnapshotId>) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.set_vm_memory(vm, memory)).await
+    }
+    /// See [`Tx::set_vm_policy`].
+    pub async fn set_vm_policy(&self, vm: VmId, policy: SnapshotPolicy) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.set_vm_policy(vm, policy)).await
+    }
+    /// See [`Tx::keep_vms`].
+    pub async fn keep_vms(
+        &self,
+        vms: Vec<VmId>,
+        operation: OperationId,
+        actor: Actor,
+    ) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.keep_vms(&vms, operation, &actor)).await
+    }
+    /// See [`Tx::switch_vm`].
+    pub async fn switch_vm(&self, switch: Switch) -> Result<Generation, StoreError> {
+        self.transaction(move |tx| tx.switch_vm(&switch)).await
+    }
+    /// See [`Tx::begin_transaction`].
+    pub async fn begin_transaction(&self, transaction: NewTransaction) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.begin_transaction(&transaction)).await
+    }
+    /// See [`Tx::transaction_rolling_back`].
+    pub async fn transaction_rolling_back(&self, id: TransactionId) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.transaction_rolling_back(id)).await
+    }
+    /// See [`Tx::end_transaction`].
+    pub async fn end_transaction(&self, id: TransactionId, end: TransactionEnd) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.end_transaction(id, &end)).await
+    }
+    /// See [`Tx::put_context`].
+    pub async fn put_context(
+        &self,
+        vm: VmId,
+        name: ContextName,
+        language: Language,
+    ) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.put_context(vm, &name, language)).await
+    }
+    /// See [`Tx::forget_context`].
+    pub async fn forget_context(&self, vm: VmId, name: ContextName) -> Result<(), StoreError> {
+        self.transaction(move |tx| tx.forget_context(vm, &name)).await
+    }
     /// See [`Tx::emit`].
     pub async fn emit(&self, event: NewEvent) -> Result<EventId, StoreError> {
         self.transaction(move |tx| tx.emit(&event)).await
@@ -245,6 +338,65 @@ impl Store {
     /// See [`View::instances_of`].
     pub async fn instances_of(&self, vm: VmId) -> Result<Vec<InstanceRow>, StoreError> {
         self.read(move |view| view.instances_of(vm)).await
+    }
+    /// See [`View::layer_chain`].
+    pub async fn layer_chain(&self, id: LayerId) -> Result<Vec<LayerRecord>, StoreError> {
+        self.read(move |view| view.layer_chain(id)).await
+    }
+    /// See [`View::unused_layers`].
+    pub async fn unused_layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
+        self.read(|view| view.unused_layers()).await
+    }
+    /// See [`View::snapshot`].
+    pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>, StoreError> {
+        self.read(move |view| view.snapshot(id)).await
+    }
+    /// See [`View::find_snapshot`].
+    pub async fn find_snapshot(
+        &self,
+        snapshot: SnapshotRef,
+        owner: Owner,
+    ) -> Result<Option<SnapshotRecord>, StoreError> {
+        self.read(move |view| view.find_snapshot(&snapshot, &owner)).await
+    }
+    /// See [`View::snapshots`].
+    pub async fn snapshots(&self, vm: Option<VmId>) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.read(move |view| view.snapshots(vm)).await
+    }
+    /// See [`View::snapshot_users`].
+    pub async fn snapshot_users(&self, id: SnapshotId) -> Result<Vec<SnapshotUser>, StoreError> {
+        self.read(move |view| view.snapshot_users(id)).await
+    }
+    /// See [`View::snapshots_to_expire`].
+    pub async fn snapshots_to_expire(
+        &self,
+        keep: SnapshotRetention,
+        now: Timestamp,
+    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.read(move |view| view.snapshots_to_expire(&keep, now)).await
+    }
+    /// See [`View::transaction`].
+    pub async fn transaction_record(
+        &self,
+        id: TransactionId,
+    ) -> Result<Option<TransactionRecord>, StoreError> {
+        self.read(move |view| view.transaction(id)).await
+    }
+    /// See [`View::open_transactions`].
+    pub async fn open_transactions(&self, vm: VmId) -> Result<Vec<TransactionRecord>, StoreError> {
+        self.read(move |view| view.open_transactions(vm)).await
+    }
+    /// See [`View::all_open_transactions`].
+    pub async fn all_open_transactions(&self) -> Result<Vec<TransactionRecord>, StoreError> {
+        self.read(|view| view.all_open_transactions()).await
+    }
+    /// See [`View::contexts`].
+    pub async fn contexts(&self, vm: VmId) -> Result<Vec<ContextRecord>, StoreError> {
+        self.read(move |view| view.contexts(vm)).await
+    }
+    /// See [`View::undone`].
+    pub async fn undone(&self, vm: VmId) -> Result<BTreeMap<OperationId, OperationId>, StoreError> {
+        self.read(move |view| view.undone(vm)).await
     }
     /// See [`View::events`].
     pub async fn events(&self, after: EventId, limit: u32) -> Result<EventPage, StoreError> {

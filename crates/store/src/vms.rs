@@ -2,12 +2,14 @@
 
 use crate::{
     AuditDecision, AuditEntry, Begun, NewEvent, NewOperation, StoreError, Tx, View,
-    row::{json, named, parsed, time, time_option, to_json, to_name},
+    note::Subject,
+    row::{json, named, parsed, parsed_option, time, time_option, to_json, to_name},
 };
 use jiff::Timestamp;
 use offshoot_types::{
-    EventKind, Generation, ImageDigest, IsolationClass, Labels, NodeName, Owner, ProviderKind, VmId, VmName,
-    VmRef, VmSpec, VmState, VmStateName,
+    Actor, EventKind, Generation, ImageDigest, IsolationClass, Labels, LayerId, Lifetime, NodeName,
+    OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy, VmId, VmName, VmRef, VmSpec,
+    VmState, VmStateName,
 };
 use rusqlite::{Row, params};
 use std::collections::BTreeSet;
@@ -31,6 +33,13 @@ pub struct VmRecord {
     pub updated: Timestamp,
     /// Since when it runs without interruption; `None` without a process.
     pub started: Option<Timestamp>,
+    /// The disk layer it writes to; `None` until its disk is recorded, and once it is destroyed.
+    pub layer: Option<LayerId>,
+    /// What it continues from when it is started; `None`: it boots.
+    pub memory: Option<SnapshotId>,
+    /// Where it stands in the tree of states: the parent of its next snapshot.
+    pub position: Option<SnapshotId>,
+    pub policy: SnapshotPolicy,
 }
 
 /// A VM to be made. Name, image, sizes and labels are those of its spec.
@@ -42,10 +51,14 @@ pub struct NewVm {
     pub spec: VmSpec,
     pub provider: ProviderKind,
     pub isolation: IsolationClass,
+    /// Of a fork: what it continues from; `None`: it boots.
+    pub memory: Option<SnapshotId>,
+    /// Of a fork: the snapshot it was made from.
+    pub position: Option<SnapshotId>,
 }
 
 const COLUMNS: &str = "id, name, owner, labels, node, spec, provider, isolation, state, failure, generation, \
-     created, updated, started";
+     created, updated, started, layer, memory, position, policy";
 
 fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
     let state = match named::<VmStateName>(row, "state")? {
@@ -75,6 +88,10 @@ fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
         created: time(row, "created")?,
         updated: time(row, "updated")?,
         started: time_option(row, "started")?,
+        layer: parsed_option(row, "layer")?,
+        memory: parsed_option(row, "memory")?,
+        position: parsed_option(row, "position")?,
+        policy: json(row, "policy")?,
     })
 }
 
@@ -113,9 +130,9 @@ impl View<'_> {
         Ok(vms)
     }
 
-    /// Images some VM that is not destroyed was made from; these must not be removed.
+    /// Images some VM that is not destroyed was made from, or some disk layer lies over; these must not be removed.
     pub fn images_in_use(&self) -> Result<BTreeSet<ImageDigest>, StoreError> {
-        let sql = "SELECT DISTINCT image FROM vms WHERE state <> 'destroyed'";
+        let sql = "SELECT image FROM vms WHERE state <> 'destroyed' UNION SELECT image FROM layers";
         let images = self.many("list images in use", sql, [], |row| parsed(row, "image"))?;
         Ok(images.into_iter().collect())
     }
@@ -142,6 +159,9 @@ impl Tx<'_> {
             return Err(StoreError::NameTaken { name, owner, by: other.id });
         }
         self.admit_create(self.limits(), &vm.spec)?;
+        for snapshot in [vm.memory, vm.position].into_iter().flatten() {
+            self.expect_usable_snapshot(snapshot)?;
+        }
         self.insert_vm(vm)?;
         let begun = self.insert_operation(operation)?;
         let kind = EventKind::StateChanged {
@@ -174,8 +194,9 @@ impl Tx<'_> {
 
     fn insert_vm(&self, vm: &NewVm) -> Result<(), StoreError> {
         let sql = "INSERT INTO vms (id, owner, labels, node, name, spec, image, memory_mib, cpus, disk_mib,
-                provider, isolation, state, failure, generation, created, updated, started)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'creating', NULL, 1, ?13, ?13, NULL)";
+                provider, isolation, state, failure, generation, created, updated, started, memory, position)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'creating', NULL, 1, ?13, ?13, NULL,
+                ?14, ?15)";
         let spec = &vm.spec;
         let params = params![
             vm.id.to_string(),
@@ -191,8 +212,51 @@ impl Tx<'_> {
             to_name(&vm.provider),
             to_name(&vm.isolation),
             self.now_micros(),
+            vm.memory.map(|snapshot| snapshot.to_string()),
+            vm.position.map(|snapshot| snapshot.to_string()),
         ];
         self.execute("record a new VM", sql, params).map(drop)
+    }
+
+    /// What the VM continues from when it is started next; `None`: it boots.
+    pub fn set_vm_memory(&self, vm: VmId, memory: Option<SnapshotId>) -> Result<(), StoreError> {
+        self.expect_vm(vm)?;
+        if let Some(snapshot) = memory {
+            let snapshot = self.expect_usable_snapshot(snapshot)?;
+            if snapshot.kind != SnapshotKind::Full {
+                let detail = format!("snapshot {} has no memory to continue from", snapshot.id);
+                return Err(StoreError::Invalid { what: "snapshot", detail });
+            }
+        }
+        let sql = "UPDATE vms SET memory = ?2 WHERE id = ?1";
+        let params = params![vm.to_string(), memory.map(|snapshot| snapshot.to_string())];
+        self.execute("set a VM's memory", sql, params).map(drop)
+    }
+
+    pub fn set_vm_policy(&self, vm: VmId, policy: SnapshotPolicy) -> Result<(), StoreError> {
+        self.expect_vm(vm)?;
+        let sql = "UPDATE vms SET policy = ?2 WHERE id = ?1";
+        self.execute("set a VM's snapshot policy", sql, params![vm.to_string(), to_json(&policy)]).map(drop)
+    }
+
+    /// VMs that were made for one request belong to nobody but their owner from here on: all of them or, if the
+    /// transaction is not kept, none. One that is kept already stays as it is.
+    pub fn keep_vms(&self, vms: &[VmId], operation: OperationId, actor: &Actor) -> Result<(), StoreError> {
+        for id in vms {
+            let mut vm = self.expect_vm(*id)?;
+            if vm.spec.lifetime == Lifetime::Kept {
+                continue;
+            }
+            vm.spec.lifetime = Lifetime::Kept;
+            let sql = "UPDATE vms SET spec = ?2 WHERE id = ?1";
+            self.execute("keep a VM", sql, params![id.to_string(), to_json(&vm.spec)])?;
+            if let Some(from) = vm.position {
+                let detail = format!("`{}` was made from snapshot {from} and is kept", vm.name);
+                let subject = Subject { vm: &vm, operation: Some(operation), actor };
+                self.note(&subject, EventKind::Forked { from }, "forked", id.to_string(), detail)?;
+            }
+        }
+        Ok(())
     }
 }
 

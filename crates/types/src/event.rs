@@ -1,8 +1,8 @@
 //! What happened, in the order it happened. Events are rows written in the transaction that changed the state.
 
 use crate::{
-    Actor, EventId, Generation, OperationId, Owner, SnapshotId, SnapshotName, SnapshotOrigin, TransactionEnd,
-    TransactionId, VmId, VmName, VmState,
+    Actor, EventId, Generation, OperationId, Owner, SnapshotId, SnapshotName, SnapshotOrigin, SnapshotState,
+    TransactionEnd, TransactionId, VmId, VmName, VmState,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,12 @@ pub enum EventKind {
     SnapshotTaken {
         snapshot: SnapshotId,
         name: Option<SnapshotName>,
+        origin: SnapshotOrigin,
+    },
+    /// It became durable or damaged, or is kept for another reason than before.
+    SnapshotChanged {
+        snapshot: SnapshotId,
+        state: SnapshotState,
         origin: SnapshotOrigin,
     },
     SnapshotRemoved {

@@ -1,0 +1,203 @@
+//! Disk layers: what was written between two snapshots, as files that lie over each other.
+//!
+//! ```text
+//!   VM a --writes to--> top ----parent----> frozen <----parent---- top <--writes to-- VM b (a fork)
+//!                                              ^
+//!                              snapshot -------+ names the disk as it was
+//! ```
+//! A layer is recorded before its file is made and forgotten after the file was seen gone. Chains are read from here
+//! and never from the files' headers.
+
+use crate::{
+    StoreError, Tx, View,
+    row::{json, parsed, parsed_option, time, to_json},
+};
+use jiff::Timestamp;
+use offshoot_types::{DiskMib, ImageDigest, Labels, LayerId, NodeName, OperationId, Owner, VmId};
+use rusqlite::{Row, params};
+
+/// A layer about to be made. Its file is that of `image`'s disk template where neither it nor a layer below was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewLayer {
+    pub id: LayerId,
+    pub owner: Owner,
+    pub node: NodeName,
+    /// `None`: it lies directly over the image's template.
+    pub parent: Option<LayerId>,
+    pub image: ImageDigest,
+    /// Relative to the state directory; no other layer has it.
+    pub path: String,
+    /// What the guest sees, whatever part of it is written.
+    pub size: DiskMib,
+    /// Who makes it: until this operation has ended, [`View::unused_layers`] leaves the layer out.
+    pub operation: Option<OperationId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerRecord {
+    pub id: LayerId,
+    pub owner: Owner,
+    pub labels: Labels,
+    pub node: NodeName,
+    pub parent: Option<LayerId>,
+    pub image: ImageDigest,
+    pub path: String,
+    pub size: DiskMib,
+    pub operation: Option<OperationId>,
+    /// Nobody writes to it any more, ever.
+    pub frozen: bool,
+    pub created: Timestamp,
+}
+
+const COLUMNS: &str = "id, owner, labels, node, parent, image, path, size_mib, operation, frozen, created";
+
+fn from_row(row: &Row<'_>) -> Result<LayerRecord, rusqlite::Error> {
+    let size = DiskMib::from_mib(row.get("size_mib")?);
+    let size = size.map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Integer, Box::new(error))
+    })?;
+    Ok(LayerRecord {
+        id: parsed(row, "id")?,
+        owner: parsed(row, "owner")?,
+        labels: json(row, "labels")?,
+        node: parsed(row, "node")?,
+        parent: parsed_option(row, "parent")?,
+        image: parsed(row, "image")?,
+        path: row.get("path")?,
+        size,
+        operation: parsed_option(row, "operation")?,
+        frozen: row.get("frozen")?,
+        created: time(row, "created")?,
+    })
+}
+
+impl View<'_> {
+    pub fn layer(&self, id: LayerId) -> Result<Option<LayerRecord>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM layers WHERE id = ?1");
+        self.one("read a disk layer", &sql, params![id.to_string()], from_row)
+    }
+
+    /// A layer and all it lies over, newest first: the disk, as a VMM is told of it. Empty if there is no such layer.
+    pub fn layer_chain(&self, id: LayerId) -> Result<Vec<LayerRecord>, StoreError> {
+        let sql = format!(
+            "WITH RECURSIVE chain (link, depth) AS (
+                SELECT ?1, 0 UNION ALL
+                SELECT layers.parent, depth + 1 FROM chain JOIN layers ON layers.id = link
+                WHERE layers.parent IS NOT NULL)
+             SELECT {COLUMNS} FROM chain JOIN layers ON layers.id = link ORDER BY depth"
+        );
+        self.many("read a disk's layers", &sql, params![id.to_string()], from_row)
+    }
+
+    /// Layers neither a VM nor a snapshot needs, those lying over others first, so that they can be forgotten in this
+    /// order. What an unfinished operation made is not among them: it may be about to be used.
+    pub fn unused_layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
+        let sql = format!(
+            "WITH RECURSIVE needed (link) AS (
+                SELECT layer FROM vms WHERE layer IS NOT NULL UNION
+                SELECT layer FROM snapshots UNION
+                SELECT layers.id FROM layers JOIN operations ON operations.id = layers.operation
+                    WHERE operations.phase <> 'ended' UNION
+                SELECT layers.parent FROM needed JOIN layers ON layers.id = link
+                    WHERE layers.parent IS NOT NULL),
+             unused (link, depth) AS (
+                SELECT id, 0 FROM layers WHERE id NOT IN (SELECT link FROM needed) UNION ALL
+                SELECT layers.parent, depth + 1 FROM unused JOIN layers ON layers.id = link
+                    WHERE layers.parent IS NOT NULL AND layers.parent NOT IN (SELECT link FROM needed))
+             SELECT {COLUMNS} FROM (SELECT link, max(depth) AS depth FROM unused GROUP BY link)
+                JOIN layers ON layers.id = link ORDER BY depth, id"
+        );
+        self.many("list unused disk layers", &sql, [], from_row)
+    }
+
+    pub(crate) fn expect_layer(&self, id: LayerId) -> Result<LayerRecord, StoreError> {
+        self.layer(id)?.ok_or_else(|| StoreError::NotFound { what: "disk layer", id: id.to_string() })
+    }
+
+    /// Who needs a layer, in words.
+    fn layer_users(&self, id: LayerId) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT 'VM ' || name AS user FROM vms WHERE layer = ?1 UNION ALL
+            SELECT 'snapshot ' || id FROM snapshots WHERE layer = ?1 UNION ALL
+            SELECT 'disk layer ' || id FROM layers WHERE parent = ?1";
+        self.many("find who needs a disk layer", sql, params![id.to_string()], |row| row.get("user"))
+    }
+}
+
+impl Tx<'_> {
+    /// Records a layer that is about to be made. Repeating it changes nothing; another layer of this id is refused.
+    pub fn add_layer(&self, layer: &NewLayer) -> Result<(), StoreError> {
+        let NewLayer { id, owner, node, parent, image, path, size, operation } = layer;
+        let invalid = |detail: String| StoreError::Invalid { what: "disk layer", detail };
+        if let Some(found) = self.layer(*id)? {
+            let same = (&found.parent, &found.image, &found.path, &found.size) == (parent, image, path, size);
+            return if same { Ok(()) } else { Err(invalid(format!("{id} is recorded already, as another"))) };
+        }
+        if path.is_empty() || path.starts_with('/') || path.split('/').any(|part| part == "..") {
+            return Err(invalid(format!("`{path}` does not lie in the state directory")));
+        }
+        if let Some(parent) = parent {
+            let below = self.expect_layer(*parent)?;
+            if below.image != *image || below.size > *size {
+                let detail = format!("{id} does not fit over {parent}: another image, or a smaller disk");
+                return Err(invalid(detail));
+            }
+        }
+        let sql =
+            "INSERT INTO layers (id, owner, labels, node, parent, image, path, size_mib, operation, created)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        let params = params![
+            id.to_string(),
+            owner.as_str(),
+            to_json(&Labels::new()),
+            node.as_str(),
+            parent.map(|parent| parent.to_string()),
+            image.to_string(),
+            path,
+            size.mib(),
+            operation.map(|operation| operation.to_string()),
+            self.now_micros(),
+        ];
+        self.execute("record a disk layer", sql, params).map(drop)
+    }
+
+    /// From now on nobody writes to it. Repeating it changes nothing; there is no way back.
+    pub fn freeze_layer(&self, id: LayerId) -> Result<(), StoreError> {
+        self.expect_layer(id)?;
+        let sql = "UPDATE layers SET frozen = 1 WHERE id = ?1";
+        self.execute("freeze a disk layer", sql, params![id.to_string()]).map(drop)
+    }
+
+    /// Which layer a VM writes to from now on. Refused if it is frozen or another VM's.
+    pub fn set_vm_layer(&self, vm: VmId, layer: LayerId) -> Result<(), StoreError> {
+        self.expect_vm(vm)?;
+        let record = self.expect_layer(layer)?;
+        if record.frozen {
+            let detail = format!("{layer} is frozen, so VM {vm} cannot write to it");
+            return Err(StoreError::Invalid { what: "disk layer", detail });
+        }
+        let sql = "SELECT name FROM vms WHERE layer = ?1 AND id <> ?2";
+        let other = self.one(
+            "find who writes to a disk layer",
+            sql,
+            params![layer.to_string(), vm.to_string()],
+            |row| row.get::<_, String>("name"),
+        )?;
+        if let Some(name) = other {
+            let (what, by) = (format!("disk layer {layer}"), vec![format!("VM {name}")]);
+            return Err(StoreError::InUse { what, by });
+        }
+        let sql = "UPDATE vms SET layer = ?2 WHERE id = ?1";
+        self.execute("set a VM's disk layer", sql, params![vm.to_string(), layer.to_string()]).map(drop)
+    }
+
+    /// Forgets a layer whose file was seen gone. Refused while somebody needs it; forgetting what is not recorded changes
+    /// nothing.
+    pub fn forget_layer(&self, id: LayerId) -> Result<(), StoreError> {
+        let by = self.layer_users(id)?;
+        if !by.is_empty() {
+            return Err(StoreError::InUse { what: format!("disk layer {id}"), by });
+        }
+        self.execute("forget a disk layer", "DELETE FROM layers WHERE id = ?1", params![id.to_string()])
+            .map(drop)
+    }
+}

@@ -1,0 +1,120 @@
+//! Letting snapshots go: never one whose bytes somebody needs, and never the history around it.
+
+use crate::{
+    SnapshotRecord, StoreError, Tx, View,
+    note::Subject,
+    row::{parsed, to_json},
+};
+use offshoot_types::{Actor, Bytes, EventKind, OperationId, SnapshotId, TransactionId, VmId, VmName};
+use rusqlite::params;
+use serde_json::Value;
+use std::fmt;
+
+/// Who needs the bytes of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotUser {
+    /// A snapshot whose pages are a difference to this one's complete memory.
+    Child(SnapshotId),
+    /// A process of this VM maps its complete memory, so the VM's next snapshot will be a difference to it.
+    MemoryOf { vm: VmId, name: VmName },
+    /// This VM has no process and continues from it.
+    Vm { vm: VmId, name: VmName },
+    /// An open transaction goes back to it.
+    Transaction(TransactionId),
+}
+
+impl fmt::Display for SnapshotUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Child(id) => write!(f, "snapshot {id}"),
+            Self::MemoryOf { name, .. } => write!(f, "the running VM {name}"),
+            Self::Vm { name, .. } => write!(f, "VM {name}"),
+            Self::Transaction(id) => write!(f, "transaction {id}"),
+        }
+    }
+}
+
+impl View<'_> {
+    /// Who needs a snapshot's bytes. Disk layers above its own are not among them: a layer stays while it is needed,
+    /// whether or not the snapshot that named it does.
+    pub fn snapshot_users(&self, id: SnapshotId) -> Result<Vec<SnapshotUser>, StoreError> {
+        let id = id.to_string();
+        let sql = "SELECT id FROM snapshots WHERE memory_base = ?1 ORDER BY taken";
+        let mut users = self.many("find a snapshot's children", sql, params![id], |row| {
+            Ok(SnapshotUser::Child(parsed(row, "id")?))
+        })?;
+        let sql =
+            "SELECT DISTINCT vms.id AS id, vms.name AS name FROM instances JOIN vms ON vms.id = instances.vm
+            WHERE instances.memory_base = ?1 ORDER BY vms.id";
+        users.extend(self.many("find who maps a snapshot", sql, params![id], |row| {
+            Ok(SnapshotUser::MemoryOf { vm: parsed(row, "id")?, name: parsed(row, "name")? })
+        })?);
+        let sql = "SELECT id, name FROM vms WHERE memory = ?1 ORDER BY id";
+        users.extend(self.many("find who continues from a snapshot", sql, params![id], |row| {
+            Ok(SnapshotUser::Vm { vm: parsed(row, "id")?, name: parsed(row, "name")? })
+        })?);
+        let sql = "SELECT id FROM transactions WHERE snapshot = ?1 AND end IS NULL ORDER BY event";
+        users.extend(self.many("find a snapshot's transactions", sql, params![id], |row| {
+            Ok(SnapshotUser::Transaction(parsed(row, "id")?))
+        })?);
+        Ok(users)
+    }
+}
+
+impl Tx<'_> {
+    /// Removes a snapshot's record, unless somebody needs its bytes. What came after it now comes after what was before
+    /// it. The caller removes its files once this is committed, and its disk layer when nobody needs that any more
+    /// ([`View::unused_layers`]). Returns the record that was removed; `None` if there was none.
+    pub fn remove_snapshot(
+        &self,
+        id: SnapshotId,
+        operation: OperationId,
+        actor: &Actor,
+    ) -> Result<Option<SnapshotRecord>, StoreError> {
+        let Some(snapshot) = self.snapshot(id)? else { return Ok(None) };
+        let users = self.snapshot_users(id)?;
+        if !users.is_empty() {
+            let by = users.iter().map(ToString::to_string).collect();
+            return Err(StoreError::InUse { what: format!("snapshot {id}"), by });
+        }
+        let (gone, parent) = (id.to_string(), snapshot.parent.map(|parent| parent.to_string()));
+        for (what, sql) in [
+            ("join a tree around a snapshot", "UPDATE snapshots SET parent = ?2 WHERE parent = ?1"),
+            ("move VMs up in their tree", "UPDATE vms SET position = ?2 WHERE position = ?1"),
+        ] {
+            self.execute(what, sql, params![gone, parent])?;
+        }
+        self.execute("remove a snapshot", "DELETE FROM snapshots WHERE id = ?1", params![gone])?;
+        let vm = self.vm_of(&snapshot)?;
+        let name = snapshot.name.as_ref().map_or_else(String::new, |name| format!(" `{name}`"));
+        let detail = format!("{} snapshot{name} of `{}`", snapshot.origin, vm.name);
+        let subject = Subject { vm: &vm, operation: Some(operation), actor };
+        self.note(&subject, EventKind::SnapshotRemoved { snapshot: id }, "snapshot-removed", gone, detail)?;
+        Ok(Some(snapshot))
+    }
+
+    /// A snapshot's pages were merged with those of what it depended on: from now on it differs from `memory_base`.
+    /// `manifest` and `size` are those of its new files.
+    pub fn rebase_snapshot(
+        &self,
+        id: SnapshotId,
+        memory_base: Option<SnapshotId>,
+        manifest: &Value,
+        size: Bytes,
+    ) -> Result<(), StoreError> {
+        let snapshot = self.expect_usable_snapshot(id)?;
+        let mut below = memory_base;
+        while let Some(base) = below {
+            if base == id {
+                let detail = format!("{id} cannot differ from a memory that differs from its own");
+                return Err(StoreError::Invalid { what: "snapshot", detail });
+            }
+            below = self.expect_usable_snapshot(base)?.memory_base;
+        }
+        self.admit_snapshot(self.limits(), snapshot.vm, size, snapshot.size)?;
+        let sql = "UPDATE snapshots SET memory_base = ?2, manifest = ?3, size = ?4 WHERE id = ?1";
+        let base = memory_base.map(|base| base.to_string());
+        self.execute("rebase a snapshot", sql, params![id.to_string(), base, to_json(manifest), size.0])
+            .map(drop)
+    }
+}
