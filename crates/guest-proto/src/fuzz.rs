@@ -5,8 +5,8 @@
 use crate::{
     codec::{self, CodecError},
     message::{
-        ExecEvent, ExecInput, ExecSummary, FileChunk, FileStat, FromGuest, GuestInfo, GuestOpen, HostOpen,
-        ListItem, Reply, ToGuest, WatchEvent,
+        CodeEvent, CodeInput, ContextInfo, ExecEvent, ExecInput, ExecSummary, FileChunk, FileStat, FromGuest,
+        Frozen, GuestInfo, GuestOpen, HostOpen, ListItem, Reply, Thawed, ToGuest, WatchEvent,
     },
     resync::{Decoded, Epoch, MAX_CHUNK, Resync, decode},
 };
@@ -78,6 +78,10 @@ pub fn from_guest(body: &[u8]) {
     message::<Reply<FileStat>>(body);
     message::<Reply<GuestInfo>>(body);
     message::<Reply<Vec<ExecSummary>>>(body);
+    message::<CodeEvent>(body);
+    message::<Reply<Frozen>>(body);
+    message::<Reply<Thawed>>(body);
+    message::<Reply<Vec<ContextInfo>>>(body);
 }
 
 /// What the host may say to a guest.
@@ -85,6 +89,7 @@ pub fn from_host(body: &[u8]) {
     message::<HostOpen>(body);
     message::<ToGuest>(body);
     message::<ExecInput>(body);
+    message::<CodeInput>(body);
     message::<FileChunk>(body);
     message::<Reply<()>>(body);
 }
@@ -142,7 +147,56 @@ mod tests {
         let end =
             ExecEnd { status: ExitKind::Signal(9), truncated: true, wall_us: 1, user_us: 2, system_us: 3 };
         let output = ExecEvent::Output { stream: OutputStream::Stderr, offset: 1, data: vec![1, 2] };
+        let thaw = Thaw {
+            instance: [1; 16],
+            time: HostTime(3),
+            entropy: Entropy([7; 64]),
+            identity: Some(NewIdentity { hostname: "h".into(), machine_id: [2; 16] }),
+        };
+        let thawed = Thawed {
+            kernel_random: Reseeded::HostProvided,
+            clock_offset_ns: -1,
+            hostname: "h".into(),
+            machine_id: "02".repeat(16),
+            ssh_host_keys: vec!["SHA256:x".into()],
+            connections_dropped: 1,
+            interpreters: vec![InterpreterThawed {
+                context: "c".into(),
+                language: Language::Bash,
+                random: Reseeded::No { reason: "r".into() },
+            }],
+            processes_not_reseeded: 2,
+            hooks: vec![HookRun { name: "n".into(), status: -1 }],
+        };
+        let run = RunCode {
+            context: "c".into(),
+            language: Some(Language::Javascript),
+            code: "1".into(),
+            timeout_ms: Some(1),
+            user: "user".into(),
+            cwd: None,
+        };
+        let context = ContextInfo {
+            context: "c".into(),
+            language: Language::Python,
+            pid: Some(1),
+            busy: true,
+            created_ms: 1,
+        };
         vec![
+            body(HostOpen::Freeze { deadline_ms: 20 }),
+            body(HostOpen::Thaw(thaw)),
+            body(Reply::Ok(Frozen { processes: 1, took_us: 2 })),
+            body(Reply::Ok(thawed)),
+            body(HostOpen::RunCode(run)),
+            body(HostOpen::RestartContext { context: "c".into() }),
+            body(CodeInput::Interrupt),
+            body(CodeEvent::Started { language: Language::Python, pid: 1, created: true }),
+            body(CodeEvent::Output { stream: OutputStream::Stdout, data: vec![1] }),
+            body(CodeEvent::Value { mime: [(TEXT_PLAIN.to_owned(), "1".to_owned())].into() }),
+            body(CodeEvent::Error { name: "N".into(), message: "m".into(), traceback: "t".into() }),
+            body(CodeEvent::Ended { interrupted: true, wall_us: 1 }),
+            body(Reply::Ok(vec![context])),
             body(HostOpen::Exec(start)),
             body(HostOpen::File(FileRequest { user: "root".into(), operation })),
             body(HostOpen::Tcp { port: 80 }),

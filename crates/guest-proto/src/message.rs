@@ -3,10 +3,24 @@
 //! Versioning: [`PROTOCOL_VERSION`] is exchanged in the handshake and must be equal; a snapshot pins the agent
 //! it was taken with, so the host keeps speaking every version it has released.
 
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+mod code;
+mod state;
 
-pub const PROTOCOL_VERSION: u16 = 1;
+pub use code::{
+    CodeEvent, CodeInput, ContextInfo, EXIT_STATUS, INTERPRETER_DIED, INTERPRETER_KILLED, Language,
+    MAX_CONTEXTS, MAX_VALUE, RunCode, TEXT_PLAIN, is_context_name,
+};
+pub use state::{
+    Entropy, Frozen, HookRun, InterpreterThawed, MAX_HOOKS, NewIdentity, Reseeded, Thaw, Thawed,
+};
+
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Largest encoded message. Bulk data is cut into chunks of [`CHUNK`].
 pub const MAX_MESSAGE: usize = 512 * 1024;
 /// Payload of one data chunk.
@@ -34,6 +48,22 @@ pub enum HostOpen {
     Info,
     /// Sync and power off or restart. Answer: [`Reply<()>`] before the act.
     Shutdown(ShutdownKind),
+    /// Make all user processes stand still within the deadline. Answer: [`Reply<Frozen>`]; after an error they run.
+    /// They stand still until `Unfreeze` or `Thaw`, whatever becomes of the session.
+    Freeze { deadline_ms: u32 },
+    /// Let them run again. Answer: [`Reply<()>`], also where nothing was frozen.
+    Unfreeze,
+    /// Make a restored state a machine of its own, then let it run. Answer: [`Reply<Thawed>`]; after an error user
+    /// processes stand still.
+    Thaw(Thaw),
+    /// Run code in a live interpreter. Then [`CodeInput`] / [`CodeEvent`].
+    RunCode(RunCode),
+    /// Answer: [`Reply<Vec<ContextInfo>>`].
+    ListContexts,
+    /// End an interpreter and all it has started. Answer: [`Reply<()>`].
+    RemoveContext { context: String },
+    /// The same, with a new interpreter of the same language, user and directory in its place. Answer: [`Reply<()>`].
+    RestartContext { context: String },
 }
 
 /// First frame on a stream opened by the guest. The host answers [`Reply<()>`], then a [`crate::Tunnel`]; unknown
@@ -101,6 +131,14 @@ pub struct HostHello {
 #[serde(transparent)]
 pub struct HostTime(pub u64);
 
+impl HostTime {
+    /// This machine's wall clock; one before 1970 says 1970.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum ToGuest {
@@ -132,6 +170,9 @@ pub struct GuestHello {
     pub kernel_release: String,
     /// Milliseconds from kernel start to the agent being ready.
     pub ready_ms: u64,
+    /// User processes stand still: they were frozen for a snapshot, by an earlier session or before this state was
+    /// restored.
+    pub frozen: bool,
 }
 
 // ---------------------------------------------------------------- exec

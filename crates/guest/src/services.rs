@@ -49,6 +49,7 @@ impl server::Services for Services {
             boot_id: info::boot_id()?,
             kernel_release: info::kernel_release(),
             ready_ms: self.ready_ms,
+            frozen: false,
         })
     }
 

@@ -139,6 +139,7 @@ impl Services for Guest {
             boot_id: "boot".into(),
             kernel_release: "6.1.0-guest".into(),
             ready_ms: 1,
+            frozen: false,
         })
     }
 

@@ -12,10 +12,7 @@ use crate::{
     session::{CloseReason, Session, Side},
     task::OwnedTask,
 };
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -63,7 +60,7 @@ pub(super) async fn connect(
     let hello = HostHello {
         version: PROTOCOL_VERSION,
         epoch: epoch.0,
-        time: now(),
+        time: HostTime::now(),
         hostname: options.hostname,
         generation: options.generation,
     };
@@ -129,10 +126,4 @@ async fn shake_hands(context: Context, hello: HostHello) -> Result<(Call, GuestH
         }
     }
     Ok((control, guest))
-}
-
-/// The host's wall clock; a host before 1970 says 1970.
-pub(super) fn now() -> HostTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    HostTime(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -3,12 +3,9 @@
 //! At most one heartbeat is on its way. A paused VM would otherwise find a queue of them when it resumes, and set
 //! its clock by the oldest; a late answer is followed by a fresh heartbeat at once.
 
-use super::{
-    call::{Call, Context, Reader, Writer, next, send},
-    connect::now,
-};
+use super::call::{Call, Context, Reader, Writer, next, send};
 use crate::{
-    message::{FromGuest, HEARTBEAT_SECONDS, ToGuest},
+    message::{FromGuest, HEARTBEAT_SECONDS, HostTime, ToGuest},
     session::{CloseReason, Session},
 };
 use std::time::Duration;
@@ -120,7 +117,7 @@ impl Heartbeat {
     async fn send(&mut self) -> Result<(), CloseReason> {
         self.sequence += 1;
         self.waiting = Some((self.sequence, 0));
-        let beat = ToGuest::Heartbeat { sequence: self.sequence, time: now() };
+        let beat = ToGuest::Heartbeat { sequence: self.sequence, time: HostTime::now() };
         send(&self.context, &mut self.writer, &beat).await.map_err(lost)
     }
 

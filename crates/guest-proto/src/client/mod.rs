@@ -12,13 +12,16 @@
 //! that breaks the protocol gets [`ClientError::Protocol`], and never more memory than the windows.
 
 mod call;
+mod code;
 mod connect;
 mod error;
 mod exec;
 mod files;
 mod heartbeat;
 mod host_services;
+mod state;
 
+pub use code::CodeHandle;
 pub use connect::ConnectOptions;
 pub use error::{ClientError, ConnectError};
 pub use exec::{ExecEvents, ExecHandle, ExecSender};
@@ -27,7 +30,10 @@ pub use heartbeat::Health;
 pub use host_services::{HostService, HostServices};
 
 use crate::{
-    message::{ExecAttach, ExecStart, ExecSummary, GuestHello, GuestInfo, HostOpen, ShutdownKind},
+    message::{
+        ContextInfo, ExecAttach, ExecStart, ExecSummary, Frozen, GuestHello, GuestInfo, HostOpen, RunCode,
+        ShutdownKind, Thaw, Thawed,
+    },
     resync::Pipe,
     session::{CloseReason, Session},
     task::OwnedTask,
@@ -105,6 +111,43 @@ impl Client {
         let mut call = Call::open(self.context("connect"), &HostOpen::Tcp { port }).await?;
         call.reply::<()>().await?;
         Ok(call.into_tunnel())
+    }
+
+    /// Makes all user processes stand still within `deadline`. On a timeout or a lost session they may stand still
+    /// all the same, until [`Client::unfreeze`].
+    pub async fn freeze(&self, deadline: Duration) -> Result<Frozen, ClientError> {
+        state::freeze(self.context("freeze"), deadline).await
+    }
+
+    /// Lets user processes run again; also fine where nothing was frozen.
+    pub async fn unfreeze(&self) -> Result<(), ClientError> {
+        self.ask("unfreeze", &HostOpen::Unfreeze).await
+    }
+
+    /// Makes a restored state a machine of its own and lets its processes run. After the guest's own error they
+    /// stand still; after any other error they may run already: ask again for the same instance.
+    pub async fn thaw(&self, thaw: Thaw) -> Result<Thawed, ClientError> {
+        state::thaw(self.context("thaw"), thaw).await
+    }
+
+    /// Hands code to a live interpreter. The first event says that its turn has come, or why it never will. Dropping
+    /// the handle interrupts the code.
+    pub async fn run_code(&self, run: RunCode) -> Result<CodeHandle, ClientError> {
+        code::run(self.context("run-code"), run).await
+    }
+
+    pub async fn contexts(&self) -> Result<Vec<ContextInfo>, ClientError> {
+        code::list(self.context("list-contexts")).await
+    }
+
+    /// Ends an interpreter and all it has started.
+    pub async fn remove_context(&self, context: impl Into<String>) -> Result<(), ClientError> {
+        self.ask("remove-context", &HostOpen::RemoveContext { context: context.into() }).await
+    }
+
+    /// The same, with a new interpreter in its place.
+    pub async fn restart_context(&self, context: impl Into<String>) -> Result<(), ClientError> {
+        self.ask("restart-context", &HostOpen::RestartContext { context: context.into() }).await
     }
 
     pub fn health(&self) -> watch::Receiver<Health> {

@@ -14,18 +14,20 @@ mod peer;
 mod serve;
 
 pub use host::{HostHandle, OpenServiceError};
-pub use peer::{Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer};
+pub use peer::{
+    CodeInputs, CodeOutputs, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer,
+};
 pub use serve::Server;
 
 use crate::{
     message::{
-        ExecAttach, ExecStart, ExecSummary, FileRequest, GuestError, GuestHello, GuestInfo, HostHello,
-        HostTime, ShutdownKind,
+        ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
+        GuestHello, GuestInfo, HostHello, HostTime, RunCode, ShutdownKind, Thaw, Thawed,
     },
     resync::{EpochEnd, Pipe},
     session::CloseReason,
 };
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 /// What a guest does. Implemented by the agent, and by an in-memory fake.
 ///
@@ -61,10 +63,51 @@ pub trait Services: Send + Sync + 'static {
     /// Syncs and powers off or restarts. The host's answer has left for the pipe.
     fn shutdown(&self, kind: ShutdownKind) -> impl Future<Output = ()> + Send;
 
+    /// Makes all user processes stand still; on an error they run. Only [`Services::unfreeze`] and
+    /// [`Services::thaw`] let them run again, not the end of the session.
+    fn freeze(&self, deadline: Duration) -> impl Future<Output = Result<Frozen, GuestError>> + Send {
+        let _unused = deadline;
+        async { Err(unsupported("freezing processes")) }
+    }
+
+    fn unfreeze(&self) -> impl Future<Output = Result<(), GuestError>> + Send {
+        async { Err(unsupported("freezing processes")) }
+    }
+
+    /// Fails closed: on an error user processes stand still. Asked again for the same instance it answers the same.
+    fn thaw(&self, thaw: Thaw) -> impl Future<Output = Result<Thawed, GuestError>> + Send {
+        let _unused = thaw;
+        async { Err(unsupported("thawing")) }
+    }
+
+    /// First event: `Started` or `Failed`. When the host leaves, the code is interrupted.
+    fn run_code(&self, run: RunCode, peer: CodePeer) -> impl Future<Output = ()> + Send {
+        let _unused = run;
+        peer.fail(unsupported("live contexts"))
+    }
+
+    fn contexts(&self) -> impl Future<Output = Result<Vec<ContextInfo>, GuestError>> + Send {
+        async { Err(unsupported("live contexts")) }
+    }
+
+    fn remove_context(&self, context: String) -> impl Future<Output = Result<(), GuestError>> + Send {
+        let _unused = context;
+        async { Err(unsupported("live contexts")) }
+    }
+
+    fn restart_context(&self, context: String) -> impl Future<Output = Result<(), GuestError>> + Send {
+        let _unused = context;
+        async { Err(unsupported("live contexts")) }
+    }
+
     /// For the agent's log.
     fn session_ended(&self, reason: &CloseReason) {
         let _unused = reason;
     }
+}
+
+fn unsupported(what: &str) -> GuestError {
+    GuestError { kind: GuestErrorKind::Unsupported, message: format!("{what}: this guest cannot do that") }
 }
 
 /// Serves until the pipe itself ends. For streams to the host make a [`Server`] and ask it for its

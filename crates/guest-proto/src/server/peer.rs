@@ -2,7 +2,9 @@
 
 use crate::{
     codec::{CodecError, MessageReader, MessageWriter},
-    message::{ExecEnd, ExecEvent, ExecInput, FileChunk, GuestError, OutputStream, Reply},
+    message::{
+        CodeEvent, CodeInput, ExecEnd, ExecEvent, ExecInput, FileChunk, GuestError, OutputStream, Reply,
+    },
     session::MuxStream,
     tunnel::Tunnel,
 };
@@ -87,6 +89,53 @@ impl ExecOutputs {
     }
 
     pub async fn send(&mut self, event: &ExecEvent) -> Result<(), Detached> {
+        Ok(self.writer.send(event).await?)
+    }
+}
+
+/// The host that has handed over code.
+#[derive(Debug)]
+pub struct CodePeer {
+    inputs: CodeInputs,
+    outputs: CodeOutputs,
+}
+
+impl CodePeer {
+    pub(super) fn new(reader: Reader, writer: Writer) -> Self {
+        Self { inputs: CodeInputs { reader }, outputs: CodeOutputs { writer } }
+    }
+
+    pub fn split(self) -> (CodeInputs, CodeOutputs) {
+        (self.inputs, self.outputs)
+    }
+
+    /// It never ran.
+    pub async fn fail(mut self, error: GuestError) {
+        // A host that left has no use for the error.
+        let _left = self.outputs.send(&CodeEvent::Failed(error)).await;
+    }
+}
+
+#[derive(Debug)]
+pub struct CodeInputs {
+    reader: Reader,
+}
+
+impl CodeInputs {
+    /// What the host sends; an error once it has left. Cancel-safe.
+    pub async fn next(&mut self) -> Result<CodeInput, Detached> {
+        self.reader.recv().await?.ok_or(Detached { source: None })
+    }
+}
+
+#[derive(Debug)]
+pub struct CodeOutputs {
+    writer: Writer,
+}
+
+impl CodeOutputs {
+    /// Waits while the host reads more slowly. Not cancel-safe: a call once begun is to be completed.
+    pub async fn send(&mut self, event: &CodeEvent) -> Result<(), Detached> {
         Ok(self.writer.send(event).await?)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     HostHandle, Services,
-    peer::{ExecPeer, FilePeer, Reader, TcpPeer, Writer},
+    peer::{CodePeer, ExecPeer, FilePeer, Reader, TcpPeer, Writer},
 };
 use crate::{
     codec::{self, CodecError},
@@ -197,6 +197,31 @@ async fn handle<S: Services>(stream: MuxStream, services: Arc<S>, shutdown: mpsc
                 // Full: a shutdown is under way already.
                 let _under_way = shutdown.try_send(kind);
             }
+        }
+        HostOpen::Freeze { deadline_ms } => {
+            let frozen = services.freeze(Duration::from_millis(deadline_ms.into())).await;
+            answer(&mut writer, frozen).await;
+        }
+        HostOpen::Unfreeze => {
+            let done = services.unfreeze().await;
+            answer(&mut writer, done).await;
+        }
+        HostOpen::Thaw(thaw) => {
+            let thawed = services.thaw(thaw).await;
+            answer(&mut writer, thawed).await;
+        }
+        HostOpen::RunCode(run) => services.run_code(run, CodePeer::new(reader, writer)).await,
+        HostOpen::ListContexts => {
+            let contexts = services.contexts().await;
+            answer(&mut writer, contexts).await;
+        }
+        HostOpen::RemoveContext { context } => {
+            let done = services.remove_context(context).await;
+            answer(&mut writer, done).await;
+        }
+        HostOpen::RestartContext { context } => {
+            let done = services.restart_context(context).await;
+            answer(&mut writer, done).await;
         }
         HostOpen::Control(_) => {
             let message = "the session has its control stream already".to_owned();

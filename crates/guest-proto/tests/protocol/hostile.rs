@@ -19,11 +19,11 @@ use tokio::{
     time::timeout,
 };
 
-type Reader = MessageReader<ReadHalf<MuxStream>>;
-type Writer = MessageWriter<WriteHalf<MuxStream>>;
+pub type Reader = MessageReader<ReadHalf<MuxStream>>;
+pub type Writer = MessageWriter<WriteHalf<MuxStream>>;
 
 /// A guest that has shaken hands, and does the rest by hand.
-struct Liar {
+pub struct Liar {
     session: Session,
     incoming: Incoming,
     control: (Reader, Writer),
@@ -51,7 +51,7 @@ impl Liar {
     }
 
     /// The next stream of the host, after its first frame.
-    async fn stream(&mut self) -> (HostOpen, Reader, Writer) {
+    pub async fn stream(&mut self) -> (HostOpen, Reader, Writer) {
         let (mut reader, writer) = codec::messages(self.incoming.next().await.unwrap());
         let open = reader.recv().await.unwrap().unwrap();
         (open, reader, writer)
@@ -69,14 +69,14 @@ fn short() -> ConnectOptions {
     options
 }
 
-async fn pair() -> (Client, Liar) {
+pub async fn pair() -> (Client, Liar) {
     let (port, end) = Port::new(64 * 1024);
     let liar = spawn(Liar::accept(end));
     let (client, _) = Client::connect(port.open(), short()).await.unwrap();
     (client, liar.await.unwrap())
 }
 
-fn problem<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
+pub fn problem<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
     match result {
         Err(ClientError::Protocol { problem, .. }) => problem,
         other => panic!("expected a protocol error, got {other:?}"),

@@ -5,4 +5,5 @@ mod health;
 mod hostile;
 mod operations;
 mod port;
+mod state;
 mod toy;

@@ -1,16 +1,17 @@
-//! A guest small enough to read: `cat`, `yes`, `true`; one file in memory; TCP that echoes.
+//! A guest small enough to read: `cat`, `yes`, `true`; one file in memory; TCP that echoes; contexts that repeat
+//! their code; a flag for frozen.
 
 use offshoot_guest_proto::{
     client::{Client, ConnectOptions},
     message::*,
-    server::{ExecPeer, FilePeer, HostHandle, Server, Services, TcpPeer},
+    server::{CodePeer, ExecPeer, FilePeer, HostHandle, Server, Services, TcpPeer},
     session::CloseReason,
 };
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +28,9 @@ pub struct Toy {
     pub clock: AtomicI64,
     /// Output so far of each `count` process: they survive sessions.
     pub running: Mutex<HashMap<[u8; 16], Vec<u8>>>,
+    pub frozen: AtomicBool,
+    pub thawed: Mutex<Vec<Thaw>>,
+    pub interrupts: watch::Sender<u32>,
 }
 
 pub const PID: u32 = 42;
@@ -62,6 +66,38 @@ pub fn hello() -> GuestHello {
         boot_id: "b".into(),
         kernel_release: "6.1-toy".into(),
         ready_ms: 7,
+        frozen: false,
+    }
+}
+
+pub fn thawed(thaw: &Thaw) -> Thawed {
+    let identity = thaw.identity.as_ref();
+    Thawed {
+        kernel_random: Reseeded::Yes,
+        clock_offset_ns: 0,
+        hostname: identity.map_or("toy".into(), |identity| identity.hostname.clone()),
+        machine_id: identity.map_or(String::new(), NewIdentity::machine_id_text),
+        ssh_host_keys: vec![],
+        connections_dropped: 0,
+        interpreters: vec![],
+        processes_not_reseeded: 1,
+        hooks: vec![],
+    }
+}
+
+pub fn thaw() -> Thaw {
+    let identity = Some(NewIdentity { hostname: "fork".into(), machine_id: [0xAB; 16] });
+    Thaw { instance: [4; 16], time: HostTime::now(), entropy: Entropy([9; 64]), identity }
+}
+
+pub fn run(code: &str) -> RunCode {
+    RunCode {
+        context: "default".into(),
+        language: None,
+        code: code.into(),
+        timeout_ms: None,
+        user: "user".into(),
+        cwd: None,
     }
 }
 
@@ -71,7 +107,7 @@ impl Services for Toy {
         if host.hostname == "unwelcome" {
             return Err(error(GuestErrorKind::PermissionDenied, "not you"));
         }
-        Ok(hello())
+        Ok(GuestHello { frozen: self.frozen.load(Ordering::Relaxed), ..hello() })
     }
 
     fn heartbeat(&self, _time: HostTime) -> i64 {
@@ -240,6 +276,55 @@ impl Services for Toy {
     async fn shutdown(&self, kind: ShutdownKind) {
         self.shutdown.send_replace(Some(kind));
         std::future::pending().await
+    }
+
+    async fn freeze(&self, deadline: Duration) -> Result<Frozen, GuestError> {
+        if deadline.is_zero() {
+            return Err(error(GuestErrorKind::Other, "freeze: not within 0 ms"));
+        }
+        self.frozen.store(true, Ordering::Relaxed);
+        Ok(Frozen { processes: 3, took_us: 9 })
+    }
+
+    async fn unfreeze(&self) -> Result<(), GuestError> {
+        self.frozen.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn thaw(&self, thaw: Thaw) -> Result<Thawed, GuestError> {
+        self.thawed.lock().unwrap().push(thaw.clone());
+        self.frozen.store(false, Ordering::Relaxed);
+        Ok(thawed(&thaw))
+    }
+
+    async fn run_code(&self, run: RunCode, peer: CodePeer) {
+        if !is_context_name(&run.context) {
+            return peer.fail(error(GuestErrorKind::InvalidArgument, "no name")).await;
+        }
+        let (mut inputs, mut outputs) = peer.split();
+        let language = run.language.unwrap_or(Language::Python);
+        let _ = outputs.send(&CodeEvent::Started { language, pid: PID, created: true }).await;
+        let interrupted = run.code == "forever";
+        if interrupted {
+            // An interrupt, or the end of the stream.
+            drop(inputs.next().await);
+            self.interrupts.send_modify(|count| *count += 1);
+        } else {
+            let data = run.code.into_bytes();
+            let _ = outputs.send(&CodeEvent::Output { stream: OutputStream::Stdout, data }).await;
+            let mime = [(TEXT_PLAIN.to_owned(), "42".to_owned())].into();
+            let _ = outputs.send(&CodeEvent::Value { mime }).await;
+        }
+        let _ = outputs.send(&CodeEvent::Ended { interrupted, wall_us: 1 }).await;
+    }
+
+    async fn contexts(&self) -> Result<Vec<ContextInfo>, GuestError> {
+        let (language, pid) = (Language::Bash, Some(PID));
+        Ok(vec![ContextInfo { context: "default".into(), language, pid, busy: false, created_ms: 1 }])
+    }
+
+    async fn remove_context(&self, context: String) -> Result<(), GuestError> {
+        if context == "default" { Ok(()) } else { Err(error(GuestErrorKind::NotFound, "no such context")) }
     }
 
     fn session_ended(&self, reason: &CloseReason) {
