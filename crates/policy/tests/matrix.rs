@@ -3,8 +3,9 @@
 
 use offshoot_policy::{Decision, Facts, Policy, RuleId, VmFacts};
 use offshoot_types::{
-    Action, Actor, Command, CpuCount, ExecArgv, ExecId, ExecLimits, ExecSpec, FileAccess, Generation, Labels,
-    Lifetime, OperationId, Owner, ProviderChoice, VmId, VmRef, VmSpec, VmStateName,
+    Action, Actor, Command, ContextCode, CpuCount, ExecArgv, ExecId, ExecLimits, ExecSpec, FileAccess,
+    ForkSource, Generation, Labels, Lifetime, OperationId, Owner, ProviderChoice, RollbackTo, SnapshotId,
+    SnapshotKind, SnapshotRef, Target, TransactionId, TrySpec, VmId, VmRef, VmSpec, VmStateName,
 };
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
 
@@ -36,11 +37,27 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
         Action::Destroy => vec![("destroy", Command::Destroy { vm })],
         Action::Exec => vec![
             ("exec", Command::Exec { vm: vm.clone(), spec: Box::new(exec()) }),
-            ("attach", Command::Attach { vm, exec: ExecId::new() }),
+            ("attach", Command::Attach { vm: vm.clone(), exec: ExecId::new() }),
+            ("try", Command::Try { vm: vm.clone(), spec: Box::new(attempt()) }),
+            ("race", Command::Race { vm: vm.clone(), count: 4, spec: Box::new(exec()), score: None }),
+            ("run-code", Command::RunCode { vm: vm.clone(), code: Box::new(code()) }),
+            ("remove-context", Command::RemoveContext { vm: vm.clone(), context: code().context }),
+            ("restart-context", Command::RestartContext { vm, context: code().context }),
         ],
-        Action::ReadFiles => {
-            vec![("read-files", Command::Files { vm, access: FileAccess::Read, path: "/etc/passwd".into() })]
-        }
+        Action::ReadFiles => vec![
+            (
+                "read-files",
+                Command::Files { vm: vm.clone(), access: FileAccess::Read, path: "/etc/passwd".into() },
+            ),
+            ("diff-vm", Command::Diff { from: ForkSource::Vm(vm), to: ForkSource::Snapshot(snapshot()) }),
+            (
+                "diff-snapshot",
+                Command::Diff {
+                    from: ForkSource::Snapshot(snapshot()),
+                    to: ForkSource::Snapshot(snapshot()),
+                },
+            ),
+        ],
         Action::WriteFiles => {
             vec![(
                 "write-files",
@@ -48,9 +65,42 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
             )]
         }
         Action::Connect => vec![("connect", Command::Connect { vm, port: 22 })],
+        Action::Snapshot => {
+            let kind = SnapshotKind::Full;
+            vec![("snapshot", Command::Snapshot { vm, name: None, kind, note: None })]
+        }
+        Action::RemoveSnapshot => vec![
+            ("snapshot-rm", Command::RemoveSnapshot { snapshot: snapshot(), prune: false }),
+            (
+                "snapshot-rm-id",
+                Command::RemoveSnapshot { snapshot: SnapshotRef::Id(SnapshotId::new()), prune: true },
+            ),
+        ],
+        Action::Fork => vec![
+            ("fork-vm", Command::Fork { source: ForkSource::Vm(vm), name: None, count: 1 }),
+            (
+                "fork-snapshot",
+                Command::Fork { source: ForkSource::Snapshot(snapshot()), name: None, count: 3 },
+            ),
+        ],
+        Action::Rollback => vec![
+            ("rollback", Command::Rollback { vm: vm.clone(), to: RollbackTo::Newest }),
+            ("undo", Command::Undo { vm }),
+        ],
+        Action::Suspend => vec![("suspend", Command::Suspend { vm })],
+        Action::Transact => {
+            let transaction = TransactionId::new();
+            vec![
+                ("begin", Command::Begin { vm: vm.clone(), parent: None, deadline: grace }),
+                ("commit", Command::Commit { vm: vm.clone(), transaction }),
+                ("rollback-tx", Command::RollbackTransaction { vm, transaction }),
+            ]
+        }
         Action::Inspect => vec![
             ("inspect", Command::Inspect { vm: Some(vm) }),
             ("inspect-all", Command::Inspect { vm: None }),
+            ("inspect-snapshot", Command::InspectSnapshot { snapshot: snapshot() }),
+            ("verify-snapshot", Command::VerifySnapshot { snapshot: snapshot() }),
             ("inspect-operation", Command::InspectOperation { id: OperationId::new() }),
         ],
         Action::ManageImage => vec![("manage-image", Command::ManageImage { image: "base".into() })],
@@ -70,6 +120,25 @@ fn spec() -> VmSpec {
         disk: "1G".parse().unwrap(),
         lifetime: Lifetime::Kept,
         labels: Labels::new(),
+    }
+}
+
+fn snapshot() -> SnapshotRef {
+    "box@before".parse().unwrap()
+}
+
+fn attempt() -> TrySpec {
+    TrySpec { exec: exec(), check: Some(ExecArgv::Shell("true".into())), timeout: None }
+}
+
+fn code() -> ContextCode {
+    ContextCode {
+        context: "main".parse().unwrap(),
+        language: None,
+        code: "x = 41".into(),
+        timeout: None,
+        user: "user".into(),
+        cwd: None,
     }
 }
 
@@ -96,7 +165,7 @@ fn resources(command: &Command) -> Vec<(&'static str, Facts)> {
         generation: Generation(3),
     };
     let mut resources = vec![("none", Facts::NONE)];
-    if matches!(command.target(), offshoot_types::Target::Vm(_) | offshoot_types::Target::Operation(_)) {
+    if matches!(command.target(), Target::Vm(_) | Target::Operation(_) | Target::Snapshot(_)) {
         resources.push(("own-vm", Facts { vm: Some(of("local")) }));
         resources.push(("foreign-vm", Facts { vm: Some(of("foreign")) }));
     }
