@@ -1,7 +1,7 @@
 //! Connections to the socket, and the plain request-and-answer part of the protocol.
 
 use super::ClientError;
-use crate::v1::{ErrorBody, MAX_FRAME, MAX_JSON};
+use crate::v1::{ErrorBody, MAX_FRAME, MAX_JSON, TRANSACTION_HEADER};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -12,6 +12,7 @@ use hyper::{
     upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
+use offshoot_types::TransactionId;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fmt, io,
@@ -40,6 +41,7 @@ pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 pub struct Client {
     socket: Arc<Path>,
     idle: Arc<Mutex<Option<http1::SendRequest<Body>>>>,
+    within: Option<TransactionId>,
 }
 
 impl fmt::Debug for Client {
@@ -51,7 +53,21 @@ impl fmt::Debug for Client {
 impl Client {
     /// Connects when the first request is made.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: Arc::from(socket.into()), idle: Arc::default() }
+        Self { socket: Arc::from(socket.into()), idle: Arc::default(), within: None }
+    }
+
+    /// A handle whose requests are made from within an open transaction.
+    #[must_use = "the handle it is called on stays outside the transaction"]
+    pub fn within(&self, transaction: TransactionId) -> Self {
+        Self { within: Some(transaction), ..self.clone() }
+    }
+
+    fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "offshoot");
+        match self.within {
+            Some(transaction) => request.header(TRANSACTION_HEADER, transaction.to_string()),
+            None => request,
+        }
     }
 
     pub fn socket(&self) -> &Path {
@@ -89,7 +105,7 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Bytes, ClientError> {
-        let mut builder = request(method, path);
+        let mut builder = self.request(method, path);
         let body = match body {
             Some(value) => {
                 builder = builder.header(header::CONTENT_TYPE, "application/json");
@@ -116,7 +132,7 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<(HeaderMap, ByteStream), ClientError> {
-        let (_, response) = self.send(build(request(Method::GET, path), empty())?).await?;
+        let (_, response) = self.send(build(self.request(Method::GET, path), empty())?).await?;
         if !response.status().is_success() {
             return Err(refusal(response).await);
         }
@@ -133,7 +149,7 @@ impl Client {
         // An answer that comes while we still send is a refusal: it ends the body where it is.
         let (answered, answer) = oneshot::channel::<()>();
         let body = StreamBody::new(content.take_until(answer).map_ok(Frame::data)).boxed_unsync();
-        let (_, response) = self.send(build(request(Method::PUT, path), body)?).await?;
+        let (_, response) = self.send(build(self.request(Method::PUT, path), body)?).await?;
         drop(answered);
         let bytes = accept(response).await??;
         serde_json::from_slice(&bytes).map_err(|error| ClientError::protocol("upload", error))
@@ -142,7 +158,8 @@ impl Client {
     /// Upgrades a fresh connection to a WebSocket.
     pub(super) async fn websocket(&self, path: &str) -> Result<Socket, ClientError> {
         let key = generate_key();
-        let builder = request(Method::GET, path)
+        let builder = self
+            .request(Method::GET, path)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
@@ -224,10 +241,6 @@ impl Client {
 )]
 fn drive(connection: http1::Connection<TokioIo<UnixStream>, Body>) {
     tokio::spawn(connection.with_upgrades());
-}
-
-fn request(method: Method, path: &str) -> http::request::Builder {
-    Request::builder().method(method).uri(path).header(header::HOST, "offshoot")
 }
 
 fn build(builder: http::request::Builder, body: Body) -> Result<Request<Body>, ClientError> {

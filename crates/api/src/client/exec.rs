@@ -1,18 +1,17 @@
 //! The streams of one process, as typed events.
 
-use super::{Client, ClientError, connection::Socket, connection::query};
+use super::{
+    Client, ClientError,
+    connection::query,
+    conversation::{Frame, Hearing, Speaking},
+};
 use crate::v1::{
     AttachQuery, ClientMessage, Ended, ExecRequest, Lost, RunRequest, ServerMessage, Started, StepProgress,
-    Stream, decode_output, encode_stdin,
+    Stream, TryInput, decode_output, encode_stdin,
 };
 use bytes::Bytes;
-use futures::{
-    SinkExt, StreamExt,
-    stream::{SplitSink, SplitStream},
-};
 use offshoot_types::{ExecId, VmRef};
 use serde::Serialize;
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 /// Bytes of stdin in one frame.
 const CHUNK: usize = 128 * 1024;
@@ -41,132 +40,84 @@ impl ExecConnection {
     pub fn split(self) -> (ExecInput, ExecEvents) {
         (self.input, self.events)
     }
-
-    fn new(socket: Socket) -> Self {
-        let (sink, stream) = socket.split();
-        Self { input: ExecInput { sink }, events: ExecEvents { stream, state: State::Following } }
-    }
 }
 
 /// What the caller says to a process.
 #[derive(Debug)]
-pub struct ExecInput {
-    sink: SplitSink<Socket, Message>,
-}
+pub struct ExecInput(pub(super) Speaking);
 
 impl ExecInput {
     /// Waits while the guest is slower than the caller.
     pub async fn stdin(&mut self, mut data: Bytes) -> Result<(), ClientError> {
         while !data.is_empty() {
             let chunk = data.split_to(data.len().min(CHUNK));
-            self.send(Message::Binary(encode_stdin(&chunk))).await?;
+            self.0.bytes(encode_stdin(&chunk)).await?;
         }
         Ok(())
     }
 
     pub async fn stdin_end(&mut self) -> Result<(), ClientError> {
-        self.say(&ClientMessage::StdinEnd).await
+        self.0.say(&ClientMessage::StdinEnd).await
     }
 
     pub async fn resize(&mut self, rows: u16, cols: u16) -> Result<(), ClientError> {
-        self.say(&ClientMessage::Resize { rows, cols }).await
+        self.0.say(&ClientMessage::Resize { rows, cols }).await
     }
 
     pub async fn signal(&mut self, signal: i32) -> Result<(), ClientError> {
-        self.say(&ClientMessage::Signal { signal }).await
+        self.0.say(&ClientMessage::Signal { signal }).await
     }
 
     pub async fn kill(&mut self) -> Result<(), ClientError> {
-        self.say(&ClientMessage::Kill).await
+        self.0.say(&ClientMessage::Kill).await
     }
 
-    /// Leaves the process running; it can be attached again by its id. Not for `run`.
+    /// Only for `try`: gives it up. What the VM is then comes as its last event.
+    pub async fn roll_back(&mut self) -> Result<(), ClientError> {
+        self.0.say(&TryInput::RollBack).await
+    }
+
+    /// Leaves the process running; it can be attached again by its id. Only for `exec` and `attach`.
     pub async fn detach(&mut self) -> Result<(), ClientError> {
-        self.say(&ClientMessage::Detach).await
+        self.0.say(&ClientMessage::Detach).await
     }
 
-    /// Leaves: the process is killed, and on `run` its VM destroyed.
-    pub async fn close(mut self) -> Result<(), ClientError> {
-        self.send(Message::Close(None)).await
-    }
-
-    async fn say(&mut self, message: &impl Serialize) -> Result<(), ClientError> {
-        let text = serde_json::to_string(message).map_err(|error| ClientError::protocol("exec", error))?;
-        self.send(Message::text(text)).await
-    }
-
-    async fn send(&mut self, message: Message) -> Result<(), ClientError> {
-        self.sink.send(message).await.map_err(broken)
+    /// Leaves: the process is killed, on `run` its VM is destroyed, on `try` what it did is undone.
+    pub async fn close(self) -> Result<(), ClientError> {
+        self.0.close().await
     }
 }
 
 /// What a process says to the caller.
 #[derive(Debug)]
-pub struct ExecEvents {
-    stream: SplitStream<Socket>,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Following,
-    /// The last event was told; the daemon closes when it has tidied up.
-    Told,
-    Over,
-}
+pub struct ExecEvents(Hearing);
 
 impl ExecEvents {
     /// The next event; `None` once all is over. Cancel-safe. An error is final.
     pub async fn next(&mut self) -> Result<Option<ExecEvent>, ClientError> {
-        while self.state != State::Over {
-            let event = match self.stream.next().await {
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                Some(Ok(Message::Binary(frame))) => decode_output(frame)
-                    .map(|(stream, data)| ExecEvent::Output(stream, data))
-                    .map_err(|error| ClientError::protocol("exec", error)),
-                Some(Ok(Message::Text(text))) => self.told(&text),
-                Some(Ok(Message::Close(_))) | None if self.state == State::Told => break,
-                Some(Ok(Message::Close(_))) | None => Err(early_close()),
-                Some(Err(error)) => Err(broken(error)),
-            };
-            if event.is_err() {
-                self.state = State::Over;
+        let message = match self.0.next().await? {
+            None => return Ok(None),
+            Some(Frame::Bytes(frame)) => {
+                let (stream, data) = self.0.decode(decode_output(frame))?;
+                return Ok(Some(ExecEvent::Output(stream, data)));
             }
-            return event.map(Some);
-        }
-        self.state = State::Over;
-        Ok(None)
-    }
-
-    fn told(&mut self, text: &str) -> Result<ExecEvent, ClientError> {
-        let message = serde_json::from_str(text).map_err(|error| ClientError::protocol("exec", error))?;
-        Ok(match message {
+            Some(Frame::Message(message)) => message,
+        };
+        Ok(Some(match message {
             ServerMessage::Progress(step) => ExecEvent::Progress(step),
             ServerMessage::Started(started) => ExecEvent::Started(started),
             ServerMessage::Lost(lost) => ExecEvent::Lost(lost),
             ServerMessage::Detached => {
-                self.state = State::Told;
+                self.0.told();
                 ExecEvent::Detached
             }
             ServerMessage::Ended(ended) => {
-                self.state = State::Told;
+                self.0.told();
                 ExecEvent::Ended(ended)
             }
-            ServerMessage::Failed { error } => return Err(ClientError::Api(Box::new(error))),
-        })
+            ServerMessage::Failed { error } => return Err(self.0.failed(error)),
+        }))
     }
-}
-
-fn broken(error: SocketError) -> ClientError {
-    match error {
-        SocketError::Io(source) => ClientError::Io { operation: "exec", source },
-        SocketError::ConnectionClosed | SocketError::AlreadyClosed => early_close(),
-        other => ClientError::protocol("exec", other),
-    }
-}
-
-fn early_close() -> ClientError {
-    ClientError::io("exec", "the daemon closed it before the process ended")
 }
 
 impl Client {
@@ -192,10 +143,7 @@ impl Client {
     }
 
     async fn open(&self, path: &str, first: Option<&impl Serialize>) -> Result<ExecConnection, ClientError> {
-        let mut connection = ExecConnection::new(self.websocket(path).await?);
-        if let Some(request) = first {
-            connection.input.say(request).await?;
-        }
-        Ok(connection)
+        let (input, events) = self.converse("exec", path, first).await?;
+        Ok(ExecConnection { input: ExecInput(input), events: ExecEvents(events) })
     }
 }

@@ -2,20 +2,27 @@
 //!
 //! ```text
 //! Client -- http: requests on a kept-alive connection ------> JSON in, JSON out
-//!        -- http: upgraded to a WebSocket ------------------> ExecConnection, TcpConnection
+//!        -- http: upgraded to a WebSocket ------------------> Exec-, Try-, CodeConnection, RaceEvents, TcpConnection
 //! ```
 //! Nothing here retries a request that the daemon may have seen: an idle connection that turns out closed is
 //! replaced only while the request is still entirely ours.
 
+mod attempt;
 mod connection;
+mod contexts;
+mod conversation;
 mod error;
 mod exec;
 mod files;
+mod snapshots;
 mod system;
 mod tcp;
+mod transactions;
 mod vms;
 
+pub use attempt::{RaceEvent, RaceEvents, TryConnection, TryEvent, TryEvents};
 pub use connection::{ByteStream, Client};
+pub use contexts::{CodeConnection, CodeControl, CodeEvent, CodeEvents};
 pub use error::ClientError;
 pub use exec::{ExecConnection, ExecEvent, ExecEvents, ExecInput};
 pub use files::FileDownload;

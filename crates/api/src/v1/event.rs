@@ -1,10 +1,10 @@
 //! Events: what happened, in the order it happened.
 
-use super::{OutcomeName, Problem, VmFailure, schema};
+use super::{OutcomeName, Problem, TransactionEnd, VmFailure, schema};
 use jiff::Timestamp;
 use offshoot_types::{
-    self as types, EventId, EventKind, Generation, OperationId, OperationKind, OperationOutcome, VmId,
-    VmName, VmState, VmStateName,
+    self as types, EventId, EventKind, Generation, OperationId, OperationKind, OperationOutcome, SnapshotId,
+    SnapshotName, SnapshotOrigin, SnapshotState, TransactionId, VmId, VmName, VmState, VmStateName,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -60,6 +60,52 @@ pub enum EventDetail {
     GuestHealth {
         responsive: bool,
     },
+    SnapshotTaken {
+        #[schema(schema_with = schema::uuid)]
+        snapshot: SnapshotId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        name: Option<SnapshotName>,
+        #[schema(schema_with = schema::snapshot_origin)]
+        origin: SnapshotOrigin,
+    },
+    /// It became durable or damaged, or is kept for another reason than before.
+    SnapshotChanged {
+        #[schema(schema_with = schema::uuid)]
+        snapshot: SnapshotId,
+        #[schema(schema_with = schema::snapshot_state)]
+        state: SnapshotState,
+        #[schema(schema_with = schema::snapshot_origin)]
+        origin: SnapshotOrigin,
+    },
+    SnapshotRemoved {
+        #[schema(schema_with = schema::uuid)]
+        snapshot: SnapshotId,
+    },
+    /// The VM continues from a snapshot; `undo` holds what it left.
+    RolledBack {
+        #[schema(schema_with = schema::uuid)]
+        to: SnapshotId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(schema_with = schema::uuid)]
+        undo: Option<SnapshotId>,
+        #[schema(value_type = u64)]
+        generation: Generation,
+    },
+    /// The VM was made as a fork.
+    Forked {
+        #[schema(schema_with = schema::uuid)]
+        from: SnapshotId,
+    },
+    TransactionBegun {
+        #[schema(schema_with = schema::uuid)]
+        transaction: TransactionId,
+    },
+    TransactionEnded {
+        #[schema(schema_with = schema::uuid)]
+        transaction: TransactionId,
+        end: TransactionEnd,
+    },
     Warning {
         message: String,
     },
@@ -85,6 +131,21 @@ impl From<types::Event> for Event {
                 EventDetail::OperationEnded { kind, outcome, problem }
             }
             EventKind::GuestHealth { responsive } => EventDetail::GuestHealth { responsive },
+            EventKind::SnapshotTaken { snapshot, name, origin } => {
+                EventDetail::SnapshotTaken { snapshot, name, origin }
+            }
+            EventKind::SnapshotChanged { snapshot, state, origin } => {
+                EventDetail::SnapshotChanged { snapshot, state, origin }
+            }
+            EventKind::SnapshotRemoved { snapshot } => EventDetail::SnapshotRemoved { snapshot },
+            EventKind::RolledBack { to, undo, generation } => {
+                EventDetail::RolledBack { to, undo, generation }
+            }
+            EventKind::Forked { from } => EventDetail::Forked { from },
+            EventKind::TransactionBegun { transaction } => EventDetail::TransactionBegun { transaction },
+            EventKind::TransactionEnded { transaction, end } => {
+                EventDetail::TransactionEnded { transaction, end: end.into() }
+            }
             EventKind::Warning { message } => EventDetail::Warning { message },
         };
         Self {

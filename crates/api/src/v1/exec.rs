@@ -70,24 +70,43 @@ pub struct ExecLimits {
     pub max_processes: Option<u64>,
 }
 
+/// A program and its arguments, or a script; exactly one of the two.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommandLine {
+    /// Executed as given; the first is looked up in `PATH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// Run by `/bin/bash -c`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shell: Option<String>,
+}
+
+impl TryFrom<CommandLine> for ExecArgv {
+    type Error = InvalidField;
+    fn try_from(wire: CommandLine) -> Result<Self, InvalidField> {
+        match (wire.argv, wire.shell) {
+            (Some(argv), None) if argv.first().is_some_and(|program| !program.is_empty()) => {
+                no_nul("argv", argv.iter())?;
+                within_bounds(argv.iter().map(|arg| arg.len() + 1).sum())?;
+                Ok(Self::Argv(argv))
+            }
+            (Some(_), None) => Err(InvalidField::new("argv", "the program to run is missing")),
+            (None, Some(script)) => {
+                no_nul("shell", [&script])?;
+                within_bounds(script.len())?;
+                Ok(Self::Shell(script))
+            }
+            (None, None) => Err(InvalidField::new("argv", "give either `argv` or `shell`")),
+            (Some(_), Some(_)) => Err(InvalidField::new("shell", "give either `argv` or `shell`, not both")),
+        }
+    }
+}
+
 impl TryFrom<ExecRequest> for ExecSpec {
     type Error = InvalidField;
     fn try_from(wire: ExecRequest) -> Result<Self, InvalidField> {
-        let argv = match (wire.argv, wire.shell) {
-            (Some(argv), None) if argv.first().is_some_and(|program| !program.is_empty()) => {
-                no_nul("argv", argv.iter())?;
-                ExecArgv::Argv(argv)
-            }
-            (Some(_), None) => return Err(InvalidField::new("argv", "the program to run is missing")),
-            (None, Some(script)) => {
-                no_nul("shell", [&script])?;
-                ExecArgv::Shell(script)
-            }
-            (None, None) => return Err(InvalidField::new("argv", "give either `argv` or `shell`")),
-            (Some(_), Some(_)) => {
-                return Err(InvalidField::new("shell", "give either `argv` or `shell`, not both"));
-            }
-        };
+        let argv = CommandLine { argv: wire.argv, shell: wire.shell }.try_into()?;
         check_env(&wire.env)?;
         if let Some(cwd) = &wire.cwd {
             super::absolute_path("cwd", cwd)?;
@@ -103,15 +122,28 @@ impl TryFrom<ExecRequest> for ExecSpec {
             stdin: wire.stdin,
             limits: limits(wire.limits)?,
         };
-        match command_bytes(&spec) {
-            bytes if bytes <= MAX_COMMAND_BYTES => Ok(spec),
-            bytes => Err(InvalidField::new(
-                "argv",
-                format!(
-                    "arguments and environment of {bytes} bytes exceed {MAX_COMMAND_BYTES}; use stdin or a file"
-                ),
-            )),
-        }
+        within_bounds(command_bytes(&spec))?;
+        Ok(spec)
+    }
+}
+
+fn within_bounds(bytes: usize) -> Result<(), InvalidField> {
+    match bytes <= MAX_COMMAND_BYTES {
+        true => Ok(()),
+        false => Err(InvalidField::new(
+            "argv",
+            format!(
+                "arguments and environment of {bytes} bytes exceed {MAX_COMMAND_BYTES}; use stdin or a file"
+            ),
+        )),
+    }
+}
+
+/// A signal the guest's kernel knows.
+pub(super) fn check_signal(signal: i32) -> Result<(), InvalidField> {
+    match signal {
+        1..=64 => Ok(()),
+        _ => Err(InvalidField::new("signal", format!("{signal} is not between 1 and 64"))),
     }
 }
 

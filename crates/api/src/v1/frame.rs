@@ -10,7 +10,7 @@
 //! ```
 //! One byte in front of binary data names the stream, so bulk data is never wrapped in JSON.
 
-use super::{ErrorBody, ExitStatus, InvalidField, PtySize, Stream, schema};
+use super::{ErrorBody, ExitStatus, InvalidField, PtySize, Stream, exec::check_signal, schema};
 use bytes::{BufMut, Bytes, BytesMut};
 use offshoot_types::{ExecId, IsolationClass, OperationId, ProviderKind, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -48,10 +48,8 @@ impl ClientMessage {
     pub fn check(self) -> Result<Self, InvalidField> {
         match self {
             Self::Resize { rows, cols } => PtySize { rows, cols }.check().map(|_| self),
-            Self::Signal { signal } if !(1..=64).contains(&signal) => {
-                Err(InvalidField::new("signal", format!("{signal} is not between 1 and 64")))
-            }
-            Self::StdinEnd | Self::Signal { .. } | Self::Kill | Self::Detach => Ok(self),
+            Self::Signal { signal } => check_signal(signal).map(|()| self),
+            Self::StdinEnd | Self::Kill | Self::Detach => Ok(self),
         }
     }
 }

@@ -3,30 +3,40 @@
 //! A field may be added to an answer at any time, and to a request if leaving it out keeps its old meaning;
 //! anything else is a new version beside this one.
 
+mod context;
 mod daemon;
 mod error;
 mod event;
 mod exec;
 mod files;
+mod fork;
 mod frame;
 mod image;
 mod invalid;
 mod operation;
+mod race;
+mod rollback;
 mod run;
 mod schema;
+mod snapshot;
+mod thaw;
+mod transaction;
+mod try_session;
 mod vm;
 
+pub use context::{CodeInput, CodeMessage, CodeRequest, ContextList, LiveContext};
 pub use daemon::{Daemon, DaemonMode, DaemonRecord, Health, StartReport, StopDaemon, Stopping};
 pub use error::ErrorBody;
 pub use event::{Event, EventDetail, EventPage, EventQuery};
 pub use exec::{
-    AttachQuery, CollectRequest, ExecLimits, ExecList, ExecRequest, ExecResult, ExecStateName, ExecSummary,
-    ExitStatus, NewCollect, Output, PtySize, Stream,
+    AttachQuery, CollectRequest, CommandLine, ExecLimits, ExecList, ExecRequest, ExecResult, ExecStateName,
+    ExecSummary, ExitStatus, NewCollect, Output, PtySize, Stream,
 };
 pub use files::{
     DirectoryEntry, DirectoryList, FileKind, FileStat, ListQuery, MakeDirectory, ReadQuery, RemoveFile,
     RenameFile, SetMode, StatQuery, Symlink, WriteQuery, absolute_path,
 };
+pub use fork::{ForkRequest, Forked, ForkedVm, MAX_FORKS, NewForks};
 pub use frame::{
     ClientMessage, Durations, Ended, InvalidFrame, Lost, ProgressState, ServerMessage, Started, StepProgress,
     decode_output, decode_stdin, encode_output, encode_stdin,
@@ -34,7 +44,23 @@ pub use frame::{
 pub use image::{Image, ImageFile, ImageList, ImageVerified};
 pub use invalid::InvalidField;
 pub use operation::{Operation, OperationList, OperationQuery, OperationStateName, OutcomeName, Problem};
+pub use race::{
+    MAX_RACERS, NewRace, RaceMessage, RaceOutcome, RaceRequest, RacerScore, decode_race_output,
+    encode_race_output,
+};
+pub use rollback::{RollbackRequest, RolledBack};
 pub use run::{NewFile, NewRun, RunFile, RunRequest};
+pub use snapshot::{
+    NewSnapshot, RemoveSnapshotQuery, Snapshot, SnapshotList, SnapshotVerified, SnapshotsRemoved,
+    TakeSnapshot,
+};
+pub use thaw::{Attestations, Interpreter, Reseeded, ThawHook};
+pub use transaction::{
+    BeginTransaction, DEFAULT_DEADLINE, RollbackCauseName, Transaction, TransactionEnd, TransactionList,
+};
+pub use try_session::{
+    TryInput, TryMessage, TryOutcome, TryPart, TryRequest, decode_try_output, encode_try_output,
+};
 pub use vm::{
     Change, Changed, CreateVm, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_GRACE, DestroyQuery, Guest, GuestHealth,
     NewVm, TcpQuery, Usage, Vm, VmFailure, VmList, VmSettings, WaitOutcome, WaitQuery,
@@ -50,6 +76,8 @@ pub const MAX_FRAME: usize = 256 * 1024 + 1;
 pub const TCP_END: &str = "end";
 /// Header that carries the request id, on every response.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Header of a request that is made from within an open transaction: the transaction's id.
+pub const TRANSACTION_HEADER: &str = "offshoot-transaction";
 /// Environment variable with the number of a descriptor on which a starting daemon writes one line, a
 /// `StartReport` as JSON.
 pub const READY_FD: &str = "OFFSHOOT_READY_FD";

@@ -1,6 +1,10 @@
 //! Schemas of the words that `offshoot-types` owns: their texts are the contract, written down from the code.
 
-use offshoot_types::{ErrorCode, IsolationClass, ProviderKind, VmStateName};
+use offshoot_types::{
+    ErrorCode, IsolationClass, Language, ProviderKind, SnapshotKind, SnapshotOrigin, SnapshotState,
+    TransactionState, VmStateName,
+};
+use serde::Serialize;
 use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, SchemaFormat, Type};
 
 fn words<'a>(words: impl IntoIterator<Item = &'a str>) -> Object {
@@ -23,6 +27,35 @@ pub fn isolation() -> Object {
 pub fn provider() -> Object {
     use ProviderKind::*;
     words([Qemu, Gvisor, Firecracker, CloudHypervisor, Fake].map(ProviderKind::as_str))
+}
+
+/// The words of a type that has no list of its own, by how it is written.
+fn serialised<T: Serialize>(values: impl IntoIterator<Item = T>) -> Object {
+    let words = values.into_iter().filter_map(|value| serde_json::to_value(value).ok());
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).build()
+}
+
+pub fn snapshot_kind() -> Object {
+    serialised([SnapshotKind::Full, SnapshotKind::DiskOnly])
+}
+
+pub fn snapshot_origin() -> Object {
+    use SnapshotOrigin::*;
+    words([Manual, Auto, Undo, Fork, Suspend, Template].map(SnapshotOrigin::as_str))
+}
+
+pub fn snapshot_state() -> Object {
+    use SnapshotState::*;
+    serialised([Volatile, Durable, Damaged])
+}
+
+pub fn transaction_state() -> Object {
+    use TransactionState::*;
+    serialised([Open, Committed, RolledBack, RollingBack])
+}
+
+pub fn language() -> Object {
+    words(Language::ALL.map(Language::as_str))
 }
 
 pub fn uuid() -> Object {

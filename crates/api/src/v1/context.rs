@@ -1,0 +1,155 @@
+//! Live contexts: interpreters that keep their variables from one piece of code to the next.
+//!
+//! ```text
+//! client                                         server
+//!   text  CodeRequest                         ->            first frame
+//!                                             <-  text  {"event":"started",..}
+//!   text  CodeInput                           <-> binary 1 stdout.. | 2 stderr.. | text {"event":"value"|"error",..}
+//!                                             <-  text  {"event":"ended"|"failed",..}, then close
+//! ```
+//! A socket that closes before `ended` interrupts the code; the interpreter and its variables stay.
+
+use super::{ErrorBody, InvalidField, exec::check_user, invalid::parse, schema};
+use offshoot_types::{ContextCode, ContextName, Language};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, time::Duration};
+use utoipa::ToSchema;
+
+/// Largest piece of code, in bytes: what still fits one message to the guest.
+const MAX_CODE: usize = 256 * 1024;
+
+/// First text frame: code for a context, which is made on first use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CodeRequest {
+    /// `^[a-z0-9][a-z0-9_-]{0,62}$`, unique per VM.
+    pub context: String,
+    /// `python`, `javascript` or `bash`. If absent that of the context, and python for a new one; another than the
+    /// context's own is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    pub code: String,
+    /// After this the code is interrupted; variables survive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Who a new context runs as, a name or numeric uid inside the VM; `root` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Where a new context starts. Absolute; the user's home directory if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+}
+
+impl TryFrom<CodeRequest> for ContextCode {
+    type Error = InvalidField;
+    fn try_from(wire: CodeRequest) -> Result<Self, InvalidField> {
+        if wire.code.len() > MAX_CODE {
+            let problem =
+                format!("{} bytes exceed {MAX_CODE}; put it into a file of the VM", wire.code.len());
+            return Err(InvalidField::new("code", problem));
+        }
+        if wire.timeout_ms == Some(0) {
+            return Err(InvalidField::new("timeout_ms", "0 allows nothing at all; leave it out"));
+        }
+        if let Some(cwd) = &wire.cwd {
+            super::absolute_path("cwd", cwd)?;
+        }
+        let user = wire.user.unwrap_or_else(|| "root".into());
+        check_user("user", &user)?;
+        Ok(Self {
+            context: parse("context", &wire.context)?,
+            language: wire.language.as_deref().map(|text| parse("language", text)).transpose()?,
+            code: wire.code,
+            timeout: wire.timeout_ms.map(Duration::from_millis),
+            user,
+            cwd: wire.cwd,
+        })
+    }
+}
+
+/// Text frames from the client, after the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum CodeInput {
+    /// As Ctrl-C would; variables survive.
+    Interrupt,
+}
+
+/// Text frames from the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum CodeMessage {
+    /// The interpreter has the code.
+    Started {
+        #[schema(schema_with = schema::language)]
+        language: Language,
+        /// Of the interpreter, inside the guest.
+        pid: u32,
+        /// It was made for this request.
+        created: bool,
+    },
+    /// Of the last expression, if it has one worth showing; by MIME type, `text/plain` always among them.
+    Value { mime: BTreeMap<String, String> },
+    /// The code ended with an uncaught error.
+    Error { name: String, message: String, traceback: String },
+    /// The last message.
+    Ended {
+        /// By the time limit, by request, or because the caller left.
+        interrupted: bool,
+        /// As measured inside the guest, in microseconds.
+        wall_us: u64,
+    },
+    /// The last message: it did not run, or how it ended cannot be told.
+    Failed { error: ErrorBody },
+}
+
+/// An interpreter that lives in a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LiveContext {
+    #[schema(value_type = String)]
+    pub context: ContextName,
+    #[schema(schema_with = schema::language)]
+    pub language: Language,
+    /// Inside the guest.
+    pub pid: u32,
+    /// It runs code now.
+    pub busy: bool,
+    /// By the guest's clock.
+    pub age_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContextList {
+    pub contexts: Vec<LiveContext>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_names_its_context_and_every_bad_field_is_named() {
+        let good = CodeRequest { context: "a".into(), code: "1".into(), ..CodeRequest::default() };
+        let code = ContextCode::try_from(good.clone()).unwrap();
+        assert_eq!((code.user.as_str(), code.language), ("root", None));
+        let js = CodeRequest { language: Some("js".into()), ..good.clone() };
+        assert_eq!(ContextCode::try_from(js).unwrap().language, Some(Language::Javascript));
+        let refused = |wire: CodeRequest| ContextCode::try_from(wire).unwrap_err().field;
+        assert_eq!(refused(CodeRequest { context: "A b".into(), ..good.clone() }), "context");
+        assert_eq!(refused(CodeRequest { language: Some("cobol".into()), ..good.clone() }), "language");
+        assert_eq!(refused(CodeRequest { timeout_ms: Some(0), ..good.clone() }), "timeout_ms");
+        assert_eq!(refused(CodeRequest { user: Some("a:b".into()), ..good.clone() }), "user");
+        assert_eq!(refused(CodeRequest { cwd: Some("tmp".into()), ..good.clone() }), "cwd");
+        assert_eq!(refused(CodeRequest { code: "x".repeat(MAX_CODE + 1), ..good }), "code");
+    }
+
+    #[test]
+    fn text_frames_have_the_documented_form() {
+        assert_eq!(serde_json::to_string(&CodeInput::Interrupt).unwrap(), r#"{"type":"interrupt"}"#);
+        let started = CodeMessage::Started { language: Language::Python, pid: 7, created: true };
+        assert_eq!(
+            serde_json::to_string(&started).unwrap(),
+            r#"{"event":"started","language":"python","pid":7,"created":true}"#
+        );
+    }
+}
