@@ -66,7 +66,7 @@ pub use snapshot_removal::SnapshotUser;
 pub use snapshot_retention::SnapshotRetention;
 pub use snapshots::{NewSnapshot, SnapshotRecord};
 pub use steps::{Step, StepState};
-pub use store::{Options, Store};
+pub use store::{Options, Store, Wait};
 pub use switch::Switch;
 pub use transactions::{NewTransaction, TransactionRecord};
 pub use tx::{Tx, View};

@@ -28,12 +28,23 @@ pub struct Options {
     pub path: PathBuf,
     pub limits: Limits,
     pub clock: Arc<dyn Clock>,
+    pub wait: Wait,
 }
 
 impl Options {
     pub fn new(path: impl Into<PathBuf>, limits: Limits) -> Self {
-        Self { path: path.into(), limits, clock: Arc::new(SystemClock) }
+        Self { path: path.into(), limits, clock: Arc::new(SystemClock), wait: Wait::default() }
     }
+}
+
+/// Where a caller waits for the writer's answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wait {
+    #[default]
+    InItsTask,
+    /// On a blocking thread of the runtime, as reads and file work are done: while one is busy tokio's paused clock
+    /// stands still, and if there is only one, all of it happens in the order it was asked for. For simulations.
+    OnABlockingThread,
 }
 
 /// The record. Cheap to clone; the file is closed when the last clone is gone, or by [`Store::close`].
@@ -46,12 +57,13 @@ pub struct Store {
     readers: Arc<Readers>,
     last_event: watch::Receiver<EventId>,
     limits: Limits,
+    wait: Wait,
 }
 
 impl Store {
     /// Opens or makes the record. Blocks for some milliseconds, more if pages must be checked or migrated.
     pub fn open(options: Options) -> Result<Self, OpenError> {
-        let Options { path, limits, clock } = options;
+        let Options { path, limits, clock, wait } = options;
         let connection = database::open_writer(&path)?;
         let readers = Arc::new(Readers::open(&path)?);
         let last = View { connection: &connection, path: &path }.last_event().map_err(|error| {
@@ -64,16 +76,36 @@ impl Store {
         std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(messages)).map_err(
             |error| OpenError::Io { operation: "start the writer of", path, source: Box::new(error) },
         )?;
-        Ok(Self { queue, readers, last_event, limits })
+        Ok(Self { queue, readers, last_event, limits, wait })
     }
 
     /// Finishes what is queued, closes the file and refuses everything after. Repeating it is harmless.
     pub async fn close(&self) {
         let (caller, closed) = oneshot::channel();
         self.readers.close().await;
-        if self.queue.send(Message::Close(caller)).await.is_ok() {
-            // An error means the writer has ended, which is what we wait for.
-            let _ = closed.await;
+        // An error means the writer has ended, which is what we wait for.
+        let _ = self.ask(Message::Close(caller), closed).await;
+    }
+
+    /// Queues a message and waits for its answer.
+    async fn ask<T: Send + 'static>(
+        &self,
+        message: Message,
+        answer: oneshot::Receiver<T>,
+    ) -> Result<T, StoreError> {
+        match self.wait {
+            Wait::InItsTask => {
+                self.queue.send(message).await.map_err(|_| StoreError::Closed)?;
+                answer.await.map_err(|_| StoreError::Closed)
+            }
+            Wait::OnABlockingThread => {
+                let queue = self.queue.clone();
+                let asked = tokio::task::spawn_blocking(move || {
+                    queue.blocking_send(message).ok()?;
+                    answer.blocking_recv().ok()
+                });
+                asked.await.ok().flatten().ok_or(StoreError::Closed)
+            }
         }
     }
 
@@ -92,8 +124,7 @@ impl Store {
     {
         let (caller, answer) = oneshot::channel();
         let job = Message::Job(Box::new(Request::new(work, caller)));
-        self.queue.send(job).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        self.ask(job, answer).await?
     }
 
     /// Runs `work` on one consistent state of the record.
@@ -521,5 +552,39 @@ mod tests {
         };
         assert!(matches!(f.store.transaction(work).await, Err(StoreError::StepOrder { .. })));
         assert_eq!(f.store.operation(id).await.unwrap(), None);
+    }
+
+    #[test]
+    fn on_a_blocking_thread_a_paused_clock_stands_still_while_the_writer_works() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("offshoot.db");
+            let options = Options { wait: Wait::OnABlockingThread, ..Options::new(path, Limits::UNBOUNDED) };
+            let store = Store::open(options).unwrap();
+            let before = tokio::time::Instant::now();
+            // The writer stands still until this has waited; a deadline of an hour would pass at once.
+            let (slow, told) = (operation(OperationKind::Exec, None), blocking::channel::<()>());
+            let (id, waiting) = (slow.id, std::sync::Mutex::new(told.1));
+            let work = move |tx: &Tx<'_>| {
+                let _timed_out = waiting.lock().unwrap().recv_timeout(Duration::from_millis(50));
+                tx.begin_operation(&slow).map(drop)
+            };
+            let hour = Duration::from_secs(3600);
+            let (written, read) = tokio::join!(
+                tokio::time::timeout(hour, store.transaction(work)),
+                // Asked second, so it sees what the first has written.
+                store.operation(id),
+            );
+            written.expect("time stood still").unwrap();
+            assert!(read.unwrap().is_some());
+            store.close().await;
+            assert_eq!(before.elapsed(), Duration::ZERO);
+        });
     }
 }
