@@ -7,6 +7,7 @@ use offshoot_guest_proto::{
     },
     server::{Detached, FilePeer},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -16,11 +17,19 @@ use std::{
 const MAX_FILE: usize = 64 * 1024 * 1024;
 const MAX_LINKS: usize = 16;
 
-#[derive(Debug, Clone)]
-enum Node {
-    Directory { mode: u32 },
-    File { data: Vec<u8>, mode: u32 },
-    Symlink { target: String },
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Node {
+    Directory {
+        mode: u32,
+    },
+    File {
+        #[serde(with = "super::bytes")]
+        data: Vec<u8>,
+        mode: u32,
+    },
+    Symlink {
+        target: String,
+    },
 }
 
 /// Paths without trailing slash; the root is `/`.
@@ -29,11 +38,11 @@ pub(super) struct Files {
     nodes: Mutex<BTreeMap<String, Node>>,
 }
 
-type Tree = BTreeMap<String, Node>;
+pub(super) type Tree = BTreeMap<String, Node>;
 
 impl Default for Files {
     fn default() -> Self {
-        let directories = ["/", "/home", "/home/user", "/root", "/tmp", "/workspace"];
+        let directories = ["/", "/etc", "/home", "/home/user", "/root", "/tmp", "/workspace"];
         let nodes = directories.map(|path| (path.to_owned(), Node::Directory { mode: 0o755 }));
         Self { nodes: Mutex::new(nodes.into()) }
     }
@@ -132,6 +141,44 @@ fn stat(node: &Node) -> FileStat {
 }
 
 impl Files {
+    pub fn of(tree: Tree) -> Self {
+        Self { nodes: Mutex::new(tree) }
+    }
+
+    /// All of it, as it is now.
+    pub fn all(&self) -> Tree {
+        self.tree().clone()
+    }
+
+    pub fn exists(&self, path: &str) -> bool {
+        self.stat(path, true).is_ok()
+    }
+
+    pub fn read_whole(&self, path: &str) -> Result<Vec<u8>, GuestError> {
+        let tree = self.tree();
+        let real = real(&tree, path, true)?;
+        match tree.get(&real) {
+            Some(Node::File { data, .. }) => Ok(data.clone()),
+            Some(_) => Err(error(GuestErrorKind::IsADirectory, path, "is a directory")),
+            None => Err(not_found(path)),
+        }
+    }
+
+    pub fn write_whole(&self, path: &str, added: &[u8], append: bool) -> Result<(), GuestError> {
+        let real = self.target(path, false)?;
+        let mut tree = self.tree();
+        let (mut data, mode) = match tree.get(&real) {
+            Some(Node::File { data, mode }) => (if append { data.clone() } else { Vec::new() }, *mode),
+            _ => (Vec::new(), 0o644),
+        };
+        if data.len() + added.len() > MAX_FILE {
+            return Err(error(GuestErrorKind::NoSpace, path, "no space left"));
+        }
+        data.extend_from_slice(added);
+        tree.insert(real, Node::File { data, mode });
+        Ok(())
+    }
+
     fn tree(&self) -> MutexGuard<'_, Tree> {
         // A panic in one test must not look like a fault of the guest in another.
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -267,7 +314,7 @@ impl Files {
         }
     }
 
-    fn make_directory(&self, path: &str, parents: bool, mode: u32) -> Result<(), GuestError> {
+    pub fn make_directory(&self, path: &str, parents: bool, mode: u32) -> Result<(), GuestError> {
         let mut tree = self.tree();
         let real = real(&tree, path, true)?;
         let mut missing = Vec::new();
@@ -323,7 +370,7 @@ impl Files {
         Ok(())
     }
 
-    fn remove(&self, path: &str, recursive: bool) -> Result<(), GuestError> {
+    pub fn remove(&self, path: &str, recursive: bool) -> Result<(), GuestError> {
         let mut tree = self.tree();
         let real = real(&tree, path, false)?;
         if real == "/" {

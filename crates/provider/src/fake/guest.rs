@@ -1,16 +1,26 @@
 //! The fake guest: speaks the real protocol, runs nothing on the host.
 
-use super::{exec::Execs, files::Files};
+use super::{
+    contexts::Contexts,
+    exec::Execs,
+    files::Files,
+    host::{GuestFault, GuestFaults},
+    state::Stored,
+    stillness::Still,
+    world::{MACHINE_ID, World},
+};
+use crate::Exit;
 use offshoot_guest_proto::{
     message::{
-        ExecAttach, ExecStart, ExecSummary, FileRequest, GuestError, GuestErrorKind, GuestHello, GuestInfo,
-        HostHello, HostTime, PROTOCOL_VERSION, ShutdownKind,
+        ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
+        GuestHello, GuestInfo, HostHello, HostTime, PROTOCOL_VERSION, Reseeded, RunCode, ShutdownKind, Thaw,
+        Thawed,
     },
-    server::{ExecPeer, FilePeer, Services, TcpPeer},
+    server::{CodePeer, ExecPeer, FilePeer, Services, TcpPeer},
 };
 use std::{
-    sync::{Mutex, PoisonError},
-    time::Instant,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
@@ -21,58 +31,161 @@ const ECHO: u16 = 7;
 
 #[derive(Debug)]
 pub(super) struct Guest {
-    boot_id: String,
-    booted: Instant,
-    hostname: Mutex<String>,
+    pub world: Arc<World>,
     pub execs: Execs,
-    files: Files,
+    contexts: Contexts,
+    booted: Instant,
+    /// It had run this long when its state was stored.
+    ran_before: Duration,
     memory: u64,
-    /// `true` once the guest has powered itself off.
-    power: watch::Sender<bool>,
+    /// Guest clock minus host clock.
+    clock_offset_ns: Mutex<i64>,
+    /// The last thaw and its answer: asked again, it answers the same.
+    thawed: Mutex<Option<([u8; 16], Thawed)>>,
 }
 
 impl Guest {
-    pub fn new(boot_id: String, memory: u64) -> Self {
+    pub fn new(boot_id: String, memory: u64, files: Files, faults: GuestFaults) -> Self {
+        let world = Arc::new(World::new(boot_id, files, faults));
+        if !world.files.exists(MACHINE_ID) {
+            let id = format!("{}\n", uuid::Uuid::new_v4().simple());
+            // Without `/etc` the guest has no machine id, as a real one would not.
+            let _ = world.files.write_whole(MACHINE_ID, id.as_bytes(), false);
+        }
         Self {
-            boot_id,
+            execs: Execs::new(world.clone()),
+            contexts: Contexts::new(world.clone()),
+            world,
             booted: Instant::now(),
-            hostname: Mutex::default(),
-            execs: Execs::default(),
-            files: Files::default(),
+            ran_before: Duration::ZERO,
             memory,
-            power: watch::Sender::new(false),
+            clock_offset_ns: Mutex::default(),
+            thawed: Mutex::default(),
         }
     }
 
-    pub fn powered_off(&self) -> watch::Receiver<bool> {
-        self.power.subscribe()
+    /// Goes on where it was stored, with the clock of then; `None` if what was stored makes no sense.
+    pub fn restore(stored: Stored, memory: u64, faults: GuestFaults) -> Option<Self> {
+        let still = Still { paused: false, frozen: stored.frozen };
+        let files = Files::of(stored.files);
+        let world = World::with(stored.boot_id, files, stored.hostname, stored.random, still, faults);
+        let world = Arc::new(world);
+        Some(Self {
+            execs: Execs::restore(world.clone(), stored.execs)?,
+            contexts: Contexts::restore(world.clone(), stored.contexts),
+            world,
+            booted: Instant::now(),
+            ran_before: Duration::from_millis(stored.uptime_ms),
+            memory,
+            clock_offset_ns: Mutex::new(stored.clock_ns.wrapping_sub(host_time()) as i64),
+            thawed: Mutex::default(),
+        })
+    }
+
+    /// All it is. The machine stands still.
+    pub fn store(&self) -> Stored {
+        Stored {
+            boot_id: self.world.boot_id.clone(),
+            hostname: self.world.hostname().clone(),
+            random: self.world.random().clone(),
+            frozen: self.world.still.borrow().frozen,
+            clock_ns: self.now(),
+            uptime_ms: self.uptime().as_millis() as u64,
+            files: self.world.files.all(),
+            execs: self.execs.store(),
+            contexts: self.contexts.store(),
+        }
+    }
+
+    /// Returns once no user process moves any more, or once they may.
+    pub fn set_paused(&self, paused: bool) {
+        self.world.still.send_modify(|still| still.paused = paused);
+    }
+
+    fn set_frozen(&self, frozen: bool) {
+        self.world.still.send_modify(|still| still.frozen = frozen);
+    }
+
+    pub fn power(&self) -> watch::Receiver<Option<Exit>> {
+        self.world.power()
+    }
+
+    fn uptime(&self) -> Duration {
+        self.ran_before + self.booted.elapsed()
+    }
+
+    fn now(&self) -> u64 {
+        let offset = *self.clock_offset_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        host_time().wrapping_add_signed(offset)
+    }
+
+    fn machine_id(&self) -> String {
+        let id = self.world.files.read_whole(MACHINE_ID).unwrap_or_default();
+        String::from_utf8_lossy(&id).trim().to_owned()
+    }
+
+    /// Whether `fault` is what happens now; an answer that never comes is awaited for ever.
+    async fn fault(&self, fail: GuestFault, silent: GuestFault) -> Result<(), GuestError> {
+        if self.world.faults.take(silent) {
+            return std::future::pending().await;
+        }
+        if self.world.faults.take(fail) {
+            let message = "a fault was injected".to_owned();
+            return Err(GuestError { kind: GuestErrorKind::Other, message });
+        }
+        Ok(())
+    }
+
+    fn renew(&self, thaw: &Thaw) -> Result<Thawed, GuestError> {
+        let entropy = &thaw.entropy.0;
+        self.world.random().renew(entropy);
+        *self.clock_offset_ns.lock().unwrap_or_else(PoisonError::into_inner) =
+            thaw.time.0.wrapping_sub(host_time()) as i64;
+        if let Some(identity) = &thaw.identity {
+            self.world.hostname().clone_from(&identity.hostname);
+            let id = format!("{}\n", identity.machine_id_text());
+            self.world.files.write_whole(MACHINE_ID, id.as_bytes(), false)?;
+        }
+        Ok(Thawed {
+            kernel_random: Reseeded::Yes,
+            clock_offset_ns: 0,
+            hostname: self.world.hostname().clone(),
+            machine_id: self.machine_id(),
+            ssh_host_keys: Vec::new(),
+            connections_dropped: 0,
+            interpreters: self.contexts.renew(entropy),
+            processes_not_reseeded: self.execs.running(),
+            hooks: Vec::new(),
+        })
     }
 }
 
-fn now() -> HostTime {
+fn host_time() -> u64 {
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    HostTime(time.as_nanos() as u64)
+    time.as_nanos() as u64
 }
 
 impl Services for Guest {
     async fn hello(&self, hello: &HostHello) -> Result<GuestHello, GuestError> {
-        let mut hostname = self.hostname.lock().unwrap_or_else(PoisonError::into_inner);
-        if hostname.is_empty() {
-            hostname.clone_from(&hello.hostname);
+        {
+            let mut hostname = self.world.hostname();
+            if hostname.is_empty() {
+                hostname.clone_from(&hello.hostname);
+            }
         }
         Ok(GuestHello {
             version: PROTOCOL_VERSION,
             epoch: hello.epoch,
             agent_version: env!("CARGO_PKG_VERSION").into(),
-            boot_id: self.boot_id.clone(),
+            boot_id: self.world.boot_id.clone(),
             kernel_release: KERNEL.into(),
             ready_ms: 0,
-            frozen: false,
+            frozen: self.world.still.borrow().frozen,
         })
     }
 
     fn heartbeat(&self, time: HostTime) -> i64 {
-        now().0.wrapping_sub(time.0) as i64
+        self.now().wrapping_sub(time.0) as i64
     }
 
     async fn exec(&self, start: ExecStart, peer: ExecPeer) {
@@ -89,7 +202,7 @@ impl Services for Guest {
 
     async fn file(&self, request: FileRequest, peer: FilePeer) {
         // A host that left in the middle wants no answer.
-        let _ = self.files.serve(request, peer).await;
+        let _ = self.world.files.serve(request, peer).await;
     }
 
     async fn tcp(&self, port: u16, peer: TcpPeer) {
@@ -110,16 +223,16 @@ impl Services for Guest {
     async fn info(&self) -> Result<GuestInfo, GuestError> {
         Ok(GuestInfo {
             kernel_release: KERNEL.into(),
-            hostname: self.hostname.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            boot_id: self.boot_id.clone(),
-            uptime_ms: self.booted.elapsed().as_millis() as u64,
+            hostname: self.world.hostname().clone(),
+            boot_id: self.world.boot_id.clone(),
+            uptime_ms: self.uptime().as_millis() as u64,
             memory_total: self.memory,
             memory_available: self.memory,
             load_1m: 0.0,
             disk_total: 0,
             disk_available: 0,
             processes: 1 + self.execs.running(),
-            time: now(),
+            time: HostTime(self.now()),
         })
     }
 
@@ -129,6 +242,46 @@ impl Services for Guest {
 
     async fn shutdown(&self, _: ShutdownKind) {
         // A restart ends the machine too, as everywhere: `-no-reboot`.
-        self.power.send_replace(true);
+        self.world.end(Exit::PoweredOff);
+    }
+
+    async fn freeze(&self, _: Duration) -> Result<Frozen, GuestError> {
+        self.fault(GuestFault::FailFreeze, GuestFault::SilentFreeze).await?;
+        let begun = Instant::now();
+        self.set_frozen(true);
+        Ok(Frozen { processes: self.execs.running(), took_us: begun.elapsed().as_micros() as u64 })
+    }
+
+    async fn unfreeze(&self) -> Result<(), GuestError> {
+        self.set_frozen(false);
+        Ok(())
+    }
+
+    async fn thaw(&self, thaw: Thaw) -> Result<Thawed, GuestError> {
+        self.fault(GuestFault::FailThaw, GuestFault::SilentThaw).await?;
+        let mut thawed = self.thawed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, answer)) = thawed.as_ref().filter(|(instance, _)| *instance == thaw.instance) {
+            return Ok(answer.clone());
+        }
+        let answer = self.renew(&thaw)?;
+        self.set_frozen(false);
+        *thawed = Some((thaw.instance, answer.clone()));
+        Ok(answer)
+    }
+
+    async fn run_code(&self, run: RunCode, peer: CodePeer) {
+        self.contexts.run(run, peer).await;
+    }
+
+    async fn contexts(&self) -> Result<Vec<ContextInfo>, GuestError> {
+        Ok(self.contexts.list())
+    }
+
+    async fn remove_context(&self, context: String) -> Result<(), GuestError> {
+        self.contexts.remove(&context)
+    }
+
+    async fn restart_context(&self, context: String) -> Result<(), GuestError> {
+        self.contexts.restart(&context)
     }
 }

@@ -1,10 +1,16 @@
 //! What outlives a daemon: the machines of a fake host, and the faults a test has put in.
 
-use super::{guest::Guest, machine::Machine};
-use crate::{BootPlan, BootStep, Exit, InstanceRecord, StopStep};
+use super::{
+    files::{Files, Tree},
+    guest::Guest,
+    machine::{Hardware, Machine},
+    state::Stored,
+};
+use crate::{BootPlan, BootStep, DiskStack, Exit, InstanceRecord, StopStep, memory::Base};
 use offshoot_types::{Generation, IsolationClass, ProviderKind, VmId};
 use std::{
     collections::{HashMap, VecDeque},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,6 +27,71 @@ pub enum BootFault {
     Stubborn(StopStep),
 }
 
+/// What goes wrong at the next checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointFault {
+    /// The VMM refuses; the VM runs on as it was.
+    Refuse,
+    /// No answer comes in time; the VM runs on as it was.
+    Timeout,
+    /// The VMM dies before it did anything.
+    CrashBefore,
+    /// The VMM dies when it has switched to the new disk layer and nothing else.
+    CrashAfterSwitch,
+}
+
+/// What goes wrong in a guest, the next time it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestFault {
+    FailFreeze,
+    /// No answer ever comes.
+    SilentFreeze,
+    FailThaw,
+    SilentThaw,
+}
+
+/// Faults that guests have yet to meet.
+#[derive(Debug, Clone, Default)]
+pub(super) struct GuestFaults(Arc<Mutex<Vec<GuestFault>>>);
+
+impl GuestFaults {
+    fn waiting(&self) -> MutexGuard<'_, Vec<GuestFault>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this fault waits; it is met once.
+    pub fn take(&self, fault: GuestFault) -> bool {
+        let mut waiting = self.waiting();
+        match waiting.iter().position(|other| *other == fault) {
+            Some(at) => {
+                waiting.remove(at);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// What is on the host's disks: by the path of a layer, the files as they were when it was last written to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disks(Arc<Mutex<HashMap<PathBuf, Tree>>>);
+
+impl Disks {
+    fn layers(&self) -> MutexGuard<'_, HashMap<PathBuf, Tree>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn write(&self, layer: PathBuf, files: Tree) {
+        self.layers().insert(layer, files);
+    }
+
+    /// The files of a stack: those of the newest layer that has any.
+    fn read(&self, disk: &DiskStack) -> Files {
+        let layers = self.layers();
+        disk.layers.iter().find_map(|layer| layers.get(layer)).cloned().map_or_else(Files::default, Files::of)
+    }
+}
+
 /// A host in memory. Clones are the same host: a test keeps one and gives each "daemon" a provider on it.
 #[derive(Debug, Clone, Default)]
 pub struct FakeHost {
@@ -33,6 +104,10 @@ type Key = (VmId, Generation);
 struct State {
     machines: HashMap<Key, Arc<Machine>>,
     faults: VecDeque<BootFault>,
+    restore_faults: VecDeque<BootFault>,
+    checkpoint_faults: VecDeque<CheckpointFault>,
+    guest_faults: GuestFaults,
+    disks: Disks,
     lost_replies: usize,
     boots: u64,
     isolation: Option<IsolationClass>,
@@ -41,6 +116,8 @@ struct State {
 pub(super) enum Refusal {
     InUse,
     DiskInUse(InstanceRecord),
+    /// What was stored makes no sense.
+    NoGuest,
 }
 
 impl FakeHost {
@@ -51,6 +128,21 @@ impl FakeHost {
     /// The next boots meet these faults, one each, in this order.
     pub fn inject(&self, fault: BootFault) {
         self.state().faults.push_back(fault);
+    }
+
+    /// The next restores meet these faults.
+    pub fn inject_restore(&self, fault: BootFault) {
+        self.state().restore_faults.push_back(fault);
+    }
+
+    /// The next checkpoints meet these faults.
+    pub fn inject_checkpoint(&self, fault: CheckpointFault) {
+        self.state().checkpoint_faults.push_back(fault);
+    }
+
+    /// The next guest that is asked for it meets this fault.
+    pub fn inject_guest(&self, fault: GuestFault) {
+        self.state().guest_faults.waiting().push(fault);
     }
 
     /// The next `count` calls to instances are carried out, but the caller never learns of it.
@@ -100,6 +192,14 @@ impl FakeHost {
         self.state().faults.pop_front()
     }
 
+    pub(super) fn take_restore_fault(&self) -> Option<BootFault> {
+        self.state().restore_faults.pop_front()
+    }
+
+    pub(super) fn take_checkpoint_fault(&self) -> Option<CheckpointFault> {
+        self.state().checkpoint_faults.pop_front()
+    }
+
     pub(super) fn take_lost_reply(&self) -> bool {
         let mut state = self.state();
         let lost = state.lost_replies > 0;
@@ -107,7 +207,13 @@ impl FakeHost {
         lost
     }
 
-    pub(super) fn start(&self, plan: &BootPlan, fault: Option<BootFault>) -> Result<Arc<Machine>, Refusal> {
+    /// Starts a machine: from its disk, or from a state of its memory over `base`.
+    pub(super) fn start(
+        &self,
+        plan: &BootPlan,
+        fault: Option<BootFault>,
+        from: Option<(Stored, Option<Arc<Base>>)>,
+    ) -> Result<Arc<Machine>, Refusal> {
         let key = (plan.vm, plan.generation);
         let isolation = self.isolation();
         let mut state = self.state();
@@ -115,11 +221,19 @@ impl FakeHost {
             if (machine.record.vm, machine.record.generation) == key {
                 return Err(Refusal::InUse);
             }
-            if machine.disk.top() == plan.disk.top() {
+            if machine.disk().top() == plan.disk.top() {
                 return Err(Refusal::DiskInUse(machine.record.clone()));
             }
         }
-        state.boots += 1;
+        let (memory, faults) = (plan.memory.bytes().0, state.guest_faults.clone());
+        let (guest, base) = match from {
+            None => {
+                state.boots += 1;
+                let files = state.disks.read(&plan.disk);
+                (Guest::new(format!("fake-boot-{}", state.boots), memory, files, faults), None)
+            }
+            Some((stored, base)) => (Guest::restore(stored, memory, faults).ok_or(Refusal::NoGuest)?, base),
+        };
         let record = InstanceRecord {
             provider: ProviderKind::Fake,
             isolation,
@@ -127,15 +241,21 @@ impl FakeHost {
             generation: plan.generation,
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
-            memory_base: None,
+            memory_base: base.as_ref().map(|base| base.id()),
         };
-        let guest = Guest::new(format!("fake-boot-{}", state.boots), plan.memory.bytes().0);
         let yields_to = match fault {
             Some(BootFault::Stubborn(step)) => step,
             _ => StopStep::VmmQuit,
         };
-        let silent = fault == Some(BootFault::SilentGuest);
-        let machine = Machine::start(record, plan.disk.clone(), guest, silent, yields_to);
+        let hardware = Hardware {
+            disk: plan.disk.clone(),
+            disks: state.disks.clone(),
+            memory: plan.memory.bytes(),
+            base,
+            silent: fault == Some(BootFault::SilentGuest),
+            yields_to,
+        };
+        let machine = Machine::start(record, hardware, guest);
         state.machines.insert(key, machine.clone());
         Ok(machine)
     }

@@ -1,15 +1,24 @@
 //! One fake VM: what a keeper and its VMM are to a real one.
 
-use super::{guest::Guest, host::FakeHost, pipe::Pausable};
+use super::{
+    devices::{Devices, file_name},
+    guest::Guest,
+    host::{CheckpointFault, Disks, FakeHost},
+    pipe::Pausable,
+    state::StateError,
+};
 use crate::{
-    Diagnostics, DiskStack, Exit, GuestIo, Instance, InstanceError, InstanceRecord, StopReport, StopStep,
-    Usage,
+    AfterCheckpoint, Checkpoint, CheckpointPlan, Diagnostics, DiskStack, Exit, GuestIo, Instance,
+    InstanceError, InstanceRecord, StopReport, StopStep, Usage,
+    memory::{Base, Delta},
     task::{Task, spawn},
 };
 use async_trait::async_trait;
 use offshoot_guest_proto::server;
+use offshoot_types::Bytes;
 use std::{
     io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,47 +26,81 @@ use tokio::{sync::watch, task::AbortHandle};
 
 const PIPE: usize = 64 * 1024;
 
+/// What a machine is made with.
+#[derive(Debug)]
+pub(super) struct Hardware {
+    pub disk: DiskStack,
+    pub disks: Disks,
+    pub memory: Bytes,
+    /// What its memory began with; its checkpoints are against this.
+    pub base: Option<Arc<Base>>,
+    pub silent: bool,
+    /// The rung of the stop ladder that first has an effect.
+    pub yields_to: StopStep,
+}
+
 #[derive(Debug)]
 pub(super) struct Machine {
     pub record: InstanceRecord,
-    pub disk: DiskStack,
+    hardware: Hardware,
+    /// As it is now: checkpoints put new layers on top.
+    disk: Mutex<DiskStack>,
     guest: Arc<Guest>,
-    silent: bool,
-    /// The rung of the stop ladder that first has an effect.
-    yields_to: StopStep,
     paused: watch::Sender<bool>,
     exit: watch::Sender<Option<Exit>>,
     channel: Mutex<Option<AbortHandle>>,
+    /// One checkpoint at a time.
+    taking: tokio::sync::Mutex<()>,
 }
 
 impl Machine {
-    pub fn start(
-        record: InstanceRecord,
-        disk: DiskStack,
-        guest: Guest,
-        silent: bool,
-        yields_to: StopStep,
-    ) -> Arc<Self> {
+    pub fn start(record: InstanceRecord, hardware: Hardware, guest: Guest) -> Arc<Self> {
         let machine = Arc::new(Self {
             record,
-            disk,
+            disk: Mutex::new(hardware.disk.clone()),
+            hardware,
             guest: Arc::new(guest),
-            silent,
-            yields_to,
             paused: watch::Sender::new(false),
             exit: watch::Sender::new(None),
             channel: Mutex::new(None),
+            taking: tokio::sync::Mutex::default(),
         });
-        let mut off = machine.guest.powered_off();
+        let mut power = machine.guest.power();
         let weak = Arc::downgrade(&machine);
         spawn(Task::FakeGuest, async move {
-            if off.wait_for(|off| *off).await.is_ok()
+            let ended = power.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+            if let Some(exit) = ended
                 && let Some(machine) = weak.upgrade()
             {
-                machine.end(Exit::PoweredOff);
+                machine.end(exit);
             }
         });
         machine
+    }
+
+    pub fn disk(&self) -> DiskStack {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_paused(&self, paused: bool) {
+        self.guest.set_paused(paused);
+        self.paused.send_replace(paused);
+    }
+
+    /// What was written so far is on the layer it was written to.
+    fn write_back(&self) {
+        if let Some(top) = self.disk().top() {
+            self.hardware.disks.write(top.clone(), self.guest.world.files.all());
+        }
+    }
+
+    /// From here on it writes to `layer`; what it wrote before stays below.
+    fn put_layer(&self, layer: &Path) {
+        self.write_back();
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        if disk.top().is_none_or(|top| top != layer) {
+            disk.layers.insert(0, layer.to_owned());
+        }
     }
 
     /// The first end counts.
@@ -71,6 +114,7 @@ impl Machine {
         });
         if first {
             self.guest.execs.kill_all();
+            self.write_back();
             self.cut_channel();
         }
     }
@@ -88,7 +132,7 @@ impl Machine {
     fn open_channel(&self) -> Box<dyn GuestIo> {
         let (host, guest) = tokio::io::duplex(PIPE);
         let guest_end = Pausable::new(guest, self.paused.subscribe());
-        let (services, silent) = (self.guest.clone(), self.silent);
+        let (services, silent) = (self.guest.clone(), self.hardware.silent);
         let serving = spawn(Task::FakeGuest, async move {
             if silent {
                 // The port is open and nobody reads.
@@ -108,6 +152,27 @@ impl Machine {
             Ok(Ok(exit)) => exit.clone(),
             _ => None,
         }
+    }
+}
+
+enum TakeError {
+    State(StateError),
+    Write(io::Error),
+}
+
+impl Machine {
+    /// The state of a machine that stands still.
+    fn take(&self, plan: &CheckpointPlan) -> Result<(Option<Delta>, Bytes), TakeError> {
+        self.put_layer(&plan.next_layer);
+        if !plan.memory {
+            return Ok((None, Bytes(0)));
+        }
+        let Hardware { base, memory, .. } = &self.hardware;
+        let delta = self.guest.store().delta(base.as_deref(), *memory).map_err(TakeError::State)?;
+        let below = self.disk().layers.into_iter().nth(1);
+        let devices = Devices { memory: *memory, layer: below.and_then(|path| file_name(&path)) };
+        let written = devices.write(&plan.dir).map_err(TakeError::Write)?;
+        Ok((Some(delta), written))
     }
 }
 
@@ -149,19 +214,61 @@ impl Instance for FakeInstance {
 
     async fn pause(&self) -> Result<(), InstanceError> {
         self.alive()?;
-        self.machine.paused.send_replace(true);
+        self.machine.set_paused(true);
         self.answer("pausing", ())
     }
 
     async fn resume(&self) -> Result<(), InstanceError> {
         self.alive()?;
-        self.machine.paused.send_replace(false);
+        self.machine.set_paused(false);
         self.answer("resuming", ())
     }
 
     async fn is_paused(&self) -> Result<bool, InstanceError> {
         self.alive()?;
         self.answer("asking the state", *self.machine.paused.borrow())
+    }
+
+    async fn checkpoint(&self, plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
+        const OPERATION: &str = "taking a checkpoint";
+        self.alive()?;
+        let machine = &self.machine;
+        let _alone = machine.taking.lock().await;
+        let fault = self.host.take_checkpoint_fault();
+        match fault {
+            Some(CheckpointFault::Refuse) => {
+                let message = "a fault was injected".to_owned();
+                return Err(InstanceError::Refused { operation: OPERATION, message });
+            }
+            Some(CheckpointFault::Timeout) => {
+                return Err(InstanceError::Timeout { operation: OPERATION, after: Duration::ZERO });
+            }
+            Some(CheckpointFault::CrashBefore) => machine.end(Exit::Signal(libc::SIGSEGV)),
+            Some(CheckpointFault::CrashAfterSwitch) => {
+                machine.put_layer(&plan.next_layer);
+                machine.end(Exit::Signal(libc::SIGSEGV));
+            }
+            None => {}
+        }
+        self.alive()?;
+        let was_paused = *machine.paused.borrow();
+        let begun = Instant::now();
+        machine.set_paused(true);
+        let taken = machine.take(plan);
+        let failed = taken.is_err();
+        if !was_paused && (failed || plan.then == AfterCheckpoint::Continue) {
+            machine.set_paused(false);
+        }
+        let paused = if was_paused { Duration::ZERO } else { begun.elapsed() };
+        let refused = |error: TakeError| match error {
+            TakeError::State(error) => {
+                let message = error.to_string();
+                InstanceError::Refused { operation: OPERATION, message }
+            }
+            TakeError::Write(source) => InstanceError::Io { operation: OPERATION, source },
+        };
+        let (memory, device_state) = taken.map_err(refused)?;
+        self.answer(OPERATION, Checkpoint { memory, paused, device_state })
     }
 
     async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError> {
@@ -184,7 +291,7 @@ impl Instance for FakeInstance {
             (StopStep::Kill, Exit::Signal(libc::SIGKILL)),
         ] {
             steps.push((step, Duration::ZERO));
-            if step == self.machine.yields_to || step == StopStep::Kill {
+            if step == self.machine.hardware.yields_to || step == StopStep::Kill {
                 self.machine.end(exit);
                 break;
             }

@@ -7,23 +7,34 @@
 //! "daemon" ----> FakeProvider          dropped and made anew: the machines live on, as behind keepers
 //! ```
 
+mod bytes;
+mod contexts;
+mod devices;
 mod exec;
 mod files;
 mod guest;
 mod host;
 mod machine;
 mod pipe;
+mod process;
+mod program;
+mod state;
+mod stillness;
+mod world;
 
-pub use host::{BootFault, FakeHost};
+pub use host::{BootFault, CheckpointFault, FakeHost, GuestFault};
 
 use crate::{
     Adoption, BootError, BootPlan, BootStep, Capabilities, Exit, Instance, InstanceError, InstanceRecord,
-    Provider, ReclaimReport, UndoReport,
+    Provider, ReclaimReport, RestorePlan, UndoReport, memory::Base,
 };
 use async_trait::async_trait;
+use devices::Devices;
 use host::Refusal;
 use machine::FakeInstance;
 use offshoot_types::ProviderKind;
+use state::Stored;
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub struct FakeProvider {
@@ -37,6 +48,39 @@ impl FakeProvider {
 
     fn failure(step: BootStep, message: impl Into<String>, undo: UndoReport) -> BootError {
         BootError { step, message: message.into(), hint: None, console_tail: Vec::new(), undo, source: None }
+    }
+
+    fn start(
+        &self,
+        plan: &BootPlan,
+        fault: Option<BootFault>,
+        from: Option<(Stored, Option<Arc<Base>>)>,
+    ) -> Result<Box<dyn Instance>, BootError> {
+        let none = UndoReport::default;
+        if let Some(wanted) = plan.min_isolation.filter(|wanted| self.host.isolation() < *wanted) {
+            let message =
+                format!("isolation `{wanted}` is required, this host gives `{}`", self.host.isolation());
+            return Err(Self::failure(BootStep::Probe, message, none()));
+        }
+        if let Some(BootFault::Fail(step)) = fault {
+            return Err(Self::failure(step, "a fault was injected", none()));
+        }
+        let machine = self.host.start(plan, fault, from).map_err(|refusal| {
+            let message = match refusal {
+                Refusal::InUse => format!("`{}` is in use by a keeper that lives", plan.state_dir.display()),
+                Refusal::DiskInUse(holder) => {
+                    let top = plan.disk.top().map(|path| path.display().to_string()).unwrap_or_default();
+                    format!("the data disk `{top}` is in use by {}", holder.vm)
+                }
+                Refusal::NoGuest => "the memory does not hold a fake guest".to_owned(),
+            };
+            Self::failure(BootStep::Keeper, message, none())
+        })?;
+        if let Some(BootFault::FailAndLeave(step)) = fault {
+            let undo = UndoReport { undone: Vec::new(), failed: vec![format!("machine of {}", plan.vm)] };
+            return Err(Self::failure(step, "a fault was injected", undo));
+        }
+        Ok(Box::new(FakeInstance { machine, host: self.host.clone() }))
     }
 }
 
@@ -53,36 +97,25 @@ impl Provider for FakeProvider {
             vmm: None,
             notes: vec!["nothing is run: this provider is for tests".into()],
             pause: true,
-            live_snapshot: false,
+            live_snapshot: true,
         }
     }
 
     async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError> {
-        let none = UndoReport::default;
-        if let Some(wanted) = plan.min_isolation.filter(|wanted| self.host.isolation() < *wanted) {
-            let message =
-                format!("isolation `{wanted}` is required, this host gives `{}`", self.host.isolation());
-            return Err(Self::failure(BootStep::Probe, message, none()));
-        }
-        let fault = self.host.take_fault();
-        if let Some(BootFault::Fail(step)) = fault {
-            return Err(Self::failure(step, "a fault was injected", none()));
-        }
-        let machine = self.host.start(plan, fault).map_err(|refusal| {
-            let message = match refusal {
-                Refusal::InUse => format!("`{}` is in use by a keeper that lives", plan.state_dir.display()),
-                Refusal::DiskInUse(holder) => {
-                    let disk = plan.disk.top().map(|path| path.display().to_string()).unwrap_or_default();
-                    format!("the data disk `{disk}` is in use by {}", holder.vm)
-                }
-            };
-            Self::failure(BootStep::Keeper, message, none())
-        })?;
-        if let Some(BootFault::FailAndLeave(step)) = fault {
-            let undo = UndoReport { undone: Vec::new(), failed: vec![format!("machine of {}", plan.vm)] };
-            return Err(Self::failure(step, "a fault was injected", undo));
-        }
-        Ok(Box::new(FakeInstance { machine, host: self.host.clone() }))
+        self.start(plan, self.host.take_fault(), None)
+    }
+
+    async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
+        let refused = |error: &dyn std::error::Error| {
+            Self::failure(BootStep::Vmm, error.to_string(), UndoReport::default())
+        };
+        let size = plan.boot.memory.bytes();
+        Devices::read(&plan.device_state)
+            .and_then(|devices| devices.fit(size, &plan.boot.disk))
+            .map_err(|error| refused(&error))?;
+        let stored = Stored::read(&plan.memory, size).map_err(|error| refused(&error))?;
+        let from = (stored, plan.memory.base.clone());
+        self.start(&plan.boot, self.host.take_restore_fault(), Some(from))
     }
 
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError> {
