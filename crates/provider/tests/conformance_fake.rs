@@ -6,12 +6,23 @@ use offshoot_provider::{
     conformance::Harness,
     fake::{FakeHost, FakeProvider},
 };
-use offshoot_types::{CpuCount, Generation, MemMib, ProviderKind, VmId};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use offshoot_types::{CpuCount, Generation, LayerId, MemMib, ProviderKind, VmId};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tempfile::TempDir;
 
-#[derive(Default)]
 struct Fake {
     host: FakeHost,
+    directory: TempDir,
+}
+
+impl Fake {
+    fn new() -> Self {
+        Self { host: FakeHost::new(), directory: tempfile::tempdir().unwrap() }
+    }
 }
 
 #[async_trait]
@@ -54,6 +65,16 @@ impl Harness for Fake {
         }
     }
 
+    fn layer(&self, below: &Path) -> PathBuf {
+        below.with_file_name(LayerId::new().simple())
+    }
+
+    fn checkpoint_dir(&self) -> PathBuf {
+        let directory = self.directory.path().join(LayerId::new().simple());
+        std::fs::create_dir(&directory).unwrap();
+        directory
+    }
+
     fn permit_start(&self, _: &BootPlan) {
         // A fake boot is one step: there is nothing between the permission and the start.
     }
@@ -68,4 +89,4 @@ impl Harness for Fake {
     }
 }
 
-offshoot_provider::conformance_tests!(Fake::default());
+offshoot_provider::conformance_tests!(Fake::new());

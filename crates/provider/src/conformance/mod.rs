@@ -5,13 +5,21 @@
 //! asked after each.
 
 mod channel;
+mod checkpoint;
 mod lifecycle;
 mod recovery;
 mod session;
 
 use crate::{BootPlan, Exit, Instance, InstanceError, InstanceRecord, Provider};
 use async_trait::async_trait;
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 
 /// What the checks need of a host.
@@ -25,6 +33,12 @@ pub trait Harness: Send + Sync {
 
     /// What a daemon writes down before it boots this plan.
     fn record(&self, plan: &BootPlan) -> InstanceRecord;
+
+    /// A new disk layer over `below`, nobody's yet.
+    fn layer(&self, below: &Path) -> PathBuf;
+
+    /// An empty directory for one checkpoint.
+    fn checkpoint_dir(&self) -> PathBuf;
 
     /// As a daemon that dies after it has permitted the start and before the keeper has begun.
     fn permit_start(&self, plan: &BootPlan);
@@ -107,6 +121,14 @@ checks! {
     recovery::a_start_that_was_only_permitted_never_happens,
     recovery::reclaim_leaves_nothing_and_may_be_repeated,
     recovery::an_abandoned_boot_is_reclaimed,
+    checkpoint::a_state_restored_beside_is_the_same_and_its_source_goes_on,
+    checkpoint::two_restores_of_one_state_differ_once_thawed,
+    checkpoint::a_restored_guest_stands_still_until_it_is_thawed,
+    checkpoint::the_state_of_a_restored_vm_holds_what_came_before,
+    checkpoint::a_held_vm_stands_still_until_it_is_resumed,
+    checkpoint::a_state_of_the_disk_alone_is_booted,
+    checkpoint::a_checkpoint_whose_answer_was_lost_is_asked_for_again,
+    checkpoint::a_state_that_does_not_fit_is_refused_and_leaves_nothing,
 }
 
 /// Makes one `#[tokio::test]` of each check for the harness that an expression makes.
@@ -130,6 +152,14 @@ macro_rules! conformance_tests {
             a_start_that_was_only_permitted_never_happens
             reclaim_leaves_nothing_and_may_be_repeated
             an_abandoned_boot_is_reclaimed
+            a_state_restored_beside_is_the_same_and_its_source_goes_on
+            two_restores_of_one_state_differ_once_thawed
+            a_restored_guest_stands_still_until_it_is_thawed
+            the_state_of_a_restored_vm_holds_what_came_before
+            a_held_vm_stands_still_until_it_is_resumed
+            a_state_of_the_disk_alone_is_booted
+            a_checkpoint_whose_answer_was_lost_is_asked_for_again
+            a_state_that_does_not_fit_is_refused_and_leaves_nothing
         }
     };
     (@each $harness:expr; $($check:ident)*) => {

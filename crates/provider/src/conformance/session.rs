@@ -31,7 +31,7 @@ pub(super) async fn connect(instance: &dyn Instance, plan: &BootPlan) -> Outcome
     }
 }
 
-fn exec_start(argv: &[&str], stdin: bool) -> ExecStart {
+pub(super) fn exec_start(argv: &[&str], stdin: bool) -> ExecStart {
     ExecStart {
         exec: *Uuid::now_v7().as_bytes(),
         command: ExecCommand::Argv(argv.iter().map(|word| (*word).to_owned()).collect()),

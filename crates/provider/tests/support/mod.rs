@@ -9,9 +9,11 @@ use offshoot_provider::{
     conformance::Harness,
     disk,
     process::ProcessId,
-    qemu::{Acceleration, Options, PROBE_DEADLINE, ProbeImage, QemuProvider},
+    qemu::{Acceleration, Options, PROBE_DEADLINE, ProbeImage, QemuProvider, TranslationCaches},
 };
-use offshoot_types::{CpuCount, DiskMib, Generation, ImageRef, IsolationClass, MemMib, ProviderKind, VmId};
+use offshoot_types::{
+    CpuCount, DiskMib, Generation, ImageRef, IsolationClass, LayerId, MemMib, ProviderKind, VmId,
+};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock},
@@ -76,6 +78,7 @@ impl Real {
             acceleration: Acceleration::Auto,
             probe_image: Some(ProbeImage { kernel: image().kernel(), initramfs: image().initramfs() }),
             probe_deadline: PROBE_DEADLINE,
+            translation_caches: TranslationCaches::default(),
         }
     }
 
@@ -142,6 +145,19 @@ impl Harness for Real {
             runtime_dir: plan.runtime_dir.clone(),
             memory_base: None,
         }
+    }
+
+    fn layer(&self, below: &Path) -> PathBuf {
+        let path = self.directory.path().join(LayerId::new().simple()).with_extension("qcow2");
+        let size = DiskMib::from_mib(disk::inspect(below).unwrap().size.0 >> 20).unwrap();
+        disk::create_layer(below, size, &path, Durability::Volatile).unwrap();
+        path
+    }
+
+    fn checkpoint_dir(&self) -> PathBuf {
+        let directory = self.directory.path().join(LayerId::new().simple());
+        std::fs::create_dir(&directory).unwrap();
+        directory
     }
 
     fn permit_start(&self, plan: &BootPlan) {
