@@ -77,6 +77,12 @@ impl View<'_> {
         self.one("read a disk layer", &sql, params![id.to_string()], from_row)
     }
 
+    /// Every layer there is a record of, oldest first.
+    pub fn layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM layers ORDER BY created, id");
+        self.many("list disk layers", &sql, [], from_row)
+    }
+
     /// A layer and all it lies over, newest first: the disk, as a VMM is told of it. Empty if there is no such layer.
     pub fn layer_chain(&self, id: LayerId) -> Result<Vec<LayerRecord>, StoreError> {
         let sql = format!(
@@ -199,5 +205,116 @@ impl Tx<'_> {
         }
         self.execute("forget a disk layer", "DELETE FROM layers WHERE id = ?1", params![id.to_string()])
             .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Fixture, new_layer, operation};
+    use offshoot_types::{ErrorCode, OperationKind, OperationOutcome, VmState};
+
+    async fn add(f: &Fixture, layer: &NewLayer) -> Result<(), StoreError> {
+        f.store.add_layer(layer.clone()).await
+    }
+
+    async fn ids(f: &Fixture) -> Vec<LayerId> {
+        f.store.unused_layers().await.unwrap().into_iter().map(|layer| layer.id).collect()
+    }
+
+    #[tokio::test]
+    async fn a_chain_is_read_newest_first_also_after_a_restart() {
+        let mut f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let (_, first) = f.layer_on(vm).await;
+        let (below, second) = f.layer_on(vm).await;
+        assert_eq!(below, Some(first));
+        f.reopen().await;
+        let chain = f.store.layer_chain(second).await.unwrap();
+        assert_eq!(chain.iter().map(|layer| layer.id).collect::<Vec<_>>(), [second, first]);
+        assert_eq!(chain.iter().map(|layer| layer.frozen).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(f.store.layer_chain(LayerId::new()).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_layer_is_recorded_once_and_only_where_it_fits() {
+        let f = Fixture::new();
+        let layer = new_layer(None);
+        for _ in 0..2 {
+            add(&f, &layer).await.unwrap();
+        }
+        let over = |change: fn(&mut NewLayer)| {
+            let mut wrong = new_layer(Some(layer.id));
+            change(&mut wrong);
+            wrong
+        };
+        for wrong in [
+            over(|layer| layer.image = "0b".repeat(32).parse().unwrap()),
+            over(|layer| layer.size = "512M".parse().unwrap()),
+            over(|layer| layer.path = "/etc/passwd".into()),
+            over(|layer| layer.path = "disks/../offshoot.db".into()),
+            NewLayer { path: "disks/other".into(), ..layer.clone() },
+        ] {
+            let refused = add(&f, &wrong).await.unwrap_err();
+            assert!(
+                matches!(refused, StoreError::Invalid { what: "disk layer", .. }),
+                "{wrong:?}: {refused}"
+            );
+        }
+        let orphan = new_layer(Some(LayerId::new()));
+        assert!(matches!(add(&f, &orphan).await, Err(StoreError::NotFound { .. })));
+    }
+
+    #[tokio::test]
+    async fn nobody_writes_to_a_frozen_layer_or_to_that_of_another_vm() {
+        let f = Fixture::new();
+        let ((a, _), (b, _)) = (f.stopped("a").await, f.stopped("b").await);
+        let (_, first) = f.layer_on(a).await;
+        let taken = f.store.transaction(move |tx| tx.set_vm_layer(b, first)).await.unwrap_err();
+        assert_eq!(taken.to_string(), format!("disk layer {first} is needed by VM a"));
+        assert_eq!(taken.code(), ErrorCode::InUse);
+        f.layer_on(a).await;
+        let frozen = f.store.transaction(move |tx| tx.set_vm_layer(b, first)).await.unwrap_err();
+        assert!(frozen.to_string().contains("is frozen"), "{frozen}");
+    }
+
+    #[tokio::test]
+    async fn unused_layers_come_in_the_order_in_which_they_can_be_forgotten() {
+        let f = Fixture::new();
+        let (a, at) = f.stopped("a").await;
+        let kept = f.take_named(a, "kept").await;
+        let named = f.store.snapshot(kept).await.unwrap().unwrap().layer;
+        let (_, second) = f.layer_on(a).await;
+        let top = f.store.vm(a).await.unwrap().unwrap().layer.unwrap();
+        assert_eq!(top, second);
+        assert_eq!(ids(&f).await, [], "what a VM or a snapshot lies over is needed");
+        let middle = f.store.layer_chain(top).await.unwrap()[1].id;
+        let refused = f.store.forget_layer(middle).await.unwrap_err();
+        assert!(matches!(refused, StoreError::InUse { .. }), "{refused}");
+        f.go(a, at, VmState::Destroyed).await.unwrap();
+        assert_eq!(ids(&f).await, [top, middle], "a destroyed VM needs nothing, its named snapshot does");
+        assert_eq!(f.store.images_in_use().await.unwrap().len(), 1, "and the image under it");
+        for layer in [top, middle] {
+            f.store.forget_layer(layer).await.unwrap();
+        }
+        f.remove(kept).await.unwrap();
+        assert_eq!(ids(&f).await, [named]);
+        for _ in 0..2 {
+            f.store.forget_layer(named).await.unwrap();
+        }
+        assert_eq!(f.store.images_in_use().await.unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_an_unfinished_operation_made_is_not_unused() {
+        let f = Fixture::new();
+        let new = operation(OperationKind::Rollback, None);
+        let layer = NewLayer { operation: Some(new.id), ..new_layer(None) };
+        let by = new.id;
+        f.store.begin_operation(new).await.unwrap();
+        add(&f, &layer).await.unwrap();
+        assert_eq!(ids(&f).await, []);
+        f.store.end_operation(by, OperationOutcome::Interrupted { undone: true }).await.unwrap();
+        assert_eq!(ids(&f).await, [layer.id]);
     }
 }
