@@ -48,13 +48,14 @@ pub(super) async fn serve(services: HostServices, mut incoming: Incoming) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            Some(_ended) = connections.join_next() => {}
             stream = incoming.next() => match stream {
                 Some(stream) => {
                     connections.spawn(connection(services.clone(), stream));
                 }
                 None => return,
             },
-            Some(_ended) = connections.join_next() => {}
         }
     }
 }

@@ -88,18 +88,20 @@ impl Server {
         let mut heartbeats = std::pin::pin!(heartbeats(control, services));
         loop {
             tokio::select! {
+                // New streams last: however many come, the others have their turn.
+                biased;
                 reason = &mut heartbeats => return reason,
+                Some(kind) = shutdowns.recv() => {
+                    let _told = tokio::time::timeout(FAREWELL, session.flush()).await;
+                    services.shutdown(kind).await;
+                }
+                Some(_ended) = handlers.join_next() => {}
                 stream = incoming.next() => match stream {
                     Some(stream) => {
                         handlers.spawn(handle(stream, services.clone(), shutdown.clone()));
                     }
                     None => return session.closed().await,
                 },
-                Some(_ended) = handlers.join_next() => {}
-                Some(kind) = shutdowns.recv() => {
-                    let _told = tokio::time::timeout(FAREWELL, session.flush()).await;
-                    services.shutdown(kind).await;
-                }
             }
         }
     }

@@ -24,9 +24,9 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum Value {
@@ -215,11 +215,12 @@ impl Contexts {
                 Step::Sleep(time) => {
                     let late = async {
                         match deadline {
-                            Some(at) => tokio::time::sleep_until(at.into()).await,
+                            Some(at) => tokio::time::sleep_until(at).await,
                             None => std::future::pending().await,
                         }
                     };
                     interrupted = tokio::select! {
+                        biased;
                         () = tokio::time::sleep(time) => false,
                         () = late => true,
                         // An interrupt, or the host has left.

@@ -147,6 +147,7 @@ async fn attend(exec: &Exec, peer: ExecPeer, stdout: u64, stderr: u64) -> Result
         }
     };
     tokio::select! {
+        biased;
         sent = sending => sent,
         left = receiving => left,
     }

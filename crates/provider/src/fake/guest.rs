@@ -20,10 +20,9 @@ use offshoot_guest_proto::{
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
+use tokio::{io::AsyncWriteExt, sync::watch, time::Instant};
 
 pub(super) const KERNEL: &str = "0.0.0-fake";
 /// The one port that listens: it sends back what it gets (RFC 862).

@@ -92,6 +92,20 @@ impl Disks {
     }
 }
 
+/// A machine as one sees it from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FakeMachine {
+    pub vm: VmId,
+    pub generation: Generation,
+    /// One that has ended is there until somebody reclaims it or hears of its end.
+    pub runs: bool,
+    pub paused: bool,
+    /// The guest's user processes were told to stand still.
+    pub frozen: bool,
+    /// The disk layer it writes to.
+    pub layer: Option<PathBuf>,
+}
+
 /// A host in memory. Clones are the same host: a test keeps one and gives each "daemon" a provider on it.
 #[derive(Debug, Clone, Default)]
 pub struct FakeHost {
@@ -150,6 +164,16 @@ impl FakeHost {
         self.state().lost_replies = count;
     }
 
+    /// Takes back every fault that nothing has met yet.
+    pub fn heal(&self) {
+        let mut state = self.state();
+        state.faults.clear();
+        state.restore_faults.clear();
+        state.checkpoint_faults.clear();
+        state.guest_faults.waiting().clear();
+        state.lost_replies = 0;
+    }
+
     /// The class this host claims; `EmulatedVm` unless set.
     pub fn set_isolation(&self, isolation: IsolationClass) {
         self.state().isolation = Some(isolation);
@@ -171,6 +195,14 @@ impl FakeHost {
             machine.end(exit.clone());
         }
         !running.is_empty()
+    }
+
+    /// Everything of a machine that is not reclaimed, by VM and generation.
+    pub fn machines(&self) -> Vec<FakeMachine> {
+        let state = self.state();
+        let mut machines: Vec<_> = state.machines.values().map(|machine| machine.look()).collect();
+        machines.sort_by_key(|machine| (machine.vm, machine.generation));
+        machines
     }
 
     /// The VMs whose machines run, daemon or no daemon.

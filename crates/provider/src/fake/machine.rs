@@ -3,7 +3,7 @@
 use super::{
     devices::{Devices, file_name},
     guest::Guest,
-    host::{CheckpointFault, Disks, FakeHost},
+    host::{CheckpointFault, Disks, FakeHost, FakeMachine},
     pipe::Pausable,
     state::StateError,
 };
@@ -20,9 +20,9 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{sync::watch, task::AbortHandle, time::Instant};
 
 const PIPE: usize = 64 * 1024;
 
@@ -80,6 +80,17 @@ impl Machine {
 
     pub fn disk(&self) -> DiskStack {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn look(&self) -> FakeMachine {
+        FakeMachine {
+            vm: self.record.vm,
+            generation: self.record.generation,
+            runs: self.exit().is_none(),
+            paused: *self.paused.borrow(),
+            frozen: self.guest.world.still.borrow().frozen,
+            layer: self.disk().top().cloned(),
+        }
     }
 
     fn set_paused(&self, paused: bool) {

@@ -22,7 +22,7 @@ mod state;
 mod stillness;
 mod world;
 
-pub use host::{BootFault, CheckpointFault, FakeHost, GuestFault};
+pub use host::{BootFault, CheckpointFault, FakeHost, FakeMachine, GuestFault};
 
 use crate::{
     Adoption, BootError, BootPlan, BootStep, Capabilities, Exit, Instance, InstanceError, InstanceRecord,

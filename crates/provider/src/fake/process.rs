@@ -11,9 +11,12 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 /// What is kept of each stream for those who attach later.
 const RING: usize = 1024 * 1024;
@@ -234,6 +237,7 @@ pub(super) async fn run(
         };
         let dies_at = process.borrow().dies_at;
         let event = tokio::select! {
+            biased;
             () = until(dies_at) => None,
             () = until(wakes_at) => continue,
             input = inputs.recv() => match input {
@@ -241,6 +245,7 @@ pub(super) async fn run(
                 // Nobody can write to it any more: only its time is left.
                 None => {
                     tokio::select! {
+                        biased;
                         () = until(dies_at) => None,
                         () = until(wakes_at) => continue,
                     }
@@ -259,7 +264,7 @@ pub(super) async fn run(
 
 async fn until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
