@@ -1,8 +1,8 @@
 //! What this crate's tests share: a record in a folder of its own, a clock that is set by hand, plain inputs.
 
 use crate::{
-    AuditDecision, AuditEntry, Clock, Limits, Move, NewInstance, NewOperation, NewVm, Options, Store,
-    StoreError, Wait,
+    AuditDecision, AuditEntry, Clock, Limits, Move, NewInstance, NewLayer, NewOperation, NewSnapshot, NewVm,
+    Options, Store, StoreError, Switch, Wait,
 };
 use jiff::{SignedDuration, Timestamp};
 use offshoot_types::*;
@@ -64,6 +64,98 @@ impl Fixture {
     pub async fn go(&self, vm: VmId, expected: Generation, to: VmState) -> Result<Generation, StoreError> {
         self.store.move_vm(move_to(vm, expected, to)).await
     }
+    /// Gives a VM a new disk layer above the one it has, which is frozen then.
+    pub async fn layer_on(&self, vm: VmId) -> (Option<LayerId>, LayerId) {
+        let layer = self.store.vm(vm).await.unwrap().unwrap().layer;
+        let new = new_layer(layer);
+        let id = new.id;
+        let run = move |tx: &crate::Tx<'_>| {
+            tx.add_layer(&new)?;
+            tx.set_vm_layer(vm, id)?;
+            layer.map_or(Ok(()), |layer| tx.freeze_layer(layer))
+        };
+        self.store.transaction(run).await.unwrap();
+        (layer, id)
+    }
+    /// A snapshot about to be recorded, its layer frozen: a child of wherever the VM stands.
+    pub async fn to_take(&self, vm: VmId, origin: SnapshotOrigin) -> NewSnapshot {
+        if self.store.vm(vm).await.unwrap().unwrap().layer.is_none() {
+            self.layer_on(vm).await;
+        }
+        let (frozen, _) = self.layer_on(vm).await;
+        let parent = self.store.vm(vm).await.unwrap().unwrap().position;
+        NewSnapshot {
+            id: SnapshotId::new(),
+            owner: Owner::default(),
+            labels: Labels::new(),
+            node: NodeName::default(),
+            vm,
+            name: None,
+            origin,
+            kind: SnapshotKind::Full,
+            parent,
+            layer: frozen.unwrap(),
+            memory_base: None,
+            quiesced: true,
+            note: None,
+            manifest: serde_json::json!({ "parts": [] }),
+            size: Bytes(10),
+        }
+    }
+    pub async fn add(&self, snapshot: NewSnapshot) -> Result<SnapshotId, StoreError> {
+        let id = snapshot.id;
+        self.store.add_snapshot(snapshot, OperationId::new(), actor()).await.map(|()| id)
+    }
+    pub async fn take(&self, vm: VmId, origin: SnapshotOrigin) -> SnapshotId {
+        self.add(self.to_take(vm, origin).await).await.unwrap()
+    }
+    pub async fn take_named(&self, vm: VmId, name: &str) -> SnapshotId {
+        let named = NewSnapshot {
+            name: Some(name.parse().unwrap()),
+            ..self.to_take(vm, SnapshotOrigin::Manual).await
+        };
+        self.add(named).await.unwrap()
+    }
+    pub async fn remove(&self, snapshot: SnapshotId) -> Result<Option<crate::SnapshotRecord>, StoreError> {
+        self.store.remove_snapshot(snapshot, OperationId::new(), actor()).await
+    }
+    /// An operation of a VM, begun.
+    pub async fn begun(&self, kind: OperationKind, vm: VmId) -> OperationId {
+        let new = operation(kind, Some(vm));
+        let id = new.id;
+        self.store.begin_operation(new).await.unwrap();
+        id
+    }
+    /// A rollback's switch of a VM to a snapshot, on a new layer above the snapshot's.
+    pub async fn switch(
+        &self,
+        vm: VmId,
+        to: SnapshotId,
+        undo: Option<SnapshotId>,
+        by: OperationId,
+    ) -> Generation {
+        let record = self.store.vm(vm).await.unwrap().unwrap();
+        let layer = new_layer(Some(self.store.snapshot(to).await.unwrap().unwrap().layer));
+        let switch = Switch {
+            vm,
+            expected: record.generation,
+            layer: layer.id,
+            position: Some(to),
+            to,
+            undo,
+            reason: "a test says so".into(),
+            actor: actor(),
+            operation: by,
+            state: record.state,
+        };
+        let run = move |tx: &crate::Tx<'_>| {
+            tx.add_layer(&layer)?;
+            let generation = tx.switch_vm(&switch)?;
+            tx.mark_undone(vm, to, by)?;
+            Ok(generation)
+        };
+        self.store.transaction(run).await.unwrap()
+    }
     /// Runs SQL as somebody who tampers with the file would.
     pub async fn tamper(&self, sql: &'static str) {
         let run =
@@ -102,6 +194,20 @@ pub(crate) fn new_vm(name: &str) -> NewVm {
         isolation: IsolationClass::EmulatedVm,
         memory: None,
         position: None,
+    }
+}
+
+pub(crate) fn new_layer(parent: Option<LayerId>) -> NewLayer {
+    let id = LayerId::new();
+    NewLayer {
+        id,
+        owner: Owner::default(),
+        node: NodeName::default(),
+        parent,
+        image: "0a".repeat(32).parse().unwrap(),
+        path: format!("disks/{id}.qcow2"),
+        size: "1G".parse().unwrap(),
+        operation: None,
     }
 }
 

@@ -253,6 +253,26 @@ mod tests {
         assert_eq!(f.store.ledger().await.unwrap().disk, Bytes(1 << 30));
     }
 
+    #[tokio::test]
+    async fn a_second_instance_beside_the_first_is_admitted_or_refused_by_its_own_name() {
+        let f = Fixture::with_limits(Limits { memory: Bytes(512 * MIB), ..Limits::UNBOUNDED });
+        let (vm, at) = f.stopped("a").await;
+        let at = f.go(vm, at, VmState::Starting).await.unwrap();
+        f.store.record_instance(instance(vm, at)).await.unwrap();
+        let beside = move |tx: &Tx<'_>| {
+            tx.admit_beside(vm)?;
+            tx.record_instance(&instance(vm, at.next()))
+        };
+        f.store.transaction(beside).await.unwrap();
+        f.store.forget_instance(vm, at.next()).await.unwrap();
+        let (other, at_other) = f.stopped("b").await;
+        f.go(other, at_other, VmState::Starting).await.unwrap();
+        let refused = f.store.transaction(beside).await.unwrap_err();
+        assert!(refused.to_string().contains("beside its present one"), "{refused}");
+        assert_eq!(exceeded(refused).resource, LedgerResource::MemoryBeside);
+        assert_eq!(f.store.instances_of(vm).await.unwrap().len(), 1, "and nothing of it is recorded");
+    }
+
     #[test]
     fn a_sum_that_overflows_is_refused() {
         assert!(check(LedgerResource::Disk, u64::MAX, 1, u64::MAX).is_err());

@@ -96,6 +96,66 @@ mod tests {
         }
     }
 
+    /// As a daemon that knew only migration 0001 left it.
+    fn first_schema() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(MIGRATIONS[0].sql).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        connection.pragma_update(None, "foreign_keys", true).unwrap();
+        connection
+    }
+
+    #[test]
+    fn migration_0002_gives_each_vm_that_exists_its_disk_as_a_layer_and_keeps_all_else() {
+        let mut connection = first_schema();
+        let vm = |id: &str, name: &str, state: &str| {
+            format!(
+                "INSERT INTO vms VALUES ('{id}', 'local', '{{}}', 'local', '{name}', '{{}}', 'sha256:aa', 256, 1, 1024,
+                    'qemu', 'emulated-vm', '{state}', NULL, 7, 11, 12, NULL);"
+            )
+        };
+        let (kept, gone) = ("01a1fe7c-2c8e-7496-a268-c6ab187a9c91", "01a1fe7c-2c8e-7496-a268-c6ab187a9c92");
+        connection.execute_batch(&vm(kept, "a", "stopped")).unwrap();
+        connection.execute_batch(&vm(gone, "b", "destroyed")).unwrap();
+        connection
+            .execute_batch(&format!(
+                "INSERT INTO operations VALUES ('o', 'local', '{{}}', 'local', 'exec', '{kept}', '{{}}', 'r', 'ended',
+                    '{{}}', NULL, NULL, 1, 2);
+                INSERT INTO instances VALUES ('{kept}', 7, 'qemu', 'emulated-vm', '{{}}', 3);"
+            ))
+            .unwrap();
+        migrate(&mut connection).unwrap();
+
+        type Row = (String, String, u32, bool, i64);
+        let layer = |row: &rusqlite::Row<'_>| -> rusqlite::Result<Row> {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        };
+        let sql = "SELECT id, path, size_mib, frozen, created FROM layers";
+        let layers: Vec<Row> =
+            connection.prepare(sql).unwrap().query_map([], layer).unwrap().map(Result::unwrap).collect();
+        let path = "vms/01a1fe7c2c8e7496a268c6ab187a9c91/disk.qcow2".to_owned();
+        assert_eq!(layers, [(kept.to_owned(), path, 1024, false, 11)]);
+        let of = |id: &str| -> (Option<String>, Option<String>, String, u64) {
+            let sql = "SELECT layer, memory, policy, generation FROM vms WHERE id = ?1";
+            let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+            connection.query_row(sql, [id], read).unwrap()
+        };
+        let policy = serde_json::to_string(&offshoot_types::SnapshotPolicy::default()).unwrap();
+        assert_eq!(of(kept), (Some(kept.to_owned()), None, policy.clone(), 7));
+        assert_eq!(of(gone), (None, None, policy, 7));
+        let begun: u64 = connection.query_row("SELECT begun FROM operations", [], |row| row.get(0)).unwrap();
+        assert_eq!(begun, 0, "before everything that is told by events");
+        let tables = columns(&connection);
+        for table in ["layers", "snapshots", "transactions", "contexts"] {
+            for column in ["owner", "labels", "node"] {
+                assert!(tables[table].contains(column), "{table}.{column}");
+            }
+        }
+        let broken: Option<String> =
+            connection.query_row("PRAGMA foreign_key_check", [], |row| row.get(0)).ok();
+        assert_eq!(broken, None);
+    }
+
     #[test]
     fn migrating_twice_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();

@@ -2,12 +2,12 @@
 //! must tell the same story as the rows.
 
 use crate::{
-    AuditVerdict, Limits, StoreError,
+    AuditVerdict, Limits, NewSnapshot, StoreError,
     fixture::{Fixture, failed, instance, move_to, new_vm, operation},
 };
 use offshoot_types::{
-    Bytes, EventId, EventKind, Generation, OperationId, OperationKind, OperationOutcome, VmId, VmState,
-    VmStateName,
+    Bytes, EventId, EventKind, Generation, OperationId, OperationKind, OperationOutcome, SnapshotId,
+    SnapshotOrigin, VmId, VmState, VmStateName,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +38,19 @@ enum Step {
     End {
         operation: usize,
     },
+    /// Of a VM; a child of where it stands, its memory against any snapshot or none.
+    Snapshot {
+        vm: usize,
+        base: Option<usize>,
+    },
+    RemoveSnapshot {
+        snapshot: usize,
+    },
+    /// To any snapshot.
+    Switch {
+        vm: usize,
+        snapshot: usize,
+    },
     Reopen,
 }
 
@@ -50,6 +63,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<usize>().prop_map(|vm| Step::Forget { vm }),
         1 => any::<usize>().prop_map(|vm| Step::Begin { vm }),
         1 => any::<usize>().prop_map(|operation| Step::End { operation }),
+        4 => (any::<usize>(), prop::option::of(any::<usize>()))
+            .prop_map(|(vm, base)| Step::Snapshot { vm, base }),
+        2 => any::<usize>().prop_map(|snapshot| Step::RemoveSnapshot { snapshot }),
+        2 => (any::<usize>(), any::<usize>()).prop_map(|(vm, snapshot)| Step::Switch { vm, snapshot }),
         1 => Just(Step::Reopen),
     ]
 }
@@ -60,6 +77,13 @@ struct Vm {
     state: VmStateName,
     generation: u64,
     instances: BTreeSet<u64>,
+    position: Option<SnapshotId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Snapshot {
+    parent: Option<SnapshotId>,
+    base: Option<SnapshotId>,
 }
 
 impl Vm {
@@ -73,9 +97,14 @@ impl Vm {
 struct Model {
     vms: BTreeMap<VmId, Vm>,
     unfinished: BTreeSet<OperationId>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
 }
 
 impl Model {
+    fn pick_snapshot(&self, index: usize) -> Option<SnapshotId> {
+        let count = self.snapshots.len();
+        (count > 0).then(|| *self.snapshots.keys().nth(index % count).unwrap())
+    }
     fn pick(&self, index: usize) -> Option<VmId> {
         let count = self.vms.len();
         (count > 0).then(|| *self.vms.keys().nth(index % count).unwrap())
@@ -116,7 +145,8 @@ async fn take(step: &Step, f: &mut Fixture, model: &mut Model) {
             } else {
                 answer.unwrap();
                 let instances = BTreeSet::new();
-                model.vms.insert(id, Vm { name, state: VmStateName::Creating, generation: 1, instances });
+                let vm = Vm { name, state: VmStateName::Creating, generation: 1, instances, position: None };
+                model.vms.insert(id, vm);
                 model.unfinished.insert(operation);
             }
         }
@@ -177,6 +207,39 @@ async fn take(step: &Step, f: &mut Fixture, model: &mut Model) {
             f.store.end_operation(id, OperationOutcome::Done).await.unwrap();
             model.unfinished.remove(&id);
         }
+        Step::Snapshot { vm, base } => {
+            let Some(id) = model.pick(*vm) else { return };
+            let base = base.and_then(|base| model.pick_snapshot(base));
+            let new = NewSnapshot { memory_base: base, ..f.to_take(id, SnapshotOrigin::Manual).await };
+            let vm = model.vms.get_mut(&id).unwrap();
+            assert_eq!(new.parent, vm.position);
+            vm.position = Some(new.id);
+            model.snapshots.insert(new.id, Snapshot { parent: new.parent, base });
+            f.add(new).await.unwrap();
+        }
+        Step::RemoveSnapshot { snapshot } => {
+            let Some(id) = model.pick_snapshot(*snapshot) else { return };
+            let answer = f.remove(id).await;
+            if model.snapshots.values().any(|other| other.base == Some(id)) {
+                assert!(matches!(answer, Err(StoreError::InUse { .. })), "{answer:?}");
+                return;
+            }
+            answer.unwrap();
+            let removed = model.snapshots.remove(&id).unwrap();
+            let children = model.snapshots.values_mut().map(|child| &mut child.parent);
+            let standing = model.vms.values_mut().map(|vm| &mut vm.position);
+            for place in children.chain(standing).filter(|place| **place == Some(id)) {
+                *place = removed.parent;
+            }
+        }
+        Step::Switch { vm, snapshot } => {
+            let (Some(id), Some(to)) = (model.pick(*vm), model.pick_snapshot(*snapshot)) else { return };
+            let generation = f.switch(id, to, None, OperationId::new()).await;
+            let vm = model.vms.get_mut(&id).unwrap();
+            vm.generation += 1;
+            vm.position = Some(to);
+            assert_eq!(generation, Generation(vm.generation));
+        }
         Step::Reopen => f.reopen().await,
     }
 }
@@ -187,9 +250,21 @@ async fn compare(f: &Fixture, model: &Model) {
         let instances = f.store.instances_of(vm.id).await.unwrap();
         let instances = instances.into_iter().map(|instance| instance.generation.0).collect();
         let (state, generation) = (vm.state.name(), vm.generation.0);
-        rows.insert(vm.id, Vm { name: vm.name.to_string(), state, generation, instances });
+        let (name, position) = (vm.name.to_string(), vm.position);
+        rows.insert(vm.id, Vm { name, state, generation, instances, position });
     }
     assert_eq!(rows, model.vms);
+    let snapshots = f.store.snapshots(None).await.unwrap();
+    assert!(snapshots.is_sorted_by(|a, b| a.taken < b.taken));
+    for snapshot in &snapshots {
+        let chain = f.store.layer_chain(snapshot.layer).await.unwrap();
+        assert!(chain.iter().all(|layer| layer.frozen), "what a snapshot lies over is never written to");
+    }
+    let snapshots: BTreeMap<_, _> = snapshots
+        .into_iter()
+        .map(|snapshot| (snapshot.id, Snapshot { parent: snapshot.parent, base: snapshot.memory_base }))
+        .collect();
+    assert_eq!(snapshots, model.snapshots);
     assert_eq!(f.store.ledger().await.unwrap().memory, Bytes(model.memory()));
     let unfinished = f.store.unfinished_operations().await.unwrap();
     assert_eq!(
@@ -201,6 +276,11 @@ async fn compare(f: &Fixture, model: &Model) {
     let page = f.store.events(EventId(0), 10_000).await.unwrap();
     assert!(!page.missed && page.events.is_sorted_by(|a, b| a.id < b.id));
     for event in page.events {
+        if let EventKind::RolledBack { generation, .. } = event.kind {
+            let (_, before) = replayed.get_mut(&event.vm.unwrap()).unwrap();
+            assert_eq!(*before + 1, generation.0, "no gap, no repeat");
+            *before = generation.0;
+        }
         if let EventKind::StateChanged { from, to, generation, .. } = event.kind {
             let id = event.vm.unwrap();
             let before = replayed.insert(id, (to.name(), generation.0));

@@ -118,3 +118,109 @@ impl Tx<'_> {
             .map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NewInstance, NewSnapshot, NewTransaction, fixture::Fixture};
+    use offshoot_types::{
+        ErrorCode, IsolationClass, NodeName, OperationKind, Owner, ProviderKind, SnapshotOrigin,
+        TransactionEnd, VmState,
+    };
+
+    #[tokio::test]
+    async fn what_somebody_needs_is_refused_and_everybody_who_does_is_named() {
+        let f = Fixture::new();
+        let (a, _) = f.stopped("a").await;
+        let (b, at) = f.stopped("b").await;
+        let base = f.take(a, SnapshotOrigin::Manual).await;
+        let child = NewSnapshot { memory_base: Some(base), ..f.to_take(a, SnapshotOrigin::Manual).await };
+        let child = f.add(child).await.unwrap();
+        let at = f.go(b, at, VmState::Starting).await.unwrap();
+        let class = IsolationClass::EmulatedVm;
+        let instance = NewInstance::new(b, at, ProviderKind::Fake, class, Some(base), &0).unwrap();
+        f.store.record_instance(instance).await.unwrap();
+        f.store.set_vm_memory(a, Some(base)).await.unwrap();
+        let transaction = NewTransaction {
+            id: TransactionId::new(),
+            owner: Owner::default(),
+            node: NodeName::default(),
+            vm: a,
+            parent: None,
+            operation: f.begun(OperationKind::Transaction, a).await,
+            snapshot: base,
+            deadline: f.store.vm(a).await.unwrap().unwrap().created,
+        };
+        f.store.begin_transaction(transaction.clone()).await.unwrap();
+
+        let users = f.store.snapshot_users(base).await.unwrap();
+        let name = |name: &str| name.parse::<VmName>().unwrap();
+        assert_eq!(
+            users,
+            [
+                SnapshotUser::Child(child),
+                SnapshotUser::MemoryOf { vm: b, name: name("b") },
+                SnapshotUser::Vm { vm: a, name: name("a") },
+                SnapshotUser::Transaction(transaction.id)
+            ]
+        );
+        let refused = f.remove(base).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::InUse);
+        let sentence = format!(
+            "snapshot {base} is needed by snapshot {child}, the running VM b, VM a, transaction {}",
+            transaction.id
+        );
+        assert_eq!(refused.to_string(), sentence);
+
+        // Each need that ends is one less; the last one frees it.
+        f.store.end_transaction(transaction.id, TransactionEnd::Committed).await.unwrap();
+        f.store.set_vm_memory(a, None).await.unwrap();
+        f.store.forget_instance(b, at).await.unwrap();
+        assert_eq!(f.store.snapshot_users(base).await.unwrap(), [SnapshotUser::Child(child)]);
+        let merge = move |tx: &Tx<'_>| tx.rebase_snapshot(child, None, &serde_json::json!({}), Bytes(99));
+        f.store.transaction(merge).await.unwrap();
+        let removed = f.remove(base).await.unwrap().unwrap();
+        assert_eq!(removed.id, base);
+        let merged = f.store.snapshot(child).await.unwrap().unwrap();
+        assert_eq!((merged.memory_base, merged.size, merged.parent), (None, Bytes(99), None));
+    }
+
+    #[tokio::test]
+    async fn the_tree_is_joined_around_what_is_removed() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let root = f.take(vm, SnapshotOrigin::Manual).await;
+        let middle = f.take_named(vm, "middle").await;
+        let leaf = f.take(vm, SnapshotOrigin::Manual).await;
+        let (event, audit) = (*f.store.last_event().borrow(), f.store.audit_head().await.unwrap());
+        assert_eq!(f.remove(middle).await.unwrap().unwrap().id, middle);
+        assert_eq!(f.store.snapshot(leaf).await.unwrap().unwrap().parent, Some(root));
+        assert_eq!(f.remove(middle).await.unwrap(), None, "once");
+        let events = f.store.events(event, 9).await.unwrap().events;
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].kind, EventKind::SnapshotRemoved { snapshot: middle });
+        let rows = f.store.audit(audit.seq, 9).await.unwrap();
+        assert_eq!(rows[0].entry.detail, "manual snapshot `middle` of `a`");
+        f.remove(leaf).await.unwrap();
+        assert_eq!(f.store.vm(vm).await.unwrap().unwrap().position, Some(root), "the VM moves up too");
+        f.go(vm, at, VmState::Destroyed).await.unwrap();
+        f.remove(root).await.unwrap();
+        assert_eq!(f.store.snapshots(None).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_never_depends_on_itself() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let base = f.take(vm, SnapshotOrigin::Manual).await;
+        let child = NewSnapshot { memory_base: Some(base), ..f.to_take(vm, SnapshotOrigin::Manual).await };
+        let child = f.add(child).await.unwrap();
+        for below in [base, child] {
+            let turn =
+                move |tx: &Tx<'_>| tx.rebase_snapshot(base, Some(below), &serde_json::json!({}), Bytes(1));
+            let refused = f.store.transaction(turn).await.unwrap_err();
+            assert!(matches!(refused, StoreError::Invalid { what: "snapshot", .. }), "{refused}");
+        }
+        assert_eq!(f.store.snapshot(base).await.unwrap().unwrap().memory_base, None);
+    }
+}

@@ -289,3 +289,187 @@ impl Tx<'_> {
         self.note(&subject, kind, "snapshot-changed", snapshot.id.to_string(), detail).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        LedgerResource, Limits, NewVm,
+        fixture::{Fixture, actor, new_vm, operation},
+    };
+    use offshoot_types::{ErrorCode, OperationKind, VmState};
+
+    #[tokio::test]
+    async fn a_snapshot_is_read_back_as_it_was_recorded_and_its_vm_stands_there() {
+        let mut f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let (event, audit) = (*f.store.last_event().borrow(), f.store.audit_head().await.unwrap());
+        let first = f.take_named(vm, "before").await;
+        let new = NewSnapshot { note: Some("two".into()), ..f.to_take(vm, SnapshotOrigin::Auto).await };
+        let (second, by) = (new.id, OperationId::new());
+        for _ in 0..2 {
+            f.store.add_snapshot(new.clone(), by, actor()).await.unwrap();
+        }
+        f.reopen().await;
+        let record = f.store.snapshot(second).await.unwrap().unwrap();
+        assert_eq!((record.parent, record.note.as_deref(), record.operation), (Some(first), Some("two"), by));
+        assert_eq!((record.state, record.vm_name.as_str()), (SnapshotState::Volatile, "a"));
+        assert_eq!((record.manifest, record.size, record.layer), (new.manifest, new.size, new.layer));
+        assert_eq!(f.store.vm(vm).await.unwrap().unwrap().position, Some(second));
+        let all = f.store.snapshots(Some(vm)).await.unwrap();
+        assert_eq!(all.iter().map(|snapshot| snapshot.id).collect::<Vec<_>>(), [first, second]);
+        assert_eq!(all[0].created, all[1].created, "at the same microsecond");
+        assert!(all[0].taken < all[1].taken, "and yet in order");
+        let events = f.store.events(event, 9).await.unwrap().events;
+        let kinds: Vec<_> = events.into_iter().map(|event| event.kind).collect();
+        let taken = |snapshot, name: Option<&str>, origin| EventKind::SnapshotTaken {
+            snapshot,
+            name: name.map(|name| name.parse().unwrap()),
+            origin,
+        };
+        assert_eq!(
+            kinds,
+            [taken(first, Some("before"), SnapshotOrigin::Manual), taken(second, None, SnapshotOrigin::Auto)]
+        );
+        assert_eq!(f.store.audit(audit.seq, 9).await.unwrap().len(), 2, "a repeated call is no second one");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_whose_disk_is_still_written_to_or_whose_base_is_damaged_is_refused() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let base = f.take(vm, SnapshotOrigin::Manual).await;
+        let new = f.to_take(vm, SnapshotOrigin::Manual).await;
+        let top = f.store.vm(vm).await.unwrap().unwrap().layer.unwrap();
+        let open = f.add(NewSnapshot { layer: top, ..new.clone() }).await.unwrap_err();
+        assert!(open.to_string().contains("still written to"), "{open}");
+        let disk = NewSnapshot { kind: SnapshotKind::DiskOnly, memory_base: Some(base), ..new.clone() };
+        assert!(matches!(f.add(disk).await, Err(StoreError::Invalid { what: "snapshot", .. })));
+        for _ in 0..2 {
+            f.store.snapshot_damaged(base).await.unwrap();
+        }
+        let on_sand = f.add(NewSnapshot { memory_base: Some(base), ..new.clone() }).await.unwrap_err();
+        assert_eq!(on_sand.code(), ErrorCode::Snapshot, "{on_sand}");
+        let durable = f.store.snapshot_durable(base, new.manifest.clone(), Bytes(1)).await.unwrap_err();
+        assert!(matches!(durable, StoreError::SnapshotDamaged { .. }), "{durable}");
+        assert!(f.store.set_vm_memory(vm, Some(base)).await.is_err());
+        f.add(new).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_name_is_unique_per_vm_and_outlives_it() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let first = f.take_named(vm, "x").await;
+        let again = f.to_take(vm, SnapshotOrigin::Manual).await;
+        let again = f.add(NewSnapshot { name: Some("x".parse().unwrap()), ..again }).await.unwrap_err();
+        assert!(matches!(again, StoreError::SnapshotNameTaken { by, .. } if by == first), "{again}");
+        let find = |name: &str| f.store.find_snapshot(name.parse().unwrap(), Owner::default());
+        f.go(vm, at, VmState::Destroyed).await.unwrap();
+        let found = find("a@x").await.unwrap().unwrap();
+        assert_eq!((found.id, found.vm_name.as_str()), (first, "a"));
+
+        let (next, at) = f.stopped("a").await;
+        assert_eq!(find("a@x").await.unwrap().unwrap().id, first, "while the new one has none of that name");
+        let second = f.take_named(next, "x").await;
+        assert_eq!(find("a@x").await.unwrap().unwrap().id, second, "the living VM comes first");
+        assert_eq!(find(&format!("{vm}@x")).await.unwrap().unwrap().id, first);
+        assert_eq!(find(&first.to_string()).await.unwrap().unwrap().id, first);
+        f.go(next, at, VmState::Destroyed).await.unwrap();
+        assert_eq!(find("a@x").await.unwrap().unwrap().id, second, "then the latest");
+        let stranger = f.store.find_snapshot("a@x".parse().unwrap(), "other".parse().unwrap());
+        assert_eq!(stranger.await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn quotas_hold_for_each_vm_and_in_all_and_count_what_is_on_the_disk_in_the_end() {
+        let limits =
+            Limits { snapshots: Some(Bytes(100)), snapshots_per_vm: Some(Bytes(60)), ..Limits::UNBOUNDED };
+        let f = Fixture::with_limits(limits);
+        let ((a, _), (b, _)) = (f.stopped("a").await, f.stopped("b").await);
+        let sized = async |vm, size| {
+            f.add(NewSnapshot { size: Bytes(size), ..f.to_take(vm, SnapshotOrigin::Auto).await }).await
+        };
+        let over = |error: StoreError| match error {
+            StoreError::Ledger(exceeded) => exceeded.resource,
+            other => panic!("{other}"),
+        };
+        let first = sized(a, 50).await.unwrap();
+        assert_eq!(over(sized(a, 11).await.unwrap_err()), LedgerResource::SnapshotsOfVm);
+        sized(b, 50).await.unwrap();
+        let full = sized(b, 1).await.unwrap_err();
+        assert_eq!(full.to_string(), "no room for the snapshot: 1 asked, 100 of 100 promised already");
+        assert_eq!(over(full), LedgerResource::Snapshots);
+        assert_eq!(f.store.ledger().await.unwrap().snapshots, Bytes(100));
+
+        let manifest = serde_json::json!({ "parts": ["ram.delta"] });
+        let grown = f.store.snapshot_durable(first, manifest.clone(), Bytes(51)).await.unwrap_err();
+        assert_eq!(over(grown), LedgerResource::Snapshots);
+        assert_eq!(f.store.snapshot(first).await.unwrap().unwrap().state, SnapshotState::Volatile);
+        for _ in 0..2 {
+            f.store.snapshot_durable(first, manifest.clone(), Bytes(20)).await.unwrap();
+        }
+        let durable = f.store.snapshot(first).await.unwrap().unwrap();
+        assert_eq!((durable.state, durable.size), (SnapshotState::Durable, Bytes(20)));
+        assert_eq!(durable.manifest, manifest);
+        sized(b, 10).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_newest_undo_is_the_one_that_became_one_last() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let begin = f.take(vm, SnapshotOrigin::Auto).await;
+        assert_eq!(f.store.read(move |view| view.newest_undo(vm)).await.unwrap(), None);
+        let left = f.take(vm, SnapshotOrigin::Undo).await;
+        let newest = async || f.store.read(move |view| view.newest_undo(vm)).await.unwrap().unwrap().id;
+        assert_eq!(newest().await, left);
+        let commit = move |tx: &Tx<'_>| tx.set_snapshot_origin(begin, SnapshotOrigin::Undo);
+        f.store.transaction(commit).await.unwrap();
+        assert_eq!(newest().await, begin, "taken before, but kept as undo after");
+        f.store.snapshot_damaged(begin).await.unwrap();
+        assert_eq!(newest().await, left);
+    }
+
+    #[tokio::test]
+    async fn a_fork_is_made_from_a_usable_snapshot_and_announced_when_it_is_kept() {
+        let f = Fixture::new();
+        let (source, _) = f.stopped("a").await;
+        let from = f.take(source, SnapshotOrigin::Fork).await;
+        let fork = |name: &str| {
+            let mut vm = NewVm { memory: Some(from), position: Some(from), ..new_vm(name) };
+            vm.spec.lifetime = offshoot_types::Lifetime::Request;
+            vm
+        };
+        let (one, two) = (fork("a-1"), fork("a-2"));
+        let vms = [one.id, two.id];
+        let by = operation(OperationKind::Fork, None);
+        let making = operation(OperationKind::Create, None);
+        let make = move |tx: &Tx<'_>| {
+            for vm in [&one, &two] {
+                let create =
+                    crate::NewOperation { id: OperationId::new(), vm: Some(vm.id), ..making.clone() };
+                tx.create_vm(&create, vm)?;
+            }
+            Ok(())
+        };
+        f.store.transaction(make).await.unwrap();
+        let seen = *f.store.last_event().borrow();
+        for _ in 0..2 {
+            f.store.keep_vms(vms.to_vec(), by.id, actor()).await.unwrap();
+        }
+        let kinds: Vec<_> =
+            f.store.events(seen, 9).await.unwrap().events.into_iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [EventKind::Forked { from }, EventKind::Forked { from }]);
+        let record = f.store.vm(vms[0]).await.unwrap().unwrap();
+        assert_eq!((record.memory, record.position), (Some(from), Some(from)));
+        assert_eq!(record.spec.lifetime, offshoot_types::Lifetime::Kept);
+
+        let gone = f.store.keep_vms(vec![vms[1], VmId::new()], by.id, actor()).await;
+        assert!(matches!(gone, Err(StoreError::NotFound { .. })));
+        f.store.snapshot_damaged(from).await.unwrap();
+        let late = fork("a-3");
+        let refused = f.store.create_vm(operation(OperationKind::Create, Some(late.id)), late).await;
+        assert!(matches!(refused, Err(StoreError::SnapshotDamaged { .. })), "{refused:?}");
+    }
+}

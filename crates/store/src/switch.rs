@@ -87,3 +87,98 @@ impl Tx<'_> {
         Ok(generation)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        NewSnapshot,
+        fixture::{Fixture, actor, new_layer},
+    };
+    use offshoot_types::{OperationKind, SnapshotKind, SnapshotOrigin};
+
+    async fn prepared(f: &Fixture) -> (VmId, SnapshotId, Switch) {
+        let (vm, expected) = f.stopped("a").await;
+        let to = f.take(vm, SnapshotOrigin::Manual).await;
+        let layer = new_layer(Some(f.store.snapshot(to).await.unwrap().unwrap().layer));
+        f.store.add_layer(layer.clone()).await.unwrap();
+        let switch = Switch {
+            vm,
+            expected,
+            layer: layer.id,
+            position: Some(to),
+            to,
+            undo: None,
+            reason: "a test says so".into(),
+            actor: actor(),
+            operation: f.begun(OperationKind::Rollback, vm).await,
+            state: VmState::Stopped,
+        };
+        (vm, to, switch)
+    }
+
+    #[tokio::test]
+    async fn a_switch_changes_the_state_the_generation_and_the_place_in_one_event() {
+        let f = Fixture::new();
+        let (vm, to, switch) = prepared(&f).await;
+        f.take(vm, SnapshotOrigin::Undo).await;
+        let (event, audit) = (*f.store.last_event().borrow(), f.store.audit_head().await.unwrap());
+        let generation = f.store.switch_vm(switch.clone()).await.unwrap();
+        assert_eq!(generation, switch.expected.next());
+        let row = f.store.vm(vm).await.unwrap().unwrap();
+        assert_eq!((row.layer, row.position, row.memory), (Some(switch.layer), Some(to), None));
+        assert_eq!((row.state, row.generation), (VmState::Stopped, generation));
+        let events = f.store.events(event, 9).await.unwrap().events;
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].kind, EventKind::RolledBack { to, undo: None, generation });
+        assert_eq!(f.store.audit(audit.seq, 9).await.unwrap().len(), 1);
+        let stale = f.store.switch_vm(switch).await.unwrap_err();
+        assert!(matches!(stale, StoreError::StaleGeneration { .. }), "{stale}");
+    }
+
+    #[tokio::test]
+    async fn a_vm_without_process_continues_from_the_memory_it_was_switched_to() {
+        let f = Fixture::new();
+        let (vm, to, switch) = prepared(&f).await;
+        let event = *f.store.last_event().borrow();
+        let generation =
+            f.store.switch_vm(Switch { state: VmState::Suspended, ..switch.clone() }).await.unwrap();
+        let row = f.store.vm(vm).await.unwrap().unwrap();
+        assert_eq!((row.memory, row.state), (Some(to), VmState::Suspended));
+        let kinds: Vec<_> =
+            f.store.events(event, 9).await.unwrap().events.into_iter().map(|event| event.kind).collect();
+        let EventKind::StateChanged { to: state, generation: at, .. } = &kinds[1] else {
+            panic!("{kinds:?}")
+        };
+        assert_eq!((state, *at), (&VmState::Suspended, generation));
+        // A disk has no memory to continue from.
+        let disk =
+            NewSnapshot { kind: SnapshotKind::DiskOnly, ..f.to_take(vm, SnapshotOrigin::Manual).await };
+        let disk = f.add(disk).await.unwrap();
+        let layer = f.store.vm(vm).await.unwrap().unwrap().layer.unwrap();
+        let again = Switch { to: disk, layer, expected: generation, state: VmState::Suspended, ..switch };
+        let refused = f.store.switch_vm(again).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Invalid { what: "snapshot", .. }), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_is_refused_and_changes_nothing() {
+        let f = Fixture::new();
+        let (vm, to, switch) = prepared(&f).await;
+        let before = f.store.vm(vm).await.unwrap();
+        let frozen = f.store.snapshot(to).await.unwrap().unwrap().layer;
+        for (what, wrong) in [
+            ("no reason", Switch { reason: " ".into(), ..switch.clone() }),
+            ("a frozen layer", Switch { layer: frozen, ..switch.clone() }),
+            ("an impossible state", Switch { state: VmState::Running, ..switch.clone() }),
+            ("no snapshot", Switch { to: SnapshotId::new(), ..switch.clone() }),
+            ("no undo", Switch { undo: Some(SnapshotId::new()), ..switch.clone() }),
+        ] {
+            assert!(f.store.switch_vm(wrong).await.is_err(), "{what}");
+        }
+        f.store.snapshot_damaged(to).await.unwrap();
+        let damaged = f.store.switch_vm(switch).await.unwrap_err();
+        assert!(matches!(damaged, StoreError::SnapshotDamaged { .. }), "{damaged}");
+        assert_eq!(f.store.vm(vm).await.unwrap(), before);
+    }
+}

@@ -158,7 +158,7 @@ impl Tx<'_> {
         if transaction.end.is_some() {
             return Err(StoreError::TransactionEnded { transaction: id });
         }
-        for within in self.from_inside(&transaction)? {
+        for within in self.innermost_first(&transaction)? {
             let sql = "UPDATE transactions SET state = 'rolling-back' WHERE id = ?1";
             self.execute("begin to roll a transaction back", sql, params![within.id.to_string()])?;
         }
@@ -179,7 +179,7 @@ impl Tx<'_> {
             return Err(StoreError::Invalid { what: "transaction", detail });
         }
         let vm = self.expect_vm(transaction.vm)?;
-        for within in self.from_inside(&transaction)? {
+        for within in self.innermost_first(&transaction)? {
             self.close_transaction(&vm, &within, end)?;
         }
         Ok(())
@@ -194,7 +194,7 @@ impl Tx<'_> {
     }
 
     /// A transaction and those within it, innermost first.
-    fn from_inside(&self, outer: &TransactionRecord) -> Result<Vec<TransactionRecord>, StoreError> {
+    fn innermost_first(&self, outer: &TransactionRecord) -> Result<Vec<TransactionRecord>, StoreError> {
         let mut open = self.open_transactions(outer.vm)?;
         let from = open.iter().position(|transaction| transaction.id == outer.id).unwrap_or(open.len());
         let mut within = open.split_off(from);
@@ -224,5 +224,161 @@ impl Tx<'_> {
     fn actor_of(&self, operation: OperationId) -> Result<Actor, StoreError> {
         let found = self.operation(operation)?.map(|operation| operation.actor);
         found.ok_or_else(|| StoreError::NotFound { what: "operation", id: operation.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Retention, fixture::Fixture};
+    use jiff::SignedDuration;
+    use offshoot_types::{
+        ErrorCode, OperationKind, OperationOutcome, RollbackCause, SnapshotOrigin, VmState,
+    };
+
+    const CRASHED: TransactionEnd = TransactionEnd::RolledBack { cause: RollbackCause::GuestCrashed };
+
+    async fn new(f: &Fixture, vm: VmId, parent: Option<TransactionId>) -> NewTransaction {
+        NewTransaction {
+            id: TransactionId::new(),
+            owner: Owner::default(),
+            node: NodeName::default(),
+            vm,
+            parent,
+            operation: f.begun(OperationKind::Transaction, vm).await,
+            snapshot: f.take(vm, SnapshotOrigin::Auto).await,
+            deadline: Timestamp::from_second(1_700_000_100).unwrap(),
+        }
+    }
+
+    async fn begin(f: &Fixture, vm: VmId, parent: Option<TransactionId>) -> TransactionId {
+        let new = new(f, vm, parent).await;
+        let id = new.id;
+        for _ in 0..2 {
+            f.store.begin_transaction(new.clone()).await.unwrap();
+        }
+        id
+    }
+
+    async fn state(f: &Fixture, id: TransactionId) -> TransactionState {
+        f.store.transaction_record(id).await.unwrap().unwrap().state
+    }
+
+    #[tokio::test]
+    async fn an_open_transaction_owns_its_vm_and_only_the_innermost_has_savepoints() {
+        let mut f = Fixture::new();
+        let ((a, _), (b, _)) = (f.stopped("a").await, f.stopped("b").await);
+        let outer = begin(&f, a, None).await;
+        let other = new(&f, a, None).await;
+        let refused = f.store.begin_transaction(other).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::InTransaction);
+        assert_eq!(
+            refused.to_string(),
+            format!("transaction {outer} owns VM {a} until it ends, 2023-11-14T22:15:00Z at the latest")
+        );
+        let inner = begin(&f, a, Some(outer)).await;
+        let beside = new(&f, a, Some(outer)).await;
+        let refused = f.store.begin_transaction(beside).await.unwrap_err();
+        assert!(matches!(refused, StoreError::InTransaction { transaction, .. } if transaction == inner));
+        let elsewhere = begin(&f, b, None).await;
+        f.reopen().await;
+        let open: Vec<_> = f.store.open_transactions(a).await.unwrap().into_iter().map(|t| t.id).collect();
+        assert_eq!(open, [outer, inner], "outermost first");
+        let all: Vec<_> = f.store.all_open_transactions().await.unwrap().into_iter().map(|t| t.id).collect();
+        assert_eq!(all, [outer, inner, elsewhere]);
+
+        f.store.end_transaction(inner, TransactionEnd::Committed).await.unwrap();
+        let late = new(&f, a, Some(inner)).await;
+        assert!(matches!(
+            f.store.begin_transaction(late.clone()).await,
+            Err(StoreError::InTransaction { transaction, .. }) if transaction == outer
+        ));
+        f.store.end_transaction(outer, CRASHED).await.unwrap();
+        let ended = f.store.begin_transaction(late).await.unwrap_err();
+        assert!(
+            matches!(ended, StoreError::TransactionEnded { transaction } if transaction == inner),
+            "{ended}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_ends_one_ends_all_within_it_once_and_in_order() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let outer = begin(&f, vm, None).await;
+        let inner = begin(&f, vm, Some(outer)).await;
+        let (event, audit) = (*f.store.last_event().borrow(), f.store.audit_head().await.unwrap());
+        for _ in 0..2 {
+            f.store.end_transaction(outer, CRASHED).await.unwrap();
+        }
+        let kinds: Vec<_> =
+            f.store.events(event, 9).await.unwrap().events.into_iter().map(|event| event.kind).collect();
+        let ended = |transaction| EventKind::TransactionEnded { transaction, end: CRASHED };
+        assert_eq!(kinds, [ended(inner), ended(outer)]);
+        assert_eq!(
+            f.store.audit(audit.seq, 9).await.unwrap()[1].entry.detail,
+            "rolled back: the guest crashed"
+        );
+        let record = f.store.transaction_record(outer).await.unwrap().unwrap();
+        assert_eq!((record.state, record.end), (TransactionState::RolledBack, Some(CRASHED)));
+        assert!(record.ended.is_some());
+        let otherwise = f.store.end_transaction(outer, TransactionEnd::Committed).await.unwrap_err();
+        assert!(matches!(otherwise, StoreError::TransactionEnded { .. }), "{otherwise}");
+        assert_eq!(f.store.open_transactions(vm).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_to_be_rolled_back_still_owns_its_vm_and_is_never_committed() {
+        let mut f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let outer = begin(&f, vm, None).await;
+        let inner = begin(&f, vm, Some(outer)).await;
+        for _ in 0..2 {
+            f.store.transaction_rolling_back(outer).await.unwrap();
+        }
+        f.reopen().await;
+        assert_eq!(state(&f, inner).await, TransactionState::RollingBack);
+        assert_eq!(f.store.all_open_transactions().await.unwrap().len(), 2);
+        let within = new(&f, vm, Some(inner)).await;
+        assert!(matches!(f.store.begin_transaction(within).await, Err(StoreError::InTransaction { .. })));
+        let commit = f.store.end_transaction(outer, TransactionEnd::Committed).await.unwrap_err();
+        assert!(matches!(commit, StoreError::Invalid { what: "transaction", .. }), "{commit}");
+        f.store.end_transaction(outer, CRASHED).await.unwrap();
+        let again = f.store.transaction_rolling_back(outer).await.unwrap_err();
+        assert!(matches!(again, StoreError::TransactionEnded { .. }), "{again}");
+    }
+
+    #[tokio::test]
+    async fn a_savepoint_ends_alone() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let outer = begin(&f, vm, None).await;
+        let inner = begin(&f, vm, Some(outer)).await;
+        f.store.end_transaction(inner, CRASHED).await.unwrap();
+        assert_eq!(state(&f, outer).await, TransactionState::Open);
+        begin(&f, vm, Some(outer)).await;
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_vm_ends_its_transactions_and_history_goes_when_their_operations_do() {
+        let f = Fixture::new();
+        let (vm, at) = f.stopped("a").await;
+        let outer = begin(&f, vm, None).await;
+        let inner = begin(&f, vm, Some(outer)).await;
+        let operations = f.store.unfinished_operations().await.unwrap();
+        for operation in operations {
+            f.store.end_operation(operation.id, OperationOutcome::Done).await.unwrap();
+        }
+        f.clock.advance(SignedDuration::from_hours(24 * 365));
+        let pruned = f.store.prune(Retention::default()).await.unwrap();
+        assert_eq!(pruned.operations, 1, "the create; what owns a VM stays with its operation");
+        f.go(vm, at, VmState::Destroyed).await.unwrap();
+        assert_eq!(f.store.all_open_transactions().await.unwrap(), []);
+        for snapshot in f.store.snapshots(Some(vm)).await.unwrap() {
+            f.remove(snapshot.id).await.unwrap();
+        }
+        let pruned = f.store.prune(Retention::default()).await.unwrap();
+        assert_eq!((pruned.operations, pruned.vms), (2, 1));
+        assert_eq!(f.store.transaction_record(inner).await.unwrap(), None);
     }
 }

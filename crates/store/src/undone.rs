@@ -119,3 +119,117 @@ impl Tx<'_> {
         Ok(marked)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Fixture;
+    use jiff::SignedDuration;
+    use offshoot_types::{ErrorCode, Failure, OperationKind, OperationOutcome, SnapshotOrigin};
+
+    async fn exec(f: &Fixture, vm: VmId, status: i32) -> OperationId {
+        let id = f.begun(OperationKind::Exec, vm).await;
+        let ended = move |tx: &Tx<'_>| tx.exec_ended(id, ExecStatus::Exited(status));
+        f.store.transaction(ended).await.unwrap();
+        f.store.end_operation(id, OperationOutcome::Done).await.unwrap();
+        id
+    }
+
+    async fn undone(f: &Fixture, vm: VmId) -> Vec<OperationId> {
+        f.store.undone(vm).await.unwrap().into_keys().collect()
+    }
+
+    async fn rollback(f: &Fixture, vm: VmId, to: SnapshotId) -> SnapshotId {
+        let by = f.begun(OperationKind::Rollback, vm).await;
+        let left = f.take(vm, SnapshotOrigin::Undo).await;
+        f.switch(vm, to, Some(left), by).await;
+        left
+    }
+
+    async fn good(f: &Fixture, vm: VmId) -> Option<SnapshotId> {
+        f.store.read(move |view| view.last_good(vm)).await.unwrap().map(|snapshot| snapshot.id)
+    }
+
+    async fn failed(f: &Fixture, vm: VmId) -> Option<OperationId> {
+        f.store.read(move |view| view.last_failed_exec(vm)).await.unwrap().map(|(id, _)| id)
+    }
+
+    /// Also if the clock stands still or goes back: events tell the order.
+    #[tokio::test]
+    async fn a_rollback_marks_what_it_takes_back_and_undo_and_redo_tell_it_truly() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let before = exec(&f, vm, 0).await;
+        let s = f.take(vm, SnapshotOrigin::Manual).await;
+        let one = exec(&f, vm, 0).await;
+        f.clock.advance(SignedDuration::from_hours(-1));
+        let left_one = rollback(&f, vm, s).await;
+        assert_eq!(undone(&f, vm).await, [one]);
+        let two = exec(&f, vm, 0).await;
+        let left_two = rollback(&f, vm, left_one).await;
+        assert_eq!(
+            undone(&f, vm).await,
+            [two],
+            "undone: the first one is back, the second one is not part of it"
+        );
+        let left_three = rollback(&f, vm, left_two).await;
+        assert_eq!(undone(&f, vm).await, [one], "redone");
+        rollback(&f, vm, left_three).await;
+        assert_eq!(undone(&f, vm).await, [two]);
+        rollback(&f, vm, s).await;
+        assert_eq!(undone(&f, vm).await, [one, two]);
+        let by = f.store.undone(vm).await.unwrap();
+        assert_ne!(by[&one], by[&two], "each with what took it back");
+        assert!(f.store.operation(before).await.unwrap().is_some(), "nothing is deleted");
+        assert!(!undone(&f, vm).await.contains(&before));
+    }
+
+    #[tokio::test]
+    async fn the_winner_of_a_race_holds_what_was_done_before_the_race() {
+        let f = Fixture::new();
+        let ((vm, _), (racer, _)) = (f.stopped("a").await, f.stopped("a-1").await);
+        let before = exec(&f, vm, 0).await;
+        let start = f.take(vm, SnapshotOrigin::Fork).await;
+        let won = crate::NewSnapshot { parent: Some(start), ..f.to_take(racer, SnapshotOrigin::Fork).await };
+        let won = f.add(won).await.unwrap();
+        let after = exec(&f, vm, 0).await;
+        f.switch(vm, won, None, f.begun(OperationKind::Race, vm).await).await;
+        assert_eq!(undone(&f, vm).await, [after]);
+        assert!(f.store.undone(racer).await.unwrap().is_empty());
+        assert!(f.store.operation(before).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_last_good_state_is_before_the_failure_and_never_one_that_was_left() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        assert_eq!(good(&f, vm).await, None);
+        let first = f.take(vm, SnapshotOrigin::Manual).await;
+        assert_eq!(good(&f, vm).await, Some(first), "nothing failed: the newest");
+        exec(&f, vm, 0).await;
+        assert_eq!(failed(&f, vm).await, None);
+        let second = f.take(vm, SnapshotOrigin::Auto).await;
+        let failing = exec(&f, vm, 1).await;
+        assert_eq!(failed(&f, vm).await, Some(failing));
+        f.take(vm, SnapshotOrigin::Auto).await;
+        assert_eq!(good(&f, vm).await, Some(second), "not the one that was taken of what the failure left");
+
+        rollback(&f, vm, second).await;
+        assert_eq!(failed(&f, vm).await, None, "it was taken back");
+        let again = f.begun(OperationKind::Exec, vm).await;
+        let failure = Failure::new(ErrorCode::Guest, "gone");
+        f.store.end_operation(again, OperationOutcome::Failed { failure }).await.unwrap();
+        assert_eq!(failed(&f, vm).await, Some(again));
+        assert_eq!(good(&f, vm).await, Some(second), "what the rollback left is newer, and failed");
+        f.store.snapshot_damaged(second).await.unwrap();
+        assert_eq!(good(&f, vm).await, Some(first));
+    }
+
+    #[tokio::test]
+    async fn an_exec_that_is_not_recorded_has_no_status() {
+        let f = Fixture::new();
+        let nobody = OperationId::new();
+        let ended = move |tx: &Tx<'_>| tx.exec_ended(nobody, ExecStatus::TimedOut);
+        assert!(matches!(f.store.transaction(ended).await, Err(StoreError::NotFound { .. })));
+    }
+}
