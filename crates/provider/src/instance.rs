@@ -1,6 +1,9 @@
 //! The `Provider` and `Instance` traits: contracts, records and errors.
 
-use crate::memory::{Delta, Memory};
+use crate::{
+    facts::Facts,
+    memory::{Delta, Memory},
+};
 use async_trait::async_trait;
 use offshoot_types::{
     Bytes, CpuCount, Generation, ImageDigest, IsolationClass, MemMib, ProviderKind, SnapshotId, VmId, VmName,
@@ -105,7 +108,8 @@ pub struct CheckpointPlan {
     /// Without it only the disk's layer is frozen.
     pub memory: bool,
     /// The new first layer, made by [`crate::disk::create_layer`] above the present one: the VM writes there afterwards.
-    /// A path that is the VM's first layer already changes nothing, so that a repeated checkpoint is harmless.
+    /// A path that is the VM's first layer already is accepted while its CPUs have stood still since; afterwards what is
+    /// below it is no longer of the same instant as the memory, and it is refused.
     pub next_layer: PathBuf,
     pub then: AfterCheckpoint,
 }
@@ -308,6 +312,11 @@ pub trait Provider: Send + Sync + Debug {
         })
     }
 
+    /// What a state saved here is bound to. Probes like [`capabilities`](Self::capabilities).
+    async fn facts(&self) -> Result<Facts, String> {
+        Err(format!("provider `{}` saves no states", self.kind()))
+    }
+
     /// Finds a recorded instance again after a daemon restart. Never signals a process it cannot prove to be
     /// the recorded one.
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError>;
@@ -333,7 +342,8 @@ pub trait Instance: Send + Sync + Debug {
 
     /// Takes the VM's state while its CPUs stand still, as short as its written pages allow. On failure the VM runs on
     /// (or stands still, if it did before) on its old disk layer or on the new one: both are right, for the new one is
-    /// above the old. If the answer is lost the same plan may be asked for again.
+    /// above the old. If the answer is lost, ask again with another new layer above that one: whether the VM writes to
+    /// that one by now or not, both are right. A lost answer to [`AfterCheckpoint::Hold`] may leave the CPUs standing.
     async fn checkpoint(&self, _plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
         Err(InstanceError::Unsupported { operation: "taking a checkpoint", provider: self.record().provider })
     }

@@ -13,6 +13,7 @@
 
 pub mod conformance;
 pub mod disk;
+pub mod facts;
 pub mod fake;
 pub mod instance;
 pub mod keeper;

@@ -1,11 +1,12 @@
-//! The only unsafe code of this crate: what must happen between `fork` and `exec`, and two CPU instructions.
+//! The only unsafe code of this crate: what must happen between `fork` and `exec`, descriptors taken over from a parent,
+//! one `ioctl`, and two CPU instructions.
 
 #![allow(unsafe_code)]
 
 use std::{
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -17,16 +18,48 @@ pub(crate) const FIRST_PASSED_FD: RawFd = 3;
 /// Descriptors to be passed are moved up here before `fork`, so that none is overwritten by another's number.
 const ABOVE_PASSED: RawFd = 64;
 
-/// Makes `command` start in a session of its own with nothing inherited but its standard streams. It survives
-/// its parent and is not reached by the terminal's Ctrl-C.
-pub(crate) fn detach(command: &mut Command) {
-    // SAFETY: `setsid` and `close_range` are async-signal-safe system calls; nothing is allocated or locked.
+/// Makes `command` start in a session of its own with nothing inherited but its standard streams and `passed` as
+/// descriptors 3, 4, ... It survives its parent and is not reached by the terminal's Ctrl-C.
+pub(crate) fn detach(command: &mut Command, passed: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let held = hold(passed)?;
+    // SAFETY: only async-signal-safe system calls on plain integers; `held` was allocated before the fork and
+    // is only read. The `OwnedFd`s live in the closure, so they are open until the command is dropped.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             check(libc::setsid())?;
-            close_on_exec_from(FIRST_PASSED_FD)
+            place(&held)
         });
     }
+    Ok(())
+}
+
+/// Duplicates out of the way of the numbers they will get.
+fn hold(passed: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    passed.iter().map(|fd| Ok(rustix::io::fcntl_dupfd_cloexec(fd, ABOVE_PASSED)?)).collect()
+}
+
+/// Between `fork` and `exec`: the numbers from [`FIRST_PASSED_FD`] on are these and nothing else.
+fn place(held: &[OwnedFd]) -> io::Result<()> {
+    for (index, fd) in held.iter().enumerate() {
+        // SAFETY: a plain system call on integers. The number it overwrites is nobody's who runs here: after a fork
+        // only this code does.
+        check(unsafe { libc::dup2(fd.as_raw_fd(), FIRST_PASSED_FD + index as RawFd) })?;
+    }
+    close_on_exec_from(FIRST_PASSED_FD + held.len() as RawFd)
+}
+
+/// Takes over the descriptors 3, 4, ... that the parent passed by [`detach`]. To be called once, before this process
+/// opens anything that it keeps.
+pub(crate) fn take_passed(count: usize) -> io::Result<Vec<OwnedFd>> {
+    (0..count)
+        .map(|index| {
+            let number = FIRST_PASSED_FD + index as RawFd;
+            // SAFETY: a plain system call on an integer; it fails if there is no such descriptor.
+            check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+            // SAFETY: it is open, as was just seen, and by the contract above nothing else here owns it.
+            Ok(unsafe { OwnedFd::from_raw_fd(number) })
+        })
+        .collect()
 }
 
 /// Makes `command` a child that cannot outlive the calling *thread*, in a process group of its own, with
@@ -35,10 +68,7 @@ pub(crate) fn detach(command: &mut Command) {
 /// Call it, and spawn, on a thread that lives as long as the child may: the kernel sends the death signal
 /// when the thread that forked ends.
 pub(crate) fn bind_to_this_thread(command: &mut Command, passed: Vec<OwnedFd>) -> io::Result<()> {
-    let mut held = Vec::with_capacity(passed.len());
-    for fd in &passed {
-        held.push(rustix::io::fcntl_dupfd_cloexec(fd, ABOVE_PASSED)?);
-    }
+    let held = hold(&passed.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     let parent = rustix::process::getpid().as_raw_nonzero().get();
     // SAFETY: only async-signal-safe system calls on plain integers; `held` was allocated before the fork and
     // is only read. The `OwnedFd`s live in the closure, so they are open until the command is dropped.
@@ -56,10 +86,7 @@ pub(crate) fn bind_to_this_thread(command: &mut Command, passed: Vec<OwnedFd>) -
             // A core dump would write the guest's memory to the host's disk.
             let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             check(libc::setrlimit(libc::RLIMIT_CORE, &none))?;
-            for (index, fd) in held.iter().enumerate() {
-                check(libc::dup2(fd.as_raw_fd(), FIRST_PASSED_FD + index as RawFd))?;
-            }
-            close_on_exec_from(FIRST_PASSED_FD + held.len() as RawFd)
+            place(&held)
         });
     }
     Ok(())
@@ -81,6 +108,71 @@ pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the value owns its descriptor: the same one stays open until the registration, which holds the
     // value and gives no mutable access to it here, is dropped.
     Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// A stretch of addresses, as the kernel reports it: `struct page_region` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PageRegion {
+    pub start: u64,
+    /// Behind its last byte.
+    pub end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg` of `linux/fs.h`.
+#[repr(C)]
+struct ScanArguments {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    regions_length: u64,
+    max_pages: u64,
+    inverted: u64,
+    all_of: u64,
+    any_of: u64,
+    reported: u64,
+}
+
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_ZERO_PAGE: u64 = 1 << 5;
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
+
+/// Asks the kernel (6.7 or later, else `ENOTTY`) which pages in `start..end` are a process's own: present or swapped
+/// out, and neither a file's nor the shared page of zeros. Returns how many regions were found and up to where it
+/// looked: call it again from there until that is `end`.
+pub(crate) fn own_pages(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    regions: &mut [PageRegion],
+) -> io::Result<(usize, u64)> {
+    let mut arguments = ScanArguments {
+        size: size_of::<ScanArguments>() as u64,
+        flags: 0,
+        start,
+        end,
+        walk_end: start,
+        regions: regions.as_mut_ptr() as u64,
+        regions_length: regions.len() as u64,
+        max_pages: 0,
+        inverted: PAGE_IS_FILE | PAGE_IS_ZERO_PAGE,
+        all_of: PAGE_IS_FILE | PAGE_IS_ZERO_PAGE,
+        any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        // One that is the same for all that match, so that neighbours are one region.
+        reported: PAGE_IS_FILE,
+    };
+    // SAFETY: the kernel reads and writes `arguments`, whose size it is told, and writes at most `regions_length`
+    // regions, of a layout that any bytes are valid for, to memory that is borrowed mutably here.
+    let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as libc::Ioctl, &raw mut arguments) };
+    check(found)?;
+    Ok((found as usize, arguments.walk_end))
 }
 
 fn check(result: i32) -> io::Result<()> {
@@ -112,7 +204,7 @@ pub(crate) fn time_stamp_counter() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{io::Write, os::fd::AsFd, process::Stdio};
+    use std::{io::Write, process::Stdio};
 
     /// Prints the descriptors below 10 that the shell has. Built in: nothing is opened or forked for it.
     const LIST: &str = "for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && printf '%s ' $n; done; ";
@@ -145,7 +237,7 @@ mod tests {
         let leaked = rustix::io::dup(io::stderr().as_fd()).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{LIST} cut -d' ' -f6 /proc/$$/stat; echo $$")]);
-        detach(&mut command);
+        detach(&mut command, &[]).unwrap();
         let output = command.stdout(Stdio::piped()).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.lines().collect();

@@ -15,6 +15,8 @@ pub(crate) enum Task {
     VmmExit,
     /// Ends when the VMM has, or has outlived every rung.
     StopLadder,
+    /// Ends when the state is taken, or the VM is as before.
+    Checkpoint,
     /// Ends with the peer, or with the keeper.
     KeeperConnection,
     /// Ends when the keeper closes the connection.

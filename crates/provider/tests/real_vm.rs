@@ -2,12 +2,8 @@
 
 mod support;
 
-use offshoot_guest_proto::{
-    client::{Client, ConnectOptions},
-    message::{ExecCommand, ExecEvent, ExecStart, ResourceLimits},
-};
 use offshoot_provider::{
-    Adoption, BootPlan, BootStep, Exit, Instance, InstanceRecord, Provider,
+    Adoption, BootPlan, BootStep, Exit, InstanceRecord, Provider,
     conformance::Harness,
     process::{ProcessId, boot_id},
     qemu::{Options, QemuProvider},
@@ -18,66 +14,16 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType},
 };
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
-use support::Real;
-
-async fn boot(real: &Real, plan: &BootPlan) -> Box<dyn Instance> {
-    real.provider().boot(plan).await.unwrap_or_else(|error| panic!("{error}: {error:#?}"))
-}
-
-async fn connect(instance: &dyn Instance) -> Client {
-    let options = ConnectOptions { deadline: Duration::from_secs(60), ..ConnectOptions::new("real-vm", 1) };
-    match Client::connect(instance.channel().await.unwrap(), options).await {
-        Ok((client, _)) => client,
-        Err(error) => panic!("{error}: {:#?}", instance.diagnostics().await),
-    }
-}
-
-fn shell(script: &str) -> ExecStart {
-    ExecStart {
-        exec: *uuid::Uuid::now_v7().as_bytes(),
-        command: ExecCommand::Shell(script.into()),
-        env: BTreeMap::new(),
-        cwd: None,
-        user: "root".into(),
-        pty: None,
-        stdin: false,
-        timeout_ms: None,
-        max_output: None,
-        limits: ResourceLimits::default(),
-    }
-}
-
-async fn run(client: &Client, script: &str) -> String {
-    let (_sender, mut events) = client.exec(shell(script)).await.unwrap().split();
-    let mut output = Vec::new();
-    loop {
-        match events.next().await.unwrap() {
-            Some(ExecEvent::Output { data, .. }) => output.extend(data),
-            Some(ExecEvent::Ended(_)) => return String::from_utf8_lossy(&output).into_owned(),
-            Some(_) => {}
-            None => panic!("no end of `{script}`"),
-        }
-    }
-}
-
-async fn exit(instance: &dyn Instance, limit: Duration) -> Exit {
-    let mut exit = instance.exit();
-    let seen = tokio::time::timeout(limit, exit.wait_for(Option::is_some)).await;
-    seen.expect("an exit in time").expect("an exit").clone().expect("an exit")
-}
-
-async fn finish(real: &Real, record: &InstanceRecord) {
-    let report = real.provider().reclaim(record).await;
-    assert_eq!(report.failed, Vec::<String>::new());
-    assert_eq!(real.leftovers(record).await, Vec::<String>::new());
-}
+use support::{
+    Real,
+    session::{boot, connect, exit, finish, run, shell},
+};
 
 /// A keeper as a daemon starts it, without a daemon.
 fn keeper_command(record: &InstanceRecord, lock: File) -> (Command, rustix::fd::OwnedFd) {

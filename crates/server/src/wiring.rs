@@ -6,7 +6,9 @@ use offshoot_image::Store as ImageStore;
 use offshoot_policy::Policy;
 use offshoot_provider::{
     Provider,
-    qemu::{Acceleration, Options as QemuOptions, PROBE_DEADLINE, ProbeImage, QemuProvider},
+    qemu::{
+        Acceleration, Options as QemuOptions, PROBE_DEADLINE, ProbeImage, QemuProvider, TranslationCaches,
+    },
 };
 use offshoot_types::{ImageRef, NodeName};
 use std::{
@@ -46,6 +48,7 @@ pub fn qemu_options(offshoot_exe: PathBuf, images: Option<&ImageStore>) -> QemuO
         acceleration: Acceleration::Auto,
         probe_image: base.map(|base| ProbeImage { kernel: base.kernel(), initramfs: base.initramfs() }),
         probe_deadline: PROBE_DEADLINE,
+        translation_caches: TranslationCaches::default(),
     }
 }
 

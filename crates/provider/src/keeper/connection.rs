@@ -1,6 +1,7 @@
 //! The keeper's side of its connections: at most a handful, each with a bounded number of requests in flight.
 
 use super::{
+    checkpoint::Taken,
     qmp::QmpError,
     run::{Keeper, Phase, Running},
     vmm::CallError,
@@ -186,8 +187,16 @@ async fn ask(running: Arc<Running>, call: Call) -> (Reply, Option<OwnedFd>) {
                 Err(error) => Reply::Failed { message: error.to_string() },
             }
         }
-        Call::Pause => done(vmm.pause().await),
-        Call::Resume => done(vmm.resume().await),
+        // Not in the middle of a checkpoint, which tells the CPUs what to do itself.
+        Call::Pause => {
+            let _disk = running.disk.lock().await;
+            done(vmm.pause().await)
+        }
+        Call::Resume => {
+            let mut disk = running.disk.lock().await;
+            disk.in_use();
+            done(vmm.resume().await)
+        }
         Call::IsPaused => vmm.is_paused().await.map_or_else(refusal, |paused| Reply::Paused { paused }),
         Call::Stop { grace_ms } => match running.clone().stop(Duration::from_millis(grace_ms)).await {
             Ok(Some(report)) => Reply::Stopped(report),
@@ -197,6 +206,11 @@ async fn ask(running: Arc<Running>, call: Call) -> (Reply, Option<OwnedFd>) {
             Err(error) => Reply::Failed { message: error.to_string() },
         },
         Call::Diagnose => diagnosis(&running),
+        Call::Checkpoint(plan) => match running.checkpoint(plan).await {
+            Some(Ok(Taken { said, delta, .. })) => return (Reply::Checkpointed(said), delta),
+            Some(Err(error)) => refusal(error),
+            None => Reply::Failed { message: "the keeper broke off".into() },
+        },
     };
     (reply, None)
 }
@@ -212,6 +226,8 @@ fn refusal(error: CallError) -> Reply {
             Reply::Timeout { after_ms: after.as_millis() as u64 }
         }
         CallError::Qmp(error @ QmpError::Refused { .. }) => Reply::Refused { message: error.to_string() },
+        CallError::Refused(message) => Reply::Refused { message },
+        CallError::Failed(message) => Reply::Failed { message },
         CallError::Qmp(error) => Reply::Failed { message: error.to_string() },
     }
 }

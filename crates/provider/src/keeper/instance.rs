@@ -3,10 +3,11 @@
 use super::{
     client::Client,
     files::{ExitRecord, Files, read_json},
-    wire::{Call, Reply},
+    wire::{Call, Checkpoint as CheckpointCall, Checkpointed, Reply},
 };
 use crate::{
-    Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, StopReport, Usage, process,
+    Checkpoint, CheckpointPlan, Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord,
+    StopReport, Usage, memory::Delta, process,
 };
 use async_trait::async_trait;
 use offshoot_types::Bytes;
@@ -19,6 +20,8 @@ use tokio::{net::UnixStream, sync::watch};
 
 /// The keeper's own deadlines are shorter; this one is for a keeper that hangs.
 const CALL: Duration = Duration::from_secs(15);
+/// A copy of the largest memory, and every answer of the VMM late.
+const CHECKPOINT: Duration = Duration::from_secs(120);
 /// All rungs below the grace period, and a margin.
 const LADDER: Duration = Duration::from_secs(25);
 
@@ -104,6 +107,36 @@ impl Instance for KeptInstance {
             (Reply::Paused { paused }, _) => Ok(paused),
             (reply, _) => Err(unexpected("asking the state", &reply)),
         }
+    }
+
+    async fn checkpoint(&self, plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
+        let operation = "taking a checkpoint";
+        let call = Call::Checkpoint(CheckpointCall {
+            dir: plan.dir.clone(),
+            memory: plan.memory,
+            next_layer: plan.next_layer.clone(),
+            then: plan.then,
+        });
+        let (Checkpointed { paused_us, device_state, delta }, file) =
+            match self.call(operation, call, CHECKPOINT).await? {
+                (Reply::Checkpointed(said), file) => (said, file),
+                (reply, _) => return Err(unexpected(operation, &reply)),
+            };
+        let memory = match (delta, file) {
+            (None, _) => None,
+            (Some(delta), Some(file)) => {
+                let base = self.record.memory_base;
+                let delta = Delta::received(file, base, Bytes(delta.memory), delta.runs);
+                let source = |error| InstanceError::Io { operation, source: io::Error::other(error) };
+                Some(delta.map_err(source)?)
+            }
+            (Some(_), None) => {
+                let source = io::Error::new(io::ErrorKind::InvalidData, "the keeper sent no memory");
+                return Err(InstanceError::Io { operation, source });
+            }
+        };
+        let paused = Duration::from_micros(paused_us);
+        Ok(Checkpoint { memory, paused, device_state: Bytes(device_state) })
     }
 
     async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError> {

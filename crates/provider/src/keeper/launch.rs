@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::{
     fs::OpenOptions,
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::BorrowedFd, unix::fs::OpenOptionsExt},
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -49,7 +49,13 @@ pub(crate) enum LaunchError {
 
 /// Returns once the VMM runs, or the keeper says why it does not. Dropping the future leaves a keeper that the
 /// instance's record finds.
-pub(crate) async fn launch(exe: &Path, spec: &Spec, limit: Duration) -> Result<Greeting, LaunchError> {
+/// `passed`: the memory files the specification speaks of, in its order.
+pub(crate) async fn launch(
+    exe: &Path,
+    spec: &Spec,
+    passed: &[BorrowedFd<'_>],
+    limit: Duration,
+) -> Result<Greeting, LaunchError> {
     let prepare = |operation| move |source| LaunchError::Prepare { operation, source };
     let files = Files::new(&spec.state_dir, &spec.runtime_dir);
     let lock = files.try_lock().map_err(prepare("lock the state directory"))?;
@@ -71,7 +77,7 @@ pub(crate) async fn launch(exe: &Path, spec: &Spec, limit: Duration) -> Result<G
     // The lock goes along: it is held from before the keeper's first instruction, and by nobody else once this
     // command is dropped.
     command.stdin(Stdio::from(theirs)).stdout(Stdio::from(lock)).stderr(Stdio::from(log));
-    os::detach(&mut command);
+    os::detach(&mut command, passed).map_err(prepare("pass files to the keeper"))?;
     // From here on a keeper may come into being; until it claims the lease it can be kept from starting a VMM.
     files.grant().map_err(prepare("grant the lease"))?;
     let spawned = tokio::process::Command::from(command).spawn();

@@ -19,10 +19,13 @@
 
 mod cgroup;
 mod channel;
+mod checkpoint;
 pub mod client;
 mod connection;
 mod console;
+mod disk;
 pub(crate) mod files;
+mod guest_memory;
 mod instance;
 mod launch;
 mod log;
@@ -37,6 +40,7 @@ pub use cgroup::LimitsOnOffer;
 pub(crate) use cgroup::remove as remove_cgroup;
 pub(crate) use client::Greeting;
 pub(crate) use console::{last_lines, tail as console_tail};
+pub(crate) use disk::{FIRST_NODE, layer};
 pub(crate) use instance::KeptInstance;
 pub(crate) use launch::{LaunchError, launch};
 pub(crate) use recovery::{adopt, reclaim};

@@ -4,9 +4,11 @@
 //! more is read.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{
     collections::HashMap,
     io,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,8 +24,8 @@ use tokio::{
 /// The longest line read; the answers to our commands are below 1 KiB.
 const MAX_LINE: u64 = 64 * 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(tag = "execute", rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "execute", content = "arguments", rename_all = "kebab-case")]
 pub(crate) enum Command {
     #[serde(rename = "qmp_capabilities")]
     Capabilities,
@@ -31,16 +33,42 @@ pub(crate) enum Command {
     Cont,
     Quit,
     QueryStatus,
+    /// Everything but memory and disks. Generic, despite the name.
+    XenSaveDevicesState {
+        filename: PathBuf,
+        /// `true` would take the disks away from this VMM.
+        live: bool,
+    },
+    /// Loads what the line above saved, in a VMM that was started to wait for it.
+    MigrateIncoming {
+        uri: String,
+    },
+    /// The options of a node, as on the command line.
+    BlockdevAdd(Value),
+    /// Writes go to `overlay` from now on; `node` is read from.
+    BlockdevSnapshot {
+        node: String,
+        overlay: String,
+    },
+    BlockdevDel {
+        #[serde(rename = "node-name")]
+        node: String,
+    },
 }
 
 impl Command {
-    pub const fn name(self) -> &'static str {
+    pub const fn name(&self) -> &'static str {
         match self {
             Self::Capabilities => "qmp_capabilities",
             Self::Stop => "stop",
             Self::Cont => "cont",
             Self::Quit => "quit",
             Self::QueryStatus => "query-status",
+            Self::XenSaveDevicesState { .. } => "xen-save-devices-state",
+            Self::MigrateIncoming { .. } => "migrate-incoming",
+            Self::BlockdevAdd(_) => "blockdev-add",
+            Self::BlockdevSnapshot { .. } => "blockdev-snapshot",
+            Self::BlockdevDel { .. } => "blockdev-del",
         }
     }
 }
@@ -57,6 +85,21 @@ pub(crate) enum QmpError {
     Write(#[source] io::Error),
 }
 
+/// What the VMM says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Status {
+    /// Whether the guest's CPUs run.
+    pub running: bool,
+    status: String,
+}
+
+impl Status {
+    /// A device state is being loaded, or waited for.
+    pub fn is_loading(&self) -> bool {
+        self.status == "inmigrate"
+    }
+}
+
 /// Why the VMM says it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,10 +112,10 @@ pub(crate) struct Shutdown {
 struct Line {
     id: Option<u64>,
     #[serde(rename = "return")]
-    value: Option<serde_json::Value>,
+    value: Option<Value>,
     error: Option<Refusal>,
     event: Option<String>,
-    data: Option<serde_json::Value>,
+    data: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,7 +123,7 @@ struct Refusal {
     desc: String,
 }
 
-type Answer = Result<serde_json::Value, String>;
+type Answer = Result<Value, String>;
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -106,7 +149,7 @@ impl Qmp {
         (Self { write: AsyncMutex::new(write), waiting, shutdown }, reader)
     }
 
-    pub async fn call(&self, command: Command, deadline: Duration) -> Result<serde_json::Value, QmpError> {
+    pub async fn call(&self, command: Command, deadline: Duration) -> Result<Value, QmpError> {
         let name = command.name();
         let exchange = async {
             let (id, answer) = self.expect_answer()?;
@@ -132,15 +175,10 @@ impl Qmp {
         }
     }
 
-    /// `true` if the guest's CPUs stand still.
-    pub async fn is_paused(&self, deadline: Duration) -> Result<bool, QmpError> {
-        #[derive(Deserialize)]
-        struct Status {
-            running: bool,
-        }
+    pub async fn status(&self, deadline: Duration) -> Result<Status, QmpError> {
         let value = self.call(Command::QueryStatus, deadline).await?;
         match serde_json::from_value(value) {
-            Ok(Status { running }) => Ok(!running),
+            Ok(status) => Ok(status),
             Err(error) => {
                 Err(QmpError::Refused { command: Command::QueryStatus.name(), message: error.to_string() })
             }
@@ -239,10 +277,25 @@ mod tests {
                 .unwrap();
             write
         };
-        let (stop, paused, _open) = tokio::join!(qmp.call(Command::Stop, SOON), qmp.is_paused(SOON), vmm);
+        let (stop, status, _open) = tokio::join!(qmp.call(Command::Stop, SOON), qmp.status(SOON), vmm);
         assert_eq!(stop.unwrap_err().to_string(), "`stop`: no");
-        assert!(paused.unwrap());
+        assert!(!status.unwrap().running);
         assert_eq!(*qmp.shutdown_cause().borrow(), Some(Shutdown { guest: true }));
+    }
+
+    #[test]
+    fn commands_carry_their_arguments() {
+        let text = |command: Command| serde_json::to_string(&command).unwrap();
+        assert_eq!(text(Command::Cont), r#"{"execute":"cont"}"#);
+        let save = Command::XenSaveDevicesState { filename: "/s/device.state".into(), live: false };
+        assert_eq!(
+            text(save),
+            r#"{"execute":"xen-save-devices-state","arguments":{"filename":"/s/device.state","live":false}}"#
+        );
+        let add = Command::BlockdevAdd(serde_json::json!({ "driver": "qcow2" }));
+        assert_eq!(text(add), r#"{"execute":"blockdev-add","arguments":{"driver":"qcow2"}}"#);
+        let delete = Command::BlockdevDel { node: "layer-1".into() };
+        assert_eq!(text(delete), r#"{"execute":"blockdev-del","arguments":{"node-name":"layer-1"}}"#);
     }
 
     #[tokio::test]

@@ -3,18 +3,24 @@
 use super::{
     cgroup::Plan,
     channel::Channel,
+    checkpoint::{self, Taken},
     connection,
+    disk::Disk,
     files::{ExitRecord, Files, KeeperRecord, write_json},
+    guest_memory::{GuestMemory, Mapped},
     log::KeeperLog,
-    spec::Spec,
-    vmm::{StartError, Vmm},
-    wire::{StartFailed, Started},
+    spec::{Restore, Spec},
+    vmm::{CallError, StartError, Vmm},
+    wire::{Checkpoint, StartFailed, Started},
 };
 use crate::{
-    BootStep, Durability, Exit, os,
+    BootStep, Durability, Exit,
+    memory::Delta,
+    os,
     process::ProcessId,
     task::{Task, spawn},
 };
+use offshoot_types::SnapshotId;
 use rustix::{fs::FlockOperation, net::SocketFlags};
 use std::{
     fs::File,
@@ -31,7 +37,7 @@ use std::{
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Mutex, oneshot, watch},
 };
 
 /// How long clients may take to hear of the end and hang up.
@@ -58,6 +64,12 @@ pub(super) struct Running {
     pub vmm: Vmm,
     pub channel: Channel,
     pub started: Started,
+    /// Held by whoever moves the CPUs from running to standing still or back, so that one of them does at a time.
+    pub disk: Mutex<Disk>,
+    /// Or why it cannot be read.
+    pub memory: Result<Arc<GuestMemory>, String>,
+    pub memory_base: Option<SnapshotId>,
+    pub log: Arc<KeeperLog>,
 }
 
 /// What every connection shares.
@@ -70,7 +82,7 @@ pub(super) struct Keeper {
 }
 
 /// `offshoot keeper --spec FILE`. Standard input is the daemon's connection, standard output the locked
-/// `keeper.lock`, standard error `keeper.log`.
+/// `keeper.lock`, standard error `keeper.log`; memory files follow, as many as the specification speaks of.
 pub fn main(spec: &Path) -> ExitCode {
     match prepare(spec) {
         Ok((spec, inherited)) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -93,10 +105,31 @@ struct Inherited {
     daemon: OwnedFd,
     /// Held until the process ends.
     lock: OwnedFd,
+    memory: PassedMemory,
+}
+
+/// Given up once the VMM has it.
+struct PassedMemory {
+    base: Option<File>,
+    delta: Option<Delta>,
+}
+
+impl PassedMemory {
+    fn take(spec: &Spec) -> io::Result<Self> {
+        let mut passed = os::take_passed(spec.passed())?.into_iter();
+        let base = spec.memory_base.and_then(|_| passed.next()).map(File::from);
+        let runs = spec.restore.as_ref().and_then(|restore| restore.delta_runs);
+        let delta = runs.zip(passed.next()).map(|(runs, file)| {
+            Delta::received(file, spec.memory_base, spec.memory, runs).map_err(io::Error::other)
+        });
+        Ok(Self { base, delta: delta.transpose()? })
+    }
 }
 
 fn prepare(path: &Path) -> Result<(Spec, Inherited), (&'static str, io::Error)> {
     let spec = Spec::read(path).map_err(|error| ("cannot read the specification", error))?;
+    let memory =
+        PassedMemory::take(&spec).map_err(|error| ("cannot take the memory that was passed", error))?;
     let lock = inherited_lock(&spec)
         .map_err(|error| ("standard output is not the locked keeper.lock: a daemon starts keepers", error))?;
     let daemon = io::stdin()
@@ -112,7 +145,7 @@ fn prepare(path: &Path) -> Result<(Spec, Inherited), (&'static str, io::Error)> 
         Ok(rustix::thread::set_name(c"offshoot-keeper")?)
     })
     .map_err(|error| ("cannot set up the process", error))?;
-    Ok((spec, Inherited { daemon, lock }))
+    Ok((spec, Inherited { daemon, lock, memory }))
 }
 
 fn inherited_lock(spec: &Spec) -> io::Result<OwnedFd> {
@@ -168,14 +201,15 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
     }
 
     let limits = confinement.report.clone();
-    let started = match lock_disk(&keeper.spec.data_disk) {
+    let started = match Disk::lock(&keeper.spec.disk, keeper.spec.durability) {
         Ok(disk) => {
-            start(&keeper.spec, &files, &log, limits, &mut record).await.map(|running| (running, disk))
+            let given = Given { disk, memory: inherited.memory, limits };
+            start(&keeper.spec, &files, &log, given, &mut record).await
         }
         Err(error) => Err(Box::new(failed(error, None, &files))),
     };
     let code = match started {
-        Ok((running, _disk_lock)) => {
+        Ok(running) => {
             log.line("running");
             publish.send_replace(Phase::Running(running.clone()));
             let exit = until_ended(&running.vmm, &log).await;
@@ -228,46 +262,25 @@ fn bind(files: &Files) -> io::Result<AsyncFd<OwnedFd>> {
     os::register(socket)
 }
 
-/// Two VMMs on one disk destroy it. The VMM's own image locks would refuse the second as well, but cannot say
-/// who holds the first; the kernel's list of locks can.
-fn lock_disk(path: &Path) -> Result<File, StartError> {
-    let error = |message| StartError { step: BootStep::Keeper, message };
-    let opened = File::options().read(true).write(true).open(path);
-    let file = opened.map_err(|e| error(format!("cannot open the data disk `{}`: {e}", path.display())))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = lock_holder(&file).unwrap_or_else(|| "an unknown process".into());
-            Err(error(format!("the data disk `{}` is in use by {holder}", path.display())))
-        }
-        Err(e) => Err(error(format!("cannot lock the data disk `{}`: {e}", path.display()))),
-    }
-}
-
-fn lock_holder(file: &File) -> Option<String> {
-    let metadata = file.metadata().ok()?;
-    let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
-    let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let pid = locks.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&place.as_str()))
-            .then(|| fields.get(4).copied())?
-    })?;
-    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let command = String::from_utf8_lossy(&command).replace('\0', " ");
-    Some(format!("process {pid} (`{}`)", command.trim_end()))
+/// What a VMM is started with besides its specification.
+struct Given {
+    disk: Disk,
+    memory: PassedMemory,
+    limits: Vec<String>,
 }
 
 async fn start(
     spec: &Spec,
     files: &Files,
     log: &Arc<KeeperLog>,
-    limits: Vec<String>,
+    given: Given,
     record: &mut KeeperRecord,
 ) -> Result<Arc<Running>, Box<StartFailed>> {
     let fail = |error, vmm| Box::new(failed(error, vmm, files));
-    let (vmm, channel) = Vmm::start(spec, files, log.clone()).map_err(|error| fail(error, None))?;
+    let Given { disk, memory: PassedMemory { base, delta }, limits } = given;
+    let mapped = mapped(base.as_ref());
+    let state = state_to_pass(spec.restore.as_ref(), base).map_err(|error| fail(error, None))?;
+    let (vmm, channel) = Vmm::start(spec, files, state, log.clone()).map_err(|error| fail(error, None))?;
     record.vmm = Some(vmm.id().clone());
     let ready = async {
         write_json(&files.keeper(), record, false).map_err(|error| StartError {
@@ -279,18 +292,56 @@ async fn start(
             step: BootStep::Channel,
             message: format!("cannot connect to the VMM's channel: {error}"),
         })?;
-        vmm.ready(spec.start_deadline).await
+        vmm.ready(spec.start_deadline).await?;
+        let memory = mapped.and_then(|mapped| GuestMemory::open(vmm.id().pid, mapped, spec.memory));
+        let memory =
+            memory.map(Arc::new).map_err(|error| format!("cannot look into the guest's memory: {error}"));
+        if spec.restore.is_some() {
+            fill(memory.clone(), delta)
+                .await
+                .map_err(|message| StartError { step: BootStep::Vmm, message })?;
+            vmm.load(spec.start_deadline).await?;
+        }
+        Ok(memory)
     };
     match ready.await {
-        Ok(()) => {
+        Ok(memory) => {
             let started = Started { vmm: vmm.id().clone(), limits };
-            Ok(Arc::new(Running { vmm, channel, started }))
+            let (disk, memory_base, log) = (Mutex::new(disk), spec.memory_base, log.clone());
+            Ok(Arc::new(Running { vmm, channel, started, disk, memory, memory_base, log }))
         }
         Err(error) => {
             vmm.stop(Duration::ZERO).await;
             Err(fail(error, Some(&vmm)))
         }
     }
+}
+
+/// What the VMM's list of mappings will call the guest's memory.
+fn mapped(base: Option<&File>) -> io::Result<Mapped> {
+    match base {
+        Some(base) => Mapped::of(base),
+        None => Mapped::of(&File::open("/dev/zero")?),
+    }
+}
+
+/// In the order of their numbers: see [`super::spec`].
+fn state_to_pass(restore: Option<&Restore>, base: Option<File>) -> Result<Vec<OwnedFd>, StartError> {
+    let Some(Restore { device_state, .. }) = restore else { return Ok(Vec::new()) };
+    let opened = File::open(device_state).map_err(|error| StartError {
+        step: BootStep::Keeper,
+        message: format!("cannot open the device state `{}`: {error}", device_state.display()),
+    })?;
+    Ok([Some(opened), base].into_iter().flatten().map(OwnedFd::from).collect())
+}
+
+/// Puts the delta's pages over the base's, before any CPU runs.
+async fn fill(memory: Result<Arc<GuestMemory>, String>, delta: Option<Delta>) -> Result<(), String> {
+    let Some(delta) = delta else { return Ok(()) };
+    let memory = memory?;
+    let filled = tokio::task::spawn_blocking(move || memory.inject(&delta)).await;
+    let filled = filled.map_err(io::Error::other).and_then(|filled| filled);
+    filled.map_err(|error| format!("cannot fill the guest's memory: {error}"))
 }
 
 fn failed(error: StartError, vmm: Option<&Vmm>, files: &Files) -> StartFailed {
@@ -334,5 +385,23 @@ impl Running {
     /// Goes on when the asking client has gone: a stop half done helps nobody.
     pub fn stop(self: Arc<Self>, grace: Duration) -> tokio::task::JoinHandle<Option<crate::StopReport>> {
         spawn(Task::StopLadder, async move { self.vmm.stop(grace).await })
+    }
+
+    /// Is finished when the asking client has gone, too, and then the CPUs do not stand still for a state that nobody
+    /// has. `None` if the keeper broke off.
+    pub async fn checkpoint(self: Arc<Self>, plan: Checkpoint) -> Option<Result<Taken, CallError>> {
+        let (answer, heard) = oneshot::channel();
+        spawn(Task::Checkpoint, async move {
+            let taken = checkpoint::take(&self, &plan).await;
+            if let Err(Ok(Taken { held: true, .. })) = answer.send(taken) {
+                self.log.line("nobody asks for the state any more: the CPUs go on");
+                let mut disk = self.disk.lock().await;
+                disk.in_use();
+                if let Err(error) = self.vmm.resume().await {
+                    self.log.line(format_args!("they do not: {error}"));
+                }
+            }
+        });
+        heard.await.ok()
     }
 }

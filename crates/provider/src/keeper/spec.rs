@@ -1,7 +1,7 @@
 //! What a keeper is told to run: written by the daemon before the keeper starts, read once.
 
-use crate::Durability;
-use offshoot_types::{Bytes, CpuCount, Generation, VmId, VmName};
+use crate::{DiskStack, Durability};
+use offshoot_types::{Bytes, CpuCount, Generation, SnapshotId, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -19,8 +19,10 @@ pub(crate) const QMP_FD: RawFd = 3;
 pub(crate) const CONSOLE_FD: RawFd = 4;
 /// A listening socket: the VMM accepts one connection at a time, which the keeper makes.
 pub(crate) const CHANNEL_FD: RawFd = 5;
-/// The data disk's first layer when the VMM starts, as the VMM knows it.
-pub(crate) const DISK_NODE: &str = "data";
+/// A saved device state, where there is one to continue from.
+pub(crate) const DEVICE_STATE_FD: RawFd = 6;
+/// The complete memory to be mapped privately, if it is not zeros. Only beside a device state.
+pub(crate) const MEMORY_BASE_FD: RawFd = 7;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,12 +36,26 @@ pub(crate) struct Spec {
     pub arguments: Vec<String>,
     /// What the VMM prints on every start and means nothing by.
     pub harmless_stderr: Vec<String>,
-    /// Locked by the keeper for as long as the VMM may write to it.
-    pub data_disk: PathBuf,
+    /// Its first layer is locked by the keeper for as long as the VMM may write to it.
+    pub disk: DiskStack,
     pub durability: Durability,
+    /// Of the guest.
+    pub memory: Bytes,
+    /// The snapshot whose complete memory the VMM maps; it is passed as the keeper's first descriptor.
+    pub memory_base: Option<SnapshotId>,
+    pub restore: Option<Restore>,
     pub limits: Limits,
     /// From the VMM's start to its first answer.
     pub start_deadline: Duration,
+}
+
+/// What a VM continues from instead of booting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Restore {
+    pub device_state: PathBuf,
+    /// The number of runs in the delta, which is passed as the keeper's last descriptor.
+    pub delta_runs: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +68,12 @@ pub(crate) struct Limits {
 }
 
 impl Spec {
+    /// How many descriptors come with it.
+    pub fn passed(&self) -> usize {
+        let delta = self.restore.as_ref().is_some_and(|restore| restore.delta_runs.is_some());
+        usize::from(self.memory_base.is_some()) + usize::from(delta)
+    }
+
     pub fn read(path: &Path) -> io::Result<Self> {
         let mut text = Vec::new();
         File::open(path)?.take(MAX).read_to_end(&mut text)?;

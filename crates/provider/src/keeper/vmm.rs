@@ -12,7 +12,7 @@ use super::{
     files::Files,
     log::KeeperLog,
     qmp::{Command as QmpCommand, Qmp, QmpError},
-    spec::Spec,
+    spec::{DEVICE_STATE_FD, Spec},
 };
 use crate::{
     BootStep, Exit, StopReport, StopStep, os,
@@ -35,6 +35,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+/// Between two looks at a VMM that loads a state, which takes it milliseconds.
+const LOOK_AGAIN: Duration = Duration::from_micros(500);
 /// An idle VMM answers in a millisecond; `stop` also flushes the data disk.
 const CALL: Duration = Duration::from_secs(10);
 /// A quitting VMM flushes its disks.
@@ -79,11 +81,29 @@ pub(crate) enum CallError {
     Ended(Exit),
     #[error(transparent)]
     Qmp(#[from] QmpError),
+    /// Asked for what cannot be.
+    #[error("{0}")]
+    Refused(String),
+    /// The host failed us.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CallError {
+    pub fn failed(what: &str, error: &io::Error) -> Self {
+        Self::Failed(format!("cannot {what}: {error}"))
+    }
 }
 
 impl Vmm {
-    /// Must be called on the thread that lives as long as the keeper: see [`os::bind_to_this_thread`].
-    pub fn start(spec: &Spec, files: &Files, log: Arc<KeeperLog>) -> Result<(Self, Channel), StartError> {
+    /// Must be called on the thread that lives as long as the keeper: see [`os::bind_to_this_thread`]. `state` is what
+    /// the VMM is to continue from: its device state, and the complete memory it maps if that is not zeros.
+    pub fn start(
+        spec: &Spec,
+        files: &Files,
+        state: Vec<OwnedFd>,
+        log: Arc<KeeperLog>,
+    ) -> Result<(Self, Channel), StartError> {
         let error = |what: &'static str| move |error: io::Error| StartError::new(BootStep::Vmm, what, error);
         let (qmp, qmp_theirs) = UnixStream::pair().map_err(error("cannot make the control connection"))?;
         let (serial, serial_theirs) = UnixStream::pair().map_err(error("cannot make the console"))?;
@@ -92,6 +112,7 @@ impl Vmm {
         let theirs = |stream: UnixStream| stream.into_std().map(OwnedFd::from);
         let passed = [theirs(qmp_theirs), theirs(serial_theirs), Ok(channel_theirs)]
             .into_iter()
+            .chain(state.into_iter().map(Ok))
             .collect::<io::Result<Vec<OwnedFd>>>()
             .map_err(error("cannot pass sockets to the VMM"))?;
 
@@ -179,18 +200,43 @@ impl Vmm {
 
     /// Waits until the VMM answers: then its devices exist and the guest runs.
     pub async fn ready(&self, deadline: Duration) -> Result<(), StartError> {
-        match self.call(QmpCommand::Capabilities, deadline).await {
-            Ok(()) => Ok(()),
-            Err(CallError::Ended(exit)) => {
-                let lines = self.stderr_lines();
-                let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("; ");
-                let said = if last.is_empty() { "it said nothing".to_owned() } else { last };
-                Err(StartError::new(BootStep::Vmm, &format!("the VMM ended at once ({exit:?})"), said))
+        let answer = self.call(QmpCommand::Capabilities, deadline).await;
+        answer.map_err(|error| match error {
+            CallError::Ended(exit) => self.ended(&format!("the VMM ended at once ({exit:?})")),
+            error => StartError::new(BootStep::Vmm, "the VMM does not answer", error),
+        })
+    }
+
+    /// Loads the device state that was passed and lets the CPUs run.
+    pub async fn load(&self, deadline: Duration) -> Result<(), StartError> {
+        let load = async {
+            self.ask(QmpCommand::MigrateIncoming { uri: format!("fd:{DEVICE_STATE_FD}") }).await?;
+            while self.unless_ended(self.qmp.status(CALL)).await?.is_loading() {
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
-            Err(CallError::Qmp(error)) => {
-                Err(StartError::new(BootStep::Vmm, "the VMM does not answer", error))
+            self.resume().await
+        };
+        match tokio::time::timeout(deadline, load).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(CallError::Ended(exit))) => {
+                Err(self.ended(&format!("the VMM could not load the device state ({exit:?})")))
             }
+            Ok(Err(error)) => {
+                Err(StartError::new(BootStep::Vmm, "the VMM could not load the device state", error))
+            }
+            Err(_elapsed) => Err(StartError {
+                step: BootStep::Vmm,
+                message: format!("the VMM had not loaded the device state after {deadline:?}"),
+            }),
         }
+    }
+
+    /// In the VMM's own words.
+    fn ended(&self, what: &str) -> StartError {
+        let lines = self.stderr_lines();
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("; ");
+        let said = if last.is_empty() { "it said nothing".to_owned() } else { last };
+        StartError::new(BootStep::Vmm, what, said)
     }
 
     pub async fn pause(&self) -> Result<(), CallError> {
@@ -202,7 +248,19 @@ impl Vmm {
     }
 
     pub async fn is_paused(&self) -> Result<bool, CallError> {
-        self.unless_ended(self.qmp.is_paused(CALL)).await
+        Ok(!self.unless_ended(self.qmp.status(CALL)).await?.running)
+    }
+
+    pub async fn ask(&self, command: QmpCommand) -> Result<(), CallError> {
+        self.call(command, CALL).await
+    }
+
+    /// A failure of the host's on the VMM: its end, if there was one, explains it better.
+    pub async fn explain(&self, what: &str, error: &io::Error) -> CallError {
+        match self.ended_within(LEFTOVERS).await {
+            Some(exit) => CallError::Ended(exit),
+            None => CallError::failed(what, error),
+        }
     }
 
     async fn call(&self, command: QmpCommand, deadline: Duration) -> Result<(), CallError> {

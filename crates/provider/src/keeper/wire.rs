@@ -13,7 +13,7 @@
 //! The keeper outlives upgrades of the daemon: a daemon keeps speaking every version ever released, a keeper
 //! only its own. Fields are only added, with a default; anything else needs a new [`VERSION`].
 
-use crate::{BootStep, Exit, StopReport, os, process::ProcessId};
+use crate::{AfterCheckpoint, BootStep, Exit, StopReport, os, process::ProcessId};
 use offshoot_types::{Generation, VmId};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -24,6 +24,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -38,7 +39,7 @@ pub enum ToKeeper {
     Call { id: u64, call: Call },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "call", rename_all = "kebab-case")]
 pub enum Call {
     /// Close the channel to the guest and open it again. The reply carries it.
@@ -51,6 +52,17 @@ pub enum Call {
         grace_ms: u64,
     },
     Diagnose,
+    /// Take the VM's state while its CPUs stand still. The reply carries the memory, if that was asked for.
+    Checkpoint(Checkpoint),
+}
+
+/// See [`crate::CheckpointPlan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    pub dir: PathBuf,
+    pub memory: bool,
+    pub next_layer: PathBuf,
+    pub then: AfterCheckpoint,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +103,8 @@ pub enum Reply {
     /// Comes with the file.
     Channel,
     Stopped(StopReport),
+    /// Comes with the file if it has `delta`.
+    Checkpointed(Checkpointed),
     Diagnosis {
         vmm_stderr: Vec<String>,
         limits: Vec<String>,
@@ -108,6 +122,23 @@ pub enum Reply {
     Failed {
         message: String,
     },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointed {
+    /// How long the CPUs stood still for it, in microseconds.
+    pub paused_us: u64,
+    /// Size of the device state in bytes.
+    pub device_state: u64,
+    pub delta: Option<DeltaFile>,
+}
+
+/// What the file that comes along holds: the pages at their own offsets, behind them the runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaFile {
+    /// Of the guest's memory in bytes.
+    pub memory: u64,
+    pub runs: u64,
 }
 
 /// One end of a connection. Sending and receiving may go on at the same time; each call is cancel-safe, for a

@@ -1,18 +1,22 @@
 //! QEMU's command line, from top to bottom. One function writes it; each block is one part of the machine.
 
 use super::tsc;
-use crate::{BootPlan, DiskStack, Durability, keeper::spec};
+use crate::{
+    BootPlan, DiskStack, Durability,
+    keeper::{self, spec},
+};
 use offshoot_types::{Bytes, IsolationClass, MemMib, VmName};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::Path;
 
 /// Name of the agent's port, as the guest looks it up.
 pub(super) const PORT: &str = "org.offshoot.agent";
-/// QEMU says this once for guest memory from `/dev/zero`, which has no size to set; it means nothing.
-pub(super) const HARMLESS: &str = "ftruncate: Invalid argument";
-/// Cache of translated guest code, in MiB. Measured on a cold boot to a Python prompt: 16 costs 2 s, 32 costs
-/// 0.2 s, from 64 on nothing. QEMU's own choice would be up to 1 GiB.
-const TRANSLATION_CACHE: u64 = 128;
+/// Said once for guest memory from `/dev/zero`, which has no size to set, and once for a device state that ends without
+/// a description of itself; both mean nothing.
+pub(super) const HARMLESS: [&str; 2] =
+    ["ftruncate: Invalid argument", "qemu-system-x86_64: Expected vmdescription section, but got 0"];
+/// The line of a machine that waits for its state, as `xen-save-devices-state` left it.
+const WAIT_FOR_STATE: [&str; 3] = ["-incoming", "defer", "-S"];
 /// QEMU itself, the kernel file it keeps, buffers of devices, and the keeper.
 const OVERHEAD: u64 = 256;
 
@@ -29,23 +33,86 @@ impl Accelerator {
             Self::Tcg => IsolationClass::EmulatedVm,
         }
     }
+
+    /// The machine type with what decides which devices it has.
+    pub const fn machine(self) -> &'static str {
+        match self {
+            Self::Kvm => "microvm,rtc=on",
+            // Told the frequency of its clock, the kernel needs neither of the old timers.
+            Self::Tcg => "microvm,rtc=on,pit=off,pic=off",
+        }
+    }
+
+    pub const fn cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "host",
+            Self::Tcg => "max",
+        }
+    }
 }
 
-/// What the VMM and its keeper may use together.
-pub(super) fn memory_limit(memory: MemMib, accelerator: Accelerator) -> Bytes {
-    let translation = match accelerator {
-        Accelerator::Kvm => 0,
-        Accelerator::Tcg => TRANSLATION_CACHE,
-    };
-    Bytes(memory.bytes().0 + ((translation + OVERHEAD) << 20))
+/// How a machine comes to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    Boot,
+    /// From a saved state; `based` on a complete memory or on zeros.
+    Restore {
+        based: bool,
+    },
 }
 
-pub(super) fn build(plan: &BootPlan, accelerator: Accelerator) -> Vec<String> {
+/// Sizes of the cache of translated guest code that an emulating VMM keeps, in MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TranslationCaches {
+    /// Measured on a cold boot to a Python prompt: 16 costs 2 s, 32 costs 0.2 s, from 64 on nothing. QEMU's own choice
+    /// would be up to 1 GiB.
+    pub boot: u32,
+    /// Of a VM that continues from a saved state: small, for there may be many of them, and each begins with an empty
+    /// one. Guests that run much code want more.
+    pub restore: u32,
+}
+
+impl Default for TranslationCaches {
+    fn default() -> Self {
+        Self { boot: 128, restore: 32 }
+    }
+}
+
+/// What a machine's line depends on besides its plan.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    pub accelerator: Accelerator,
+    pub start: Start,
+    pub caches: TranslationCaches,
+}
+
+impl Setting {
+    /// In MiB.
+    const fn translation_cache(&self) -> u32 {
+        match (self.accelerator, self.start) {
+            (Accelerator::Kvm, _) => 0,
+            (Accelerator::Tcg, Start::Boot) => self.caches.boot,
+            (Accelerator::Tcg, Start::Restore { .. }) => self.caches.restore,
+        }
+    }
+
+    /// What the VMM and its keeper may use together.
+    pub fn memory_limit(&self, memory: MemMib) -> Bytes {
+        // Whoever first touches a page that is a hole in a base pays for the page there and for its own copy.
+        let copies = match self.start {
+            Start::Boot | Start::Restore { based: false } => 1,
+            Start::Restore { based: true } => 2,
+        };
+        Bytes(copies * memory.bytes().0 + ((u64::from(self.translation_cache()) + OVERHEAD) << 20))
+    }
+}
+
+pub(super) fn build(plan: &BootPlan, setting: &Setting) -> Vec<String> {
     let mut line = Line::default();
     // First, so that a list of processes shows it.
     line.pair("-name", format!("{},debug-threads=on", plan.name));
     line.pair("-uuid", plan.vm);
-    machine(&mut line, plan.memory, plan.cpus.get(), accelerator);
+    machine(&mut line, plan.memory, plan.cpus.get(), setting);
 
     // The serial console must exist before the kernel speaks; the keeper reads it.
     line.pair("-chardev", format!("socket,id=console,fd={}", spec::CONSOLE_FD));
@@ -63,7 +130,14 @@ pub(super) fn build(plan: &BootPlan, accelerator: Accelerator) -> Vec<String> {
     line.pair("-chardev", format!("socket,id=channel,fd={},server=on,wait=off", spec::CHANNEL_FD));
     line.pair("-device", format!("virtserialport,chardev=channel,name={PORT}"));
 
-    kernel(&mut line, &plan.kernel, &plan.initramfs, &kernel_arguments(&plan.name, accelerator));
+    match setting.start {
+        Start::Boot => {
+            let arguments = kernel_arguments(&plan.name, setting.accelerator);
+            kernel(&mut line, &plan.kernel, &plan.initramfs, &arguments);
+        }
+        // The kernel is in the memory; naming it would keep a second copy of it.
+        Start::Restore { .. } => line.0.extend(WAIT_FOR_STATE.map(String::from)),
+    }
     sandbox(&mut line);
     line.0
 }
@@ -72,7 +146,13 @@ pub(super) fn build(plan: &BootPlan, accelerator: Accelerator) -> Vec<String> {
 /// says at once that it cannot mount this.
 pub(super) fn build_probe(kernel_path: &Path, initramfs: &Path) -> Vec<String> {
     let mut line = Line::default();
-    machine(&mut line, MemMib::MIN, 1, Accelerator::Kvm);
+    let caches = TranslationCaches::default();
+    machine(
+        &mut line,
+        MemMib::MIN,
+        1,
+        &Setting { accelerator: Accelerator::Kvm, start: Start::Boot, caches },
+    );
     line.pair("-serial", "stdio");
     root_disk(&mut line, kernel_path);
     kernel(&mut line, kernel_path, initramfs, "console=ttyS0 panic=-1 reboot=t");
@@ -80,30 +160,29 @@ pub(super) fn build_probe(kernel_path: &Path, initramfs: &Path) -> Vec<String> {
     line.0
 }
 
-fn machine(line: &mut Line, memory: MemMib, cpus: u16, accelerator: Accelerator) {
+fn machine(line: &mut Line, memory: MemMib, cpus: u16, setting: &Setting) {
     // No BIOS devices, no PCI, no network card, nothing from configuration files.
     line.flag("-no-user-config").flag("-nodefaults").pair("-display", "none");
     // A guest that resets its machine is done: the same VM is started again from outside.
     line.flag("-no-reboot");
+    let accelerator = setting.accelerator;
+    line.pair("-machine", format!("{},memory-backend=ram", accelerator.machine()));
     match accelerator {
-        Accelerator::Kvm => {
-            line.pair("-machine", "microvm,rtc=on,memory-backend=ram")
-                .pair("-accel", "kvm")
-                .pair("-cpu", "host");
-        }
-        // Told the frequency of its clock, the kernel needs neither of the old timers.
-        Accelerator::Tcg => {
-            line.pair("-machine", "microvm,rtc=on,pit=off,pic=off,memory-backend=ram")
-                .pair("-accel", format!("tcg,tb-size={TRANSLATION_CACHE}"))
-                .pair("-cpu", "max");
-        }
-    }
+        Accelerator::Kvm => line.pair("-accel", "kvm"),
+        Accelerator::Tcg => line.pair("-accel", format!("tcg,tb-size={}", setting.translation_cache())),
+    };
+    line.pair("-cpu", accelerator.cpu());
     line.pair("-smp", cpus).pair("-m", format!("{}M", memory.mib()));
-    // Guest memory is a private mapping of `/dev/zero`: a base of zeros that nobody can write to and that costs
-    // nothing, however many VMs have it. A memory file would hold every touched page a second time.
+    // Guest memory is a private mapping of a complete memory, a file that nobody can write to, or of `/dev/zero`: a
+    // base of zeros that costs nothing, however many VMs have it. An empty memory file in its place would hold every
+    // touched page a second time.
+    let base = match setting.start {
+        Start::Restore { based: true } => format!("/proc/self/fd/{}", spec::MEMORY_BASE_FD),
+        Start::Boot | Start::Restore { based: false } => "/dev/zero".into(),
+    };
     line.pair(
         "-object",
-        format!("memory-backend-file,id=ram,size={}M,mem-path=/dev/zero,share=off", memory.mib()),
+        format!("memory-backend-file,id=ram,size={}M,mem-path={base},share=off", memory.mib()),
     );
     // Device state must be loadable by a process whose command line differs in what is no device.
     line.pair("-global", "migration.send-configuration=off");
@@ -132,24 +211,10 @@ fn data_disk(line: &mut Line, disk: &DiskStack, durability: Durability) {
         })
     });
     let Some(top) = disk.top() else { return };
-    let mut top = layer(top, durability, spec::DISK_NODE);
+    let mut top = keeper::layer(top, durability, keeper::FIRST_NODE);
     top["backing"] = frozen;
-    line.pair("-blockdev", top)
-        .pair("-device", format!("virtio-blk-device,drive={},serial=data", spec::DISK_NODE));
-}
-
-/// A layer that is written to, apart from what it is over.
-fn layer(path: &Path, durability: Durability, node: &str) -> Value {
-    // A guest's fsync reaches the host's disk, at the price of one there, unless the VM is destroyed with its
-    // request anyway. A boot takes less than a tenth of a second longer for it.
-    let cache = json!({ "direct": false, "no-flush": durability == Durability::Volatile });
-    json!({
-        "driver": "qcow2", "node-name": node, "cache": cache, "discard": "unmap",
-        // The keeper holds a lock that can name its holder; this one also keeps other programs out.
-        "file": {
-            "driver": "file", "filename": path, "cache": cache, "discard": "unmap", "locking": "auto",
-        },
-    })
+    line.pair("-blockdev", top);
+    line.pair("-device", format!("virtio-blk-device,drive={},serial=data", keeper::FIRST_NODE));
 }
 
 fn kernel(line: &mut Line, kernel: &Path, initramfs: &Path, arguments: &str) {
@@ -196,7 +261,7 @@ mod tests {
     use offshoot_types::{CpuCount, Generation, VmId};
     use std::time::Duration;
 
-    fn line(accelerator: Accelerator, durability: Durability) -> Vec<String> {
+    fn line_to(start: Start, accelerator: Accelerator, durability: Durability) -> Vec<String> {
         let plan = BootPlan {
             vm: VmId::new(),
             name: "calc".parse().unwrap(),
@@ -217,7 +282,12 @@ mod tests {
             boot_deadline: Duration::from_secs(30),
             min_isolation: None,
         };
-        build(&plan, accelerator)
+        let setting = Setting { accelerator, start, caches: TranslationCaches::default() };
+        build(&plan, &setting)
+    }
+
+    fn line(accelerator: Accelerator, durability: Durability) -> Vec<String> {
+        line_to(Start::Boot, accelerator, durability)
     }
 
     fn value<'a>(line: &'a [String], flag: &str, nth: usize) -> &'a str {
@@ -259,6 +329,29 @@ mod tests {
         let data: serde_json::Value = serde_json::from_str(value(&line, "-blockdev", 1)).unwrap();
         assert_eq!(data["cache"]["no-flush"], true);
         assert_eq!(data["file"]["cache"]["no-flush"], true);
+    }
+
+    /// Anything else than the state to load, the cache and the memory's file would be another machine.
+    #[test]
+    fn a_restored_machine_has_the_devices_of_the_booted_one_in_their_order() {
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let devices = |start| -> Vec<String> {
+                let line = line_to(start, accelerator, Durability::Flushed);
+                let end =
+                    line.iter().position(|flag| ["-kernel", "-incoming"].contains(&flag.as_str())).unwrap();
+                let differs = |argument: &str| argument.contains("mem-path") || argument.contains("tb-size");
+                // The first four are the VM's own name and id.
+                line[4..end].iter().filter(|argument| !differs(argument)).cloned().collect()
+            };
+            assert_eq!(devices(Start::Boot), devices(Start::Restore { based: true }));
+        }
+        let restored = line_to(Start::Restore { based: true }, Accelerator::Tcg, Durability::Flushed);
+        assert_eq!(value(&restored, "-incoming", 0), "defer");
+        assert!(restored.iter().any(|flag| flag == "-S"), "no CPU runs before the memory is complete");
+        assert!(restored.iter().all(|flag| flag != "-kernel" && flag != "-append"));
+        assert!(value(&restored, "-object", 0).contains("mem-path=/proc/self/fd/7,share=off"));
+        let zeros = line_to(Start::Restore { based: false }, Accelerator::Tcg, Durability::Flushed);
+        assert!(value(&zeros, "-object", 0).contains("mem-path=/dev/zero,share=off"));
     }
 
     #[test]

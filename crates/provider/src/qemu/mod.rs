@@ -7,25 +7,34 @@
 //! A failure at any step takes back what was made, by the same [`Provider::reclaim`] a reconciler uses.
 
 mod command_line;
+mod facts;
 mod host;
 mod kvm_probe;
 mod tsc;
 
+pub use command_line::TranslationCaches;
+
 use crate::{
     Adoption, BootError, BootPlan, BootStep, Capabilities, Instance, InstanceError, InstanceRecord, Provider,
-    ReclaimReport, UndoReport, disk,
+    ReclaimReport, RestorePlan, UndoReport, disk,
+    facts::Facts,
     keeper::{
         self, Greeting, KeptInstance, LaunchError,
-        spec::{Limits, Spec},
+        spec::{Limits, Restore, Spec},
         wire::StartFailed,
     },
 };
 use async_trait::async_trait;
-use command_line::Accelerator;
+use command_line::{Accelerator, Setting, Start};
 use host::Qemu;
 use kvm_probe::Verdict;
 use offshoot_types::ProviderKind;
-use std::{error::Error, path::PathBuf, time::Duration};
+use std::{
+    error::Error,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    time::Duration,
+};
 use tokio::sync::Mutex;
 
 /// Threads of QEMU besides one per processor, and of the keeper.
@@ -44,6 +53,7 @@ pub struct Options {
     pub probe_image: Option<ProbeImage>,
     /// How long a kernel under KVM may take to reach user space; [`PROBE_DEADLINE`] unless there is a reason.
     pub probe_deadline: Duration,
+    pub translation_caches: TranslationCaches,
 }
 
 /// A kernel under working KVM is in user space after a fifth of this.
@@ -71,6 +81,7 @@ pub struct QemuProvider {
     qemu: Mutex<Option<Qemu>>,
     /// Held while probing, so that boots at the same time probe once.
     verdict: Mutex<Option<Verdict>>,
+    digest: facts::Digest,
 }
 
 /// Which accelerator a VM gets, and why not a stronger one.
@@ -81,7 +92,7 @@ struct Resolved {
 
 impl QemuProvider {
     pub fn new(options: Options) -> Self {
-        Self { options, qemu: Mutex::new(None), verdict: Mutex::new(None) }
+        Self { options, qemu: Mutex::new(None), verdict: Mutex::new(None), digest: facts::Digest::default() }
     }
 
     /// `image` is what a probe would boot; without one nothing is probed.
@@ -149,7 +160,12 @@ impl QemuProvider {
         Ok(qemu)
     }
 
-    async fn prepare(&self, plan: &BootPlan) -> Result<(Spec, Accelerator), BootError> {
+    /// `restore`: what to continue from, instead of booting.
+    async fn prepare(
+        &self,
+        plan: &BootPlan,
+        restore: Option<&RestorePlan>,
+    ) -> Result<(Spec, Accelerator), BootError> {
         let probe = |message: String| failure(BootStep::Probe, message);
         let qemu = self.find_qemu().await.map_err(|error| {
             let missing = matches!(error, host::NoQemu::Missing);
@@ -170,7 +186,12 @@ impl QemuProvider {
         }
         disk::check(&plan.disk)
             .map_err(|error| with_source(BootStep::Keeper, "the data disk cannot be used".into(), error))?;
-        let data_disk = plan.disk.layers.first().cloned().unwrap_or_default();
+        let memory_base = restore.and_then(RestorePlan::memory_base);
+        let start = match restore {
+            None => Start::Boot,
+            Some(_) => Start::Restore { based: memory_base.is_some() },
+        };
+        let setting = Setting { accelerator, start, caches: self.options.translation_caches };
         let spec = Spec {
             vm: plan.vm,
             name: plan.name.clone(),
@@ -178,18 +199,56 @@ impl QemuProvider {
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
             program: qemu.program,
-            arguments: command_line::build(plan, accelerator),
-            harmless_stderr: vec![command_line::HARMLESS.into()],
-            data_disk,
+            arguments: command_line::build(plan, &setting),
+            harmless_stderr: command_line::HARMLESS.map(Into::into).to_vec(),
+            disk: plan.disk.clone(),
             durability: plan.durability,
+            memory: plan.memory.bytes(),
+            memory_base,
+            restore: restore.map(|plan| Restore {
+                device_state: plan.device_state.clone(),
+                delta_runs: plan.memory.delta.as_ref().map(|delta| delta.runs().len() as u64),
+            }),
             limits: Limits {
-                memory: command_line::memory_limit(plan.memory, accelerator),
+                memory: setting.memory_limit(plan.memory),
                 processes: THREADS + u32::from(plan.cpus.get()),
                 cpus: plan.cpus,
             },
             start_deadline: plan.boot_deadline,
         };
         Ok((spec, accelerator))
+    }
+
+    async fn start(
+        &self,
+        plan: &BootPlan,
+        restore: Option<&RestorePlan>,
+    ) -> Result<Box<dyn Instance>, BootError> {
+        let (spec, accelerator) = self.prepare(plan, restore).await?;
+        let record = InstanceRecord {
+            provider: ProviderKind::Qemu,
+            isolation: accelerator.isolation(),
+            vm: plan.vm,
+            generation: plan.generation,
+            state_dir: plan.state_dir.clone(),
+            runtime_dir: plan.runtime_dir.clone(),
+            memory_base: spec.memory_base,
+        };
+        let memory = restore.map(|plan| &plan.memory);
+        let base = memory.and_then(|memory| memory.base.as_ref()).map(|base| base.file().as_fd());
+        let delta = memory.and_then(|memory| memory.delta.as_ref()).map(|delta| delta.file().as_fd());
+        let passed: Vec<BorrowedFd<'_>> = base.into_iter().chain(delta).collect();
+        let launched = keeper::launch(&self.options.offshoot_exe, &spec, &passed, plan.boot_deadline).await;
+        let error = match launched {
+            Ok(Greeting::Started(client)) => return Ok(Box::new(KeptInstance::new(record, client))),
+            Ok(Greeting::StartFailed(failed)) => start_failed(failed),
+            Ok(Greeting::Ended(exit)) => failure(BootStep::Vmm, format!("the VMM ended at once ({exit:?})")),
+            // Somebody else's keeper: nothing was made, nothing must be taken back.
+            Err(error @ LaunchError::InUse { .. }) => return Err(launch_failed(error)),
+            Err(error) => launch_failed(error),
+        };
+        let undo = keeper::reclaim(&record).await;
+        Err(BootError { undo: UndoReport { undone: undo.removed, failed: undo.failed }, ..error })
     }
 }
 
@@ -247,32 +306,27 @@ impl Provider for QemuProvider {
             vmm: Some(qemu.version),
             notes: resolved.note.into_iter().collect(),
             pause: true,
-            live_snapshot: false,
+            live_snapshot: true,
         }
     }
 
     async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError> {
-        let (spec, accelerator) = self.prepare(plan).await?;
-        let record = InstanceRecord {
-            provider: ProviderKind::Qemu,
-            isolation: accelerator.isolation(),
-            vm: plan.vm,
-            generation: plan.generation,
-            state_dir: plan.state_dir.clone(),
-            runtime_dir: plan.runtime_dir.clone(),
-            memory_base: None,
-        };
-        let launched = keeper::launch(&self.options.offshoot_exe, &spec, plan.boot_deadline).await;
-        let error = match launched {
-            Ok(Greeting::Started(client)) => return Ok(Box::new(KeptInstance::new(record, client))),
-            Ok(Greeting::StartFailed(failed)) => start_failed(failed),
-            Ok(Greeting::Ended(exit)) => failure(BootStep::Vmm, format!("the VMM ended at once ({exit:?})")),
-            // Somebody else's keeper: nothing was made, nothing must be taken back.
-            Err(error @ LaunchError::InUse { .. }) => return Err(launch_failed(error)),
-            Err(error) => launch_failed(error),
-        };
-        let undo = keeper::reclaim(&record).await;
-        Err(BootError { undo: UndoReport { undone: undo.removed, failed: undo.failed }, ..error })
+        self.start(plan, None).await
+    }
+
+    async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
+        let memory = plan.memory.check(plan.boot.memory.bytes());
+        memory.map_err(|error| {
+            with_source(BootStep::Probe, format!("VM `{}` cannot have this memory", plan.boot.name), error)
+        })?;
+        self.start(&plan.boot, Some(plan)).await
+    }
+
+    async fn facts(&self) -> Result<Facts, String> {
+        let qemu = self.find_qemu().await.map_err(|error| error.to_string())?;
+        let accelerator = self.resolve(&qemu, self.options.probe_image.clone()).await.accelerator?;
+        let digest = self.digest.of(&qemu.program).await?;
+        Ok(facts::facts(&qemu, digest, accelerator))
     }
 
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod session;
+
 use async_trait::async_trait;
 use offshoot_image::{AgentBinary, Image, Store};
 use offshoot_provider::{

@@ -1,0 +1,166 @@
+//! Taking a running VM's state.
+//!
+//! ```text
+//! the VMM opens the new layer; what the guest wrote is flushed
+//! |-- CPUs stand still ------------------------------------------------------------------------|
+//! | device state --> copy of the written pages --> device state again: the same? --> new layer |
+//! |                       ^------------------------------- no -----------------/               |
+//! |--------------------------------------------------------------------------------------------|
+//! ```
+//! With the CPUs stopped a VMM still moves bytes from the guest's outgoing queue to whoever reads the channel, and marks
+//! them as taken in guest memory. So memory and devices are of one instant only if the devices were the same before
+//! and after the copy. That comes to rest by itself: a guest that stands still sends nothing more.
+//!
+//! Whatever fails: the CPUs go on if they ran before, and the VM writes to its old layer or to the new one above it.
+
+use super::{
+    disk::{Disk, Next},
+    qmp::Command,
+    run::Running,
+    vmm::CallError,
+    wire::{Checkpoint, Checkpointed, DeltaFile},
+};
+use crate::{AfterCheckpoint, memory::Delta};
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// The largest device state that is read back; ours are 20 KiB.
+const MAX_DEVICE_STATE: u64 = 16 << 20;
+/// A copy takes milliseconds, and what was on its way out is a few KiB.
+const ATTEMPTS: usize = 10;
+const DEVICE_STATE: &str = "device.state";
+
+/// A state that was taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub said: Checkpointed,
+    pub delta: Option<OwnedFd>,
+    /// The CPUs ran before and stand still now.
+    pub held: bool,
+}
+
+/// Memory and devices of one instant.
+struct State {
+    delta: Delta,
+    /// In bytes.
+    device_state: u64,
+}
+
+pub(super) async fn take(running: &Running, plan: &Checkpoint) -> Result<Taken, CallError> {
+    let mut disk = running.disk.lock().await;
+    let mut next = disk.prepare(&running.vmm, &plan.next_layer).await?;
+    let taken = stand_still(running, plan, &mut disk, &mut next).await;
+    if let Some(unused) = next
+        && let Err(error) = disk.discard(&running.vmm, unused).await
+    {
+        // The VMM keeps an empty file open that nothing refers to.
+        running.log.line(format_args!("the unused layer was not closed: {error}"));
+    }
+    match &taken {
+        Ok(taken) => running.log.line(format_args!("state taken: {:?}", taken.said)),
+        Err(error) => running.log.line(format_args!("no state was taken: {error}")),
+    }
+    taken
+}
+
+async fn stand_still(
+    running: &Running,
+    plan: &Checkpoint,
+    disk: &mut Disk,
+    next: &mut Option<Next>,
+) -> Result<Taken, CallError> {
+    let vmm = &running.vmm;
+    disk.flush().await.map_err(|error| CallError::failed("flush the data disk", &error))?;
+    let ran = !vmm.is_paused().await?;
+    let begun = Instant::now();
+    let stood = async {
+        if ran {
+            vmm.pause().await?;
+        }
+        take_state(running, plan, disk, next).await
+    };
+    let state = stood.await;
+    let goes_on = ran && (state.is_err() || plan.then == AfterCheckpoint::Continue);
+    if goes_on {
+        disk.in_use();
+        let resumed = vmm.resume().await;
+        if let Err(error) = &resumed {
+            running.log.line(format_args!("the CPUs were told to go on and do not: {error}"));
+        }
+        // Of two failures the first one says why.
+        if state.is_ok() {
+            resumed?;
+        }
+    }
+    let paused = if ran { begun.elapsed() } else { Duration::ZERO };
+    let state = state?;
+    let delta = state.as_ref().map(|state| {
+        let (memory, runs) = (state.delta.size().0, state.delta.runs().len() as u64);
+        DeltaFile { memory, runs }
+    });
+    let said = Checkpointed {
+        paused_us: paused.as_micros() as u64,
+        device_state: state.as_ref().map_or(0, |state| state.device_state),
+        delta,
+    };
+    let file = state.map(|state| state.delta.file().try_clone().map(OwnedFd::from)).transpose();
+    let delta = file.map_err(|error| CallError::failed("pass the memory on", &error))?;
+    Ok(Taken { said, delta, held: ran && !goes_on })
+}
+
+async fn take_state(
+    running: &Running,
+    plan: &Checkpoint,
+    disk: &mut Disk,
+    next: &mut Option<Next>,
+) -> Result<Option<State>, CallError> {
+    let state = if plan.memory { Some(memory_and_devices(running, &plan.dir).await?) } else { None };
+    if let Some(layer) = next.take()
+        && let Err((layer, error)) = disk.switch(&running.vmm, layer).await
+    {
+        *next = Some(layer);
+        return Err(error);
+    }
+    Ok(state)
+}
+
+async fn memory_and_devices(running: &Running, dir: &Path) -> Result<State, CallError> {
+    let path = dir.join(DEVICE_STATE);
+    let memory = match &running.memory {
+        Ok(memory) => memory,
+        Err(why) => return Err(CallError::Refused(why.clone())),
+    };
+    let mut before = save_devices(running, &path).await?;
+    for _ in 0..ATTEMPTS {
+        let (memory, base) = (memory.clone(), running.memory_base);
+        // On another thread: the answers of the VMM are read on this one.
+        let copy = tokio::task::spawn_blocking(move || memory.delta(base)).await;
+        let delta = copy.map_err(io::Error::other).and_then(|delta| delta);
+        let delta = match delta {
+            Ok(delta) => delta,
+            Err(error) => return Err(running.vmm.explain("copy the guest's memory", &error).await),
+        };
+        let after = save_devices(running, &path).await?;
+        if before == after {
+            return Ok(State { delta, device_state: after.len() as u64 });
+        }
+        before = after;
+    }
+    Err(CallError::Failed("the VMM's devices did not come to rest while its CPUs stood still".into()))
+}
+
+async fn save_devices(running: &Running, path: &Path) -> Result<Vec<u8>, CallError> {
+    running.vmm.ask(Command::XenSaveDevicesState { filename: path.to_owned(), live: false }).await?;
+    let mut state = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_DEVICE_STATE + 1).read_to_end(&mut state));
+    match read {
+        Ok(length) if length as u64 <= MAX_DEVICE_STATE => Ok(state),
+        Ok(_) => Err(CallError::Failed("the device state is too large to be one".into())),
+        Err(error) => Err(CallError::failed("read the device state", &error)),
+    }
+}
