@@ -53,6 +53,18 @@ pub fn uptime_ms() -> u64 {
     u64::try_from(now.tv_sec * 1000 + now.tv_nsec / 1_000_000).unwrap_or(0)
 }
 
+/// Sets this machine's clock to the host's, and drops what was left of an earlier correction.
+pub fn set(host: HostTime) -> std::io::Result<()> {
+    sys::slew_clock(0)?;
+    step_to(host)
+}
+
+/// This clock minus the host's, where the host said `time` so long ago.
+pub fn offset_from(time: HostTime, ago: Duration) -> i64 {
+    let host = i128::from(time.0) + i128::try_from(ago.as_nanos()).unwrap_or(i128::MAX / 2);
+    i64::try_from(i128::from(wall_clock().0) - host).unwrap_or(i64::MAX)
+}
+
 fn step_to(host: HostTime) -> std::io::Result<()> {
     let seconds = i64::try_from(host.0 / 1_000_000_000).map_err(std::io::Error::other)?;
     let nanoseconds = i64::try_from(host.0 % 1_000_000_000).map_err(std::io::Error::other)?;

@@ -4,6 +4,8 @@
 //! init      kernel's hand-over --> disks, root, filesystems
 //! port      virtio-serial port --> guest-proto server --> services --+-- exec   processes, terminals, output
 //!                                                                    +-- files  with a user's permissions
+//!                                                                    +-- contexts  live interpreters
+//!                                                                    +-- freeze, thaw  for snapshots and forks
 //!                                                                    +-- tcp, info, clock, shutdown
 //! reaper    every child that ends, ours and orphans
 //! ```
@@ -12,10 +14,12 @@
 
 mod clock;
 mod console;
+mod contexts;
 mod exec;
 mod fatal;
 mod fault;
 mod files;
+mod freeze;
 mod info;
 mod init;
 mod port;
@@ -26,12 +30,17 @@ mod shutdown;
 mod sys;
 mod task;
 mod tcp;
+mod thaw;
 mod users;
 
 use std::{convert::Infallible, io::Write, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 /// The virtio-serial port the host gives every VM.
 const PORT: &str = "org.offshoot.agent";
+/// Where live JavaScript contexts find their add-on.
+const ADDON: &str = "/run/offshoot/reseed.node";
+/// Programs of the image that are run at each thaw.
+const HOOKS: &str = "/etc/offshoot/thaw.d";
 /// File operations under way at once; further ones queue.
 const BLOCKING_THREADS: usize = 4;
 const IDLE_THREAD: Duration = Duration::from_secs(2);
@@ -83,12 +92,26 @@ async fn serve(booted: init::Booted) -> Result<Infallible, AgentError> {
     let start = |operation| move |source| AgentError::Start { operation, source };
     let reaper = reaper::Reaper::start().map_err(start("listen for SIGCHLD"))?;
     let presence = presence::HostPresence::start();
-    let trees = Arc::new(exec::Cgroups::set_up().map_err(start("set up cgroups"))?);
+    let trees = |path| exec::Cgroups::set_up(path).map(Arc::new).map_err(start("set up cgroups"));
+    let freezer = Arc::new(freeze::Freezer::new(exec::Cgroups::ALL.map(Into::into).to_vec()));
     let users = Arc::new(users::Users::new(Path::new("/etc")));
     let root = Arc::new(files::Root::open_at(Path::new("/")).map_err(start("open the root directory"))?);
     let port = port::Port::open(&booted.port).map_err(start("open the port to the host"))?;
+    let addon = Path::new(ADDON);
+    let starter = contexts::Starter {
+        reaper: Arc::clone(&reaper),
+        trees: trees(exec::Cgroups::CONTEXTS)?,
+        addon: contexts::place_addon(addon).map(|()| addon.to_owned()).map_err(|error| error.to_string()),
+    };
+    let contexts = Arc::new(contexts::Contexts::new(starter, Arc::clone(&users), Arc::clone(&freezer)));
+    let hooks = thaw::Hooks::new(Arc::clone(&reaper), trees(exec::Cgroups::HOOKS)?, HOOKS.into());
+    let user_trees = trees(exec::Cgroups::USER)?;
     let services = services::Services {
-        execs: exec::Execs::new(Arc::clone(&reaper), Arc::clone(&presence), trees, Arc::clone(&users)),
+        execs: exec::Execs::new(Arc::clone(&reaper), Arc::clone(&presence), user_trees, Arc::clone(&users)),
+        thawer: thaw::Thawer::new(Arc::clone(&freezer), Arc::clone(&contexts), hooks),
+        contexts,
+        freezer,
+        tunnels: tcp::Tunnels::default(),
         reaper,
         presence,
         users,

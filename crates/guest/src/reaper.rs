@@ -16,6 +16,10 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+/// The reaper reaps every child of the test's process: tests with children run one at a time.
+#[cfg(test)]
+pub static CHILDREN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// How one of our children ended, and when it was reaped.
 #[derive(Debug, Clone, Copy)]
 pub struct Exit {

@@ -2,25 +2,30 @@
 
 use crate::{
     clock,
+    contexts::Contexts,
     exec::{Attachment, Execs, Output},
     fault::{fault, invalid},
     files::{Files, Root},
+    freeze::Freezer,
     info,
     init::{self, DataDisk},
     presence::HostPresence,
     reaper::Reaper,
-    shutdown, tcp,
+    shutdown,
+    tcp::{self, Tunnels},
+    thaw::Thawer,
     users::Users,
 };
 use offshoot_guest_proto::{
     CloseReason,
     message::{
-        ExecAttach, ExecInput, ExecStart, ExecSummary, FileChunk, FileOperation, FileRequest, GuestError,
-        GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, ListItem, ShutdownKind,
+        ContextInfo, ExecAttach, ExecInput, ExecStart, ExecSummary, FileChunk, FileOperation, FileRequest,
+        Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, ListItem, RunCode,
+        ShutdownKind, Thaw, Thawed,
     },
-    server::{self, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer},
+    server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 #[derive(Debug)]
 pub struct Services {
@@ -28,6 +33,10 @@ pub struct Services {
     pub presence: Arc<HostPresence>,
     pub users: Arc<Users>,
     pub execs: Execs,
+    pub contexts: Arc<Contexts>,
+    pub freezer: Arc<Freezer>,
+    pub thawer: Thawer,
+    pub tunnels: Tunnels,
     pub root: Arc<Root>,
     pub data: DataDisk,
     /// When the agent was ready, in milliseconds since the kernel started.
@@ -49,7 +58,7 @@ impl server::Services for Services {
             boot_id: info::boot_id()?,
             kernel_release: info::kernel_release(),
             ready_ms: self.ready_ms,
-            frozen: false,
+            frozen: self.freezer.is_frozen(),
         })
     }
 
@@ -59,6 +68,8 @@ impl server::Services for Services {
     }
 
     async fn exec(&self, start: ExecStart, peer: ExecPeer) {
+        // Nothing is awaited between this and the start.
+        self.freezer.running().await;
         match self.execs.start(&start) {
             Ok(attachment) => relay(attachment, peer).await,
             Err(error) => peer.fail(error).await,
@@ -93,10 +104,12 @@ impl server::Services for Services {
             Ok(stream) => stream,
             Err(error) => return peer.refuse(error).await,
         };
+        let open = self.tunnels.open();
         if let Ok(mut tunnel) = peer.accept().await {
             // Either side's failure ends the connection for both, which is all there is to do about it.
             drop(tokio::io::copy_bidirectional(&mut stream, &mut tunnel).await);
         }
+        open.close();
     }
 
     async fn info(&self) -> Result<GuestInfo, GuestError> {
@@ -109,6 +122,39 @@ impl server::Services for Services {
 
     async fn shutdown(&self, kind: ShutdownKind) {
         shutdown::shut_down(kind, &self.data, self.reaper.passes()).await
+    }
+
+    async fn freeze(&self, deadline: Duration) -> Result<Frozen, GuestError> {
+        let frozen = self.freezer.freeze(deadline).await?;
+        // Only what goes from here on was open when the state was saved.
+        self.tunnels.forget_cut();
+        self.thawer.forget();
+        Ok(frozen)
+    }
+
+    async fn unfreeze(&self) -> Result<(), GuestError> {
+        self.freezer.unfreeze().await
+    }
+
+    async fn thaw(&self, thaw: Thaw) -> Result<Thawed, GuestError> {
+        self.presence.heard();
+        self.thawer.thaw(thaw, self.tunnels.cut()).await
+    }
+
+    async fn run_code(&self, run: RunCode, peer: CodePeer) {
+        self.contexts.run(run, peer).await
+    }
+
+    async fn contexts(&self) -> Result<Vec<ContextInfo>, GuestError> {
+        Ok(self.contexts.list())
+    }
+
+    async fn remove_context(&self, context: String) -> Result<(), GuestError> {
+        self.contexts.remove(&context).await
+    }
+
+    async fn restart_context(&self, context: String) -> Result<(), GuestError> {
+        self.contexts.restart(&context).await
     }
 
     fn session_ended(&self, reason: &CloseReason) {

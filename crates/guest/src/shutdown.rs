@@ -20,7 +20,7 @@ const DEATH: Duration = Duration::from_secs(2);
 
 /// Ends all user processes, leaves a clean disk, and the machine.
 pub async fn shut_down(kind: ShutdownKind, data: &DataDisk, mut reaper_passes: watch::Receiver<u64>) -> ! {
-    let user = Path::new(Cgroups::USER);
+    let user = Path::new(Cgroups::TOP);
     // A process that is stopped gets the signal once it goes on: SIGCONT lets it.
     for pid in processes_below(user) {
         for signal in [Signal::TERM, Signal::CONT] {
@@ -56,7 +56,7 @@ async fn emptied(cgroup: &Path, reaper_passes: &mut watch::Receiver<u64>, limit:
     }
 }
 
-fn processes_below(cgroup: &Path) -> Vec<Pid> {
+pub fn processes_below(cgroup: &Path) -> Vec<Pid> {
     let mut found = Vec::new();
     let mut pending = vec![cgroup.to_owned()];
     while let Some(directory) = pending.pop() {

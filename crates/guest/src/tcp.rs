@@ -3,7 +3,50 @@
 use crate::fault::Context;
 use offshoot_guest_proto::message::GuestError;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::net::TcpStream;
+
+/// Counts connections that did not end by themselves: the session they belonged to is gone.
+#[derive(Debug, Default)]
+pub struct Tunnels {
+    cut: AtomicU32,
+}
+
+impl Tunnels {
+    pub fn open(&self) -> OpenTunnel<'_> {
+        OpenTunnel { tunnels: self, closed: false }
+    }
+
+    /// Connections cut since the last [`Tunnels::forget_cut`].
+    pub fn cut(&self) -> u32 {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    pub fn forget_cut(&self) {
+        self.cut.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A connection; dropped without [`OpenTunnel::close`] it was cut.
+#[derive(Debug)]
+pub struct OpenTunnel<'a> {
+    tunnels: &'a Tunnels,
+    closed: bool,
+}
+
+impl OpenTunnel<'_> {
+    pub fn close(mut self) {
+        self.closed = true;
+    }
+}
+
+impl Drop for OpenTunnel<'_> {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.tunnels.cut.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 /// Connects to whoever listens on the loopback interface, by IPv4 or else by IPv6.
 pub async fn connect(port: u16) -> Result<TcpStream, GuestError> {
@@ -26,6 +69,16 @@ mod tests {
     use super::*;
     use offshoot_guest_proto::message::GuestErrorKind;
     use tokio::net::TcpListener;
+
+    #[test]
+    fn a_connection_that_its_session_took_with_it_is_counted() {
+        let tunnels = Tunnels::default();
+        tunnels.open().close();
+        drop(tunnels.open());
+        assert_eq!(tunnels.cut(), 1);
+        tunnels.forget_cut();
+        assert_eq!(tunnels.cut(), 0);
+    }
 
     #[tokio::test]
     async fn a_server_on_either_loopback_address_is_reached() {

@@ -24,6 +24,8 @@ pub struct Launch<'a> {
     pub stdin: BorrowedFd<'a>,
     pub stdout: BorrowedFd<'a>,
     pub stderr: BorrowedFd<'a>,
+    /// Further descriptors and the numbers they get, from 3 on. The sources have higher numbers than any of those.
+    pub extra: &'a [(BorrowedFd<'a>, i32)],
     /// Stdin is a terminal and shall control the session.
     pub terminal: bool,
     pub cgroup: Option<BorrowedFd<'a>>,
@@ -132,6 +134,12 @@ impl Child<'_> {
         for (stream, target) in [(launch.stdin, 0), (launch.stdout, 1), (launch.stderr, 2)] {
             // SAFETY: no memory is passed. The sources are above 2: those are the agent's own console.
             if unsafe { libc::dup2(stream.as_raw_fd(), target) } < 0 {
+                return Err((Step::Streams, Errno::BADF));
+            }
+        }
+        for (source, target) in launch.extra {
+            // SAFETY: no memory is passed. Sources lie above all targets, so none was overwritten.
+            if unsafe { libc::dup2(source.as_raw_fd(), *target) } < 0 {
                 return Err((Step::Streams, Errno::BADF));
             }
         }

@@ -12,8 +12,12 @@ mod ring;
 mod stdin;
 mod tree;
 
+pub use command::Command;
+pub use launch::{Launch, LaunchError};
 pub use process::{Attachment, Output, Process};
-pub use tree::{Cgroups, Trees};
+#[cfg(test)]
+pub use tree::ProcessGroups;
+pub use tree::{Cgroups, Tree, Trees};
 
 use crate::{
     fault::{Context, fault, reason},
@@ -22,8 +26,8 @@ use crate::{
     sys,
     users::{User, Users},
 };
-use command::{Command, Directory};
-use launch::{Launch, LaunchError, Step};
+use command::Directory;
+use launch::Step;
 use offshoot_guest_proto::message::{ExecStart, ExecSummary, GuestError, GuestErrorKind, PtySize};
 use process::Driver;
 use rustix::{
@@ -157,6 +161,7 @@ impl Execs {
             stdin: streams.child[0].as_fd(),
             stdout: streams.child[1].as_fd(),
             stderr: streams.child[2].as_fd(),
+            extra: &[],
             terminal: start.pty.is_some(),
             cgroup: tree.cgroup(),
         };
@@ -219,7 +224,7 @@ impl Registry {
     }
 }
 
-fn launch_failure(error: LaunchError, start: &ExecStart, command: &Command) -> GuestError {
+pub fn launch_failure(error: LaunchError, start: &ExecStart, command: &Command) -> GuestError {
     use offshoot_guest_proto::message::ExecCommand;
     let program = match &start.command {
         ExecCommand::Argv(argv) => argv.first().map_or("", String::as_str),
@@ -309,7 +314,7 @@ impl Streams {
     }
 }
 
-fn async_fd(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+pub fn async_fd(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     io::ioctl_fionbio(&fd, true)?;
     sys::async_fd(fd, interest)
 }

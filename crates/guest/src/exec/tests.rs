@@ -1,11 +1,10 @@
 //! Real processes on the host. The reaper reaps every child of the test's process, so these run one at a time
 //! when a runner puts several tests in one process.
 
-use super::{tree::ProcessGroups, *};
+use super::*;
+use crate::reaper::CHILDREN;
 use offshoot_guest_proto::message::{ExecCommand, ExecEnd, ExitKind, OutputStream, PtySize, ResourceLimits};
 use std::{collections::BTreeMap, path::Path};
-
-static CHILDREN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn execs() -> Execs {
     crate::sys::become_subreaper();

@@ -49,15 +49,22 @@ struct Shared {
 impl Cgroups {
     /// Where user processes live. The agent itself stays in the root cgroup, out of reach of every limit.
     pub const USER: &str = "/sys/fs/cgroup/offshoot/user";
+    /// Live interpreters, apart from the rest: after a restore they are reseeded before anything else runs.
+    pub const CONTEXTS: &str = "/sys/fs/cgroup/offshoot/contexts";
+    /// What thaw hooks start, and what they leave behind.
+    pub const HOOKS: &str = "/sys/fs/cgroup/offshoot/hooks";
+    /// All of them together.
+    pub const TOP: &str = "/sys/fs/cgroup/offshoot";
+    pub const ALL: [&str; 3] = [Self::CONTEXTS, Self::HOOKS, Self::USER];
 
-    /// Makes the cgroup of all user processes, with process counting on below it.
-    pub fn set_up() -> io::Result<Self> {
-        std::fs::create_dir_all(Self::USER)?;
-        for parent in ["/sys/fs/cgroup", "/sys/fs/cgroup/offshoot", Self::USER] {
+    /// Makes one of these cgroups, with process counting on below it.
+    pub fn set_up(path: &str) -> io::Result<Self> {
+        std::fs::create_dir_all(path)?;
+        for parent in ["/sys/fs/cgroup", "/sys/fs/cgroup/offshoot", path] {
             std::fs::write(format!("{parent}/cgroup.subtree_control"), "+pids")?;
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat(rustix::fs::CWD, Self::USER, flags, Mode::empty())?;
+        let directory = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
         Ok(Self { shared: std::sync::Arc::new(Shared { directory, lingering: Mutex::default() }) })
     }
 }

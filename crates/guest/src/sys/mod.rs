@@ -113,6 +113,34 @@ pub fn slew_clock(offset_us: i64) -> io::Result<()> {
     check(unsafe { libc::adjtimex(&raw mut request) }).map(drop)
 }
 
+/// Mixes `entropy` into the kernel's random pool, credits it, and makes the generator start anew from the pool.
+pub fn reseed_kernel(device: impl AsFd, entropy: &[u8; 64]) -> io::Result<()> {
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_bits: libc::c_int,
+        size: libc::c_int,
+        bytes: [u8; 64],
+    }
+    // `_IOW('R', 0x03, int[2])` and `_IO('R', 0x07)`
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let info = PoolInfo { entropy_bits: 512, size: 64, bytes: *entropy };
+    let device = device.as_fd().as_raw_fd();
+    // SAFETY: the ioctl reads a `rand_pool_info` with `size` bytes behind it, which outlives the call.
+    check(unsafe { libc::ioctl(device, RNDADDENTROPY, &raw const info) })?;
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::ioctl(device, RNDRESEEDCRNG) }).map(drop)
+}
+
+/// Any signal, also a real-time one.
+pub fn send_signal(pid: i32, number: i32) -> io::Result<()> {
+    if pid <= 1 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: no memory is passed; not a group, not everyone.
+    check(unsafe { libc::kill(pid, number) }).map(drop)
+}
+
 /// Blocks until what was written to a terminal has left it.
 pub fn drain_terminal(terminal: BorrowedFd<'_>) {
     // SAFETY: no memory is passed. A failure (not a terminal) leaves nothing to wait for.

@@ -1,0 +1,356 @@
+//! One interpreter process: how it is started, and what connects it to the agent.
+//!
+//! ```text
+//! fd 0        /dev/null                   fd 12  the runner script, sealed
+//! fd 1, 2     pipes, read while code runs fd 13  control socket: `run` in, answers out
+//!                                         fd 14  the code to run, read-only
+//!                                         fd 15  pipe: one line for each reseeding
+//! ```
+//! The script and the code lie in anonymous files that only the agent can write. 12 to 15 are among the descriptors
+//! node keeps from its children by itself; the other runners see to that.
+
+use super::answer::{self, Answer, Nonsense};
+use crate::{
+    exec::{Command, Launch, Tree, Trees, async_fd, launch_failure},
+    fault::{Context, fault},
+    reaper::{Exit, Reaper},
+    users::User,
+};
+use offshoot_guest_proto::message::{
+    ExecCommand, ExecStart, GuestError, GuestErrorKind, Language, MAX_VALUE, ResourceLimits,
+};
+use rustix::{
+    fd::{AsFd, AsRawFd, OwnedFd},
+    fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create},
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, Signal, kill_process_group},
+};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::watch,
+};
+
+/// Below it are the numbers the interpreter gets.
+const FIRST_FREE: i32 = 16;
+const READ: usize = 64 * 1024;
+
+/// How a language is run.
+struct Recipe {
+    argv: &'static [&'static str],
+    script: &'static str,
+    /// The signal that asks for a reseeding.
+    reseed: i32,
+}
+
+fn recipe(language: Language) -> Recipe {
+    match language {
+        Language::Python => Recipe {
+            argv: &["python3", "/proc/self/fd/12"],
+            script: include_str!("runners/runner.py"),
+            reseed: libc::SIGRTMAX() - 3,
+        },
+        Language::Javascript => Recipe {
+            // Node resolves the name of a script, which an anonymous file does not have.
+            argv: &["node", "-e", "eval(require('fs').readFileSync(12, 'utf8'))"],
+            script: include_str!("runners/runner.js"),
+            // It knows no real-time signals.
+            reseed: libc::SIGUSR2,
+        },
+        Language::Bash => Recipe {
+            argv: &["bash", "--noprofile", "--norc", "/proc/self/fd/12"],
+            script: include_str!("runners/runner.sh"),
+            reseed: libc::SIGRTMAX() - 3,
+        },
+    }
+}
+
+/// What is needed to start one.
+#[derive(Debug)]
+pub struct Starter {
+    pub reaper: Arc<Reaper>,
+    pub trees: Arc<dyn Trees>,
+    /// The add-on that reseeds OpenSSL in node, as a file; why not, otherwise.
+    pub addon: Result<std::path::PathBuf, String>,
+}
+
+/// What others than the owner may do with an interpreter.
+#[derive(Debug)]
+pub struct Live {
+    pub language: Language,
+    pub pid: i32,
+    tree: Box<dyn Tree>,
+    acks: AsyncFd<OwnedFd>,
+    exit: watch::Sender<Option<Exit>>,
+    /// Output read by nobody yet is the next code's.
+    pub pipes: [AsyncFd<OwnedFd>; 2],
+}
+
+/// The right to give it code.
+#[derive(Debug)]
+pub struct Interpreter {
+    pub live: Arc<Live>,
+    control: AsyncFd<OwnedFd>,
+    code: OwnedFd,
+    received: Vec<u8>,
+}
+
+impl Starter {
+    /// Starts an interpreter in a tree of that name. Without a wait: see [`crate::freeze`].
+    pub fn start(
+        &self,
+        tree: &str,
+        language: Language,
+        user: &User,
+        cwd: Option<&str>,
+    ) -> Result<Interpreter, GuestError> {
+        let recipe = recipe(language);
+        let mut env = BTreeMap::new();
+        if let (Language::Javascript, Ok(addon)) = (language, &self.addon) {
+            env.insert("OFFSHOOT_RESEED".to_owned(), addon.to_string_lossy().into_owned());
+        }
+        let start = ExecStart {
+            exec: [0; 16],
+            command: ExecCommand::Argv(recipe.argv.iter().map(|&word| word.to_owned()).collect()),
+            env,
+            cwd: cwd.map(str::to_owned),
+            user: user.name.clone(),
+            pty: None,
+            stdin: false,
+            timeout_ms: None,
+            max_output: None,
+            limits: ResourceLimits::default(),
+        };
+        let command = Command::resolve(&start, user)?;
+        let wires = Wires::open(recipe.script).context("open descriptors of context", tree)?;
+        self.trees.collect();
+        let cgroup = self.trees.create(tree, None).context("make cgroup of context", tree)?;
+        let [script, control, code, acks] = &wires.theirs;
+        let launch = Launch {
+            command: &command,
+            identity: &user.identity,
+            stdin: wires.null.as_fd(),
+            stdout: wires.output[0].as_fd(),
+            stderr: wires.output[1].as_fd(),
+            extra: &[(script.as_fd(), 12), (control.as_fd(), 13), (code.as_fd(), 14), (acks.as_fd(), 15)],
+            terminal: false,
+            cgroup: cgroup.cgroup(),
+        };
+        let mut failure = None;
+        let launched = self.reaper.expecting(|| match launch.start() {
+            Ok(pid) => Ok((pid, ())),
+            Err(error) => {
+                failure = Some(launch_failure(error, &start, &command));
+                Err(io::ErrorKind::Other.into())
+            }
+        });
+        let (exited, pid, ()) = launched.map_err(|error| {
+            failure.unwrap_or_else(|| fault(GuestErrorKind::Other, format!("start an interpreter: {error}")))
+        })?;
+        let live = Arc::new(Live {
+            language,
+            pid,
+            tree: cgroup,
+            acks: wires.acks,
+            exit: watch::Sender::new(None),
+            pipes: wires.pipes,
+        });
+        let watched = Arc::clone(&live);
+        crate::task::forever("interpreter's exit", async move {
+            // The reaper lives as long as the runtime.
+            if let Ok(exit) = exited.await {
+                watched.exit.send_replace(Some(exit));
+            }
+        });
+        Ok(Interpreter { live, control: wires.control, code: wires.code, received: Vec::new() })
+    }
+}
+
+impl Live {
+    pub fn exit(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
+    /// Returns once the process is gone. Cancel-safe.
+    pub async fn exited(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        match exit.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => exit,
+            // The sender is ours.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// As Ctrl-C would: to the interpreter and the children it has in the foreground.
+    pub fn interrupt(&self) {
+        if let (None, Some(group)) = (self.exit(), Pid::from_raw(self.pid)) {
+            // Ended this very moment: its end is about to be seen.
+            let _gone = kill_process_group(group, Signal::INT);
+        }
+    }
+
+    /// SIGKILL to everything it has started.
+    pub fn kill(&self) -> io::Result<()> {
+        self.tree.kill(self.pid)
+    }
+
+    /// Asks for a reseeding; to be answered by [`Live::reseeded`].
+    pub fn ask_to_reseed(&self) -> io::Result<()> {
+        self.forget_acks();
+        crate::sys::send_signal(self.pid, recipe(self.language).reseed)
+    }
+
+    /// What the interpreter says of its reseeding: `ok`, or what went wrong. Not cancel-safe.
+    pub async fn reseeded(&self) -> io::Result<String> {
+        let mut line = Vec::new();
+        loop {
+            let mut buffer = [0; 512];
+            let count =
+                self.acks.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            line.extend_from_slice(&buffer[..count]);
+            if let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+                let text = String::from_utf8_lossy(&line[..end]);
+                return Ok(text.chars().filter(|c| !c.is_control()).take(500).collect());
+            }
+            if line.len() > 4096 {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+    }
+
+    /// An answer to an earlier thaw that gave up waiting is none to this one.
+    fn forget_acks(&self) {
+        let mut buffer = [0; 512];
+        while rustix::io::read(&self.acks, &mut buffer).is_ok_and(|count| count > 0) {}
+    }
+}
+
+impl Interpreter {
+    /// Hands over code. The socket is empty between runs: this never waits.
+    pub fn run(&mut self, code: &str) -> io::Result<()> {
+        self.received.clear();
+        ftruncate(&self.code, 0)?;
+        let mut rest = code.as_bytes();
+        while !rest.is_empty() {
+            let at = (code.len() - rest.len()) as u64;
+            rest = &rest[rustix::io::pwrite(&self.code, rest, at)?..];
+        }
+        rustix::io::write(&self.control, b"run\n")?;
+        Ok(())
+    }
+
+    /// The next answer; [`Nonsense`] also where the socket has ended. Cancel-safe.
+    pub async fn answer(&mut self) -> Result<Answer, Nonsense> {
+        loop {
+            if let Some(answer) = answer::take(&mut self.received)? {
+                return Ok(answer);
+            }
+            if self.received.len() > 2 * MAX_VALUE {
+                return Err(Nonsense);
+            }
+            let mut buffer = [0; 4096];
+            let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut buffer)?);
+            match self.control.async_io(Interest::READABLE, read).await {
+                Ok(count) if count > 0 => self.received.extend_from_slice(&buffer[..count]),
+                _ => return Err(Nonsense),
+            }
+        }
+    }
+}
+
+/// Takes what is in a pipe, at most 64 KiB; `None` at its end.
+pub fn read_pipe(pipe: &AsyncFd<OwnedFd>) -> Option<Vec<u8>> {
+    let mut data = Vec::with_capacity(READ);
+    let outcome = pipe.try_io(Interest::READABLE, |fd| {
+        Ok(rustix::io::read(fd, rustix::buffer::spare_capacity(&mut data))?)
+    });
+    match outcome {
+        Ok(0) => None,
+        Ok(_count) => Some(data),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Some(Vec::new())
+        }
+        Err(_) => None,
+    }
+}
+
+/// All descriptors of an interpreter, ours and theirs.
+struct Wires {
+    null: OwnedFd,
+    output: [OwnedFd; 2],
+    pipes: [AsyncFd<OwnedFd>; 2],
+    /// Script, control, code, acks.
+    theirs: [OwnedFd; 4],
+    control: AsyncFd<OwnedFd>,
+    code: OwnedFd,
+    acks: AsyncFd<OwnedFd>,
+}
+
+impl Wires {
+    fn open(script: &str) -> io::Result<Self> {
+        let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (acks, child_acks) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (control, child_control) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let code = anonymous_file(c"offshoot-code")?;
+        let child_code = read_only(&code)?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self {
+            null,
+            output: [child_stdout, child_stderr],
+            pipes: [async_fd(stdout, Interest::READABLE)?, async_fd(stderr, Interest::READABLE)?],
+            theirs: [
+                above(&sealed(script)?)?,
+                above(&child_control)?,
+                above(&child_code)?,
+                above(&child_acks)?,
+            ],
+            control: async_fd(control, Interest::READABLE)?,
+            code,
+            acks: async_fd(acks, Interest::READABLE)?,
+        })
+    }
+}
+
+/// The same description under a number that is none of the interpreter's.
+fn above(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE)?)
+}
+
+fn anonymous_file(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    fchmod(&file, Mode::from_raw_mode(0o444))?;
+    Ok(file)
+}
+
+/// A description of its own, at the file's beginning.
+fn read_only(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// A file with this text that nobody can change any more.
+fn sealed(text: &str) -> io::Result<OwnedFd> {
+    let file = anonymous_file(c"offshoot-runner")?;
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        rest = &rest[rustix::io::write(&file, rest)?..];
+    }
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    read_only(&file)
+}
+
+/// Writes the add-on for node where every user can load it and only root can change it.
+pub fn place_addon(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    std::fs::write(path, include_bytes!(concat!(env!("OUT_DIR"), "/reseed.node")))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o555))
+}

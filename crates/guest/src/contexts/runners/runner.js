@@ -1,0 +1,156 @@
+// The inside of a live JavaScript context. Descriptors given by the agent:
+//   13 control: a line `run` comes in; answers go out, each a line of its kind and the lengths of its texts, then those
+//   14 the code to run, a file the agent rewrites before each `run`
+//   15 one line for each reseeding asked for by signal
+// Code runs as in the developer tools' console: `let` and `const` persist and may be declared again, `await` works.
+(() => {
+  'use strict';
+  const fs = require('fs'), net = require('net'), util = require('util'), vm = require('vm');
+  const crypto = require('crypto');
+  const { Session } = require('inspector');
+  const LIMIT = 256 * 1024, CONTROL = 13, CODE = 14, ACKS = 15;
+  fs.closeSync(12);
+
+  // The engine's own generator cannot be reseeded, and keeps values in advance: this one can (xoshiro128**).
+  const state = new Uint32Array(4);
+  const rotate = (x, k) => (x << k) | (x >>> (32 - k));
+  const word = () => {
+    const result = Math.imul(rotate(Math.imul(state[1], 5), 7), 9), t = state[1] << 9;
+    state[2] ^= state[0]; state[3] ^= state[1]; state[1] ^= state[2]; state[0] ^= state[3];
+    state[2] ^= t;
+    state[3] = rotate(state[3], 11);
+    return result >>> 0;
+  };
+  const random = { random() { return ((word() >>> 5) * 67108864 + (word() >>> 6)) / 9007199254740992; } }.random;
+  Object.defineProperty(Math, 'random', { value: random, writable: true, enumerable: false, configurable: true });
+  state.set(new Uint32Array(crypto.randomBytes(16).buffer.slice(0, 16)));
+
+  // OpenSSL's own state can be reached by native code only.
+  let native = null, nativeProblem = null;
+  try {
+    const module_ = { exports: {} };
+    process.dlopen(module_, process.env.OFFSHOOT_RESEED);
+    native = module_.exports;
+  } catch (error) {
+    nativeProblem = `the add-on that reseeds OpenSSL cannot be loaded: ${error.message}`;
+  }
+  delete process.env.OFFSHOOT_RESEED;
+
+  const reseed = () => {
+    try {
+      if (native === null) throw new Error(nativeProblem);
+      const entropy = fs.openSync('/dev/urandom', 'r');
+      const bytes = Buffer.alloc(80);
+      try { fs.readSync(entropy, bytes, 0, 80, null); } finally { fs.closeSync(entropy); }
+      native.reseed(bytes.subarray(0, 64));
+      state.set(new Uint32Array(bytes.buffer.slice(bytes.byteOffset + 64, bytes.byteOffset + 80)));
+      // Up to 128 UUIDs are kept in advance: use them up.
+      for (let i = 0; i < 128; i++) crypto.randomUUID();
+      fs.writeSync(ACKS, 'ok\n');
+    } catch (error) {
+      fs.writeSync(ACKS, `${error.message.split('\n').join(' ').slice(0, 500)}\n`);
+    }
+  };
+
+  const control = new net.Socket({ fd: CONTROL, readable: true, writable: true });
+  const send = (kind, ...texts) => {
+    const blobs = texts.map((text) => Buffer.from(String(text)));
+    control.write(Buffer.concat([Buffer.from([kind, ...blobs.map((b) => b.length)].join(' ') + '\n'), ...blobs]));
+  };
+  const cut = (text) => text.length <= LIMIT / 4 ? text
+    : `${text.slice(0, LIMIT / 4)}... (${text.length - LIMIT / 4} more characters)`;
+
+  const session = new Session();
+  session.connect();
+  let taken;
+  const take = (value) => { taken = value; };
+  // A remote object is turned into the value itself by a call on it with that function as `this`.
+  const key = Symbol('offshoot');
+  const post = (method, params) => new Promise((resolve, reject) => {
+    session.post(method, params, (error, result) => error ? reject(error) : resolve(result));
+  });
+  const real = async (remote) => {
+    if (remote.objectId === undefined) {
+      if (remote.unserializableValue !== undefined) return vm.runInThisContext(`(${remote.unserializableValue})`);
+      return remote.type === 'undefined' ? undefined : remote.value;
+    }
+    Object.defineProperty(globalThis, key, { value: take, configurable: true, enumerable: false });
+    try {
+      await post('Runtime.callFunctionOn', {
+        objectId: remote.objectId,
+        functionDeclaration: 'function () { "use strict"; const key = Object.getOwnPropertySymbols(globalThis)' +
+          '.find((s) => s.description === "offshoot"); globalThis[key](this); }' });
+      return taken;
+    } finally {
+      taken = undefined;
+      delete globalThis[key];
+    }
+  };
+
+  // Frames of this file and of the machinery below it are not the code's.
+  const shorten = (stack) => stack.split('\n')
+    .filter((line) => !/^\s+at .*(offshoot-runner|node:internal|node:inspector|node:vm)/.test(line)).join('\n');
+
+  let interrupted = null;
+  process.on('SIGINT', () => { if (interrupted !== null) interrupted(); });
+  process.on('SIGUSR2', reseed);
+
+  let count = 0;
+  const run = async () => {
+    const code = fs.readFileSync(`/proc/self/fd/${CODE}`, 'utf8');
+    count += 1;
+    const name = `code-${count}`;
+    let answer = null, stop;
+    const stopped = new Promise((resolve) => { stop = resolve; });
+    interrupted = () => stop('interrupted');
+    try {
+      let pending;
+      Object.defineProperty(globalThis, key, { configurable: true, enumerable: false, value: () => {
+        delete globalThis[key];
+        pending = post('Runtime.evaluate', {
+          expression: `${code}\n//# sourceURL=${name}`, replMode: true, awaitPromise: true, silent: true });
+      } });
+      // While the code holds the thread, a SIGINT ends it; while it awaits, the handler above.
+      vm.runInThisContext(
+        'globalThis[Object.getOwnPropertySymbols(globalThis).find((s) => s.description === "offshoot")]()',
+        { filename: 'offshoot-runner', breakOnSigint: true });
+      const result = await Promise.race([pending, stopped]);
+      if (result === 'interrupted') throw Object.assign(new Error('interrupted'), { code: 'ERR_SCRIPT_EXECUTION_INTERRUPTED' });
+      const value = await real(result.exceptionDetails ? result.exceptionDetails.exception : result.result);
+      if (result.exceptionDetails) {
+        const thrown = value, at = result.exceptionDetails;
+        if (util.types.isNativeError(thrown) || thrown instanceof Error) {
+          const stack = shorten(String(thrown.stack));
+          answer = ['error', String(thrown.name), cut(String(thrown.message)), cut(
+            stack.includes(name) ? stack : `${stack}\n    at ${name}:${at.lineNumber + 1}:${at.columnNumber + 1}`)];
+        } else {
+          answer = ['error', 'Uncaught', cut(util.inspect(thrown)), ''];
+        }
+      } else if (value !== undefined) {
+        globalThis._ = value;
+        answer = ['value', 'text/plain', cut(util.inspect(value))];
+      }
+    } catch (error) {
+      answer = error.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
+        ? ['error', 'Interrupted', 'the code was interrupted', '']
+        : ['error', String(error.name), cut(String(error.message)), ''];
+    }
+    interrupted = null;
+    if (answer !== null) send(...answer);
+    send('end');
+  };
+
+  process.on('uncaughtException', (error) => { console.error(error); });
+  process.on('unhandledRejection', (error) => { console.error(error); });
+  let lines = '';
+  control.on('data', (data) => {
+    lines += data;
+    while (lines.includes('\n')) {
+      const line = lines.slice(0, lines.indexOf('\n'));
+      lines = lines.slice(line.length + 1);
+      if (line === 'run') run();
+    }
+  });
+  control.on('end', () => process.exit(0));
+})();
+//# sourceURL=offshoot-runner

@@ -1,0 +1,127 @@
+//! Waking a restored state as a machine of its own.
+//!
+//! ```text
+//! Frozen -> kernel's random pool -> clock -> hostname, machine id, SSH host keys -> hooks
+//!        -> interpreters signalled -> they run, and answer -> everything runs -> attestations
+//! ```
+//! A mandatory step that fails is an error, and everything stands still: no program runs with the randomness, clock or
+//! name of another copy. Nothing is spawned but hooks, and those only where the image has some.
+
+mod hooks;
+mod identity;
+mod ssh;
+
+pub use hooks::Hooks;
+
+use crate::{
+    clock,
+    contexts::Contexts,
+    exec::Cgroups,
+    fault::{Context, fault},
+    freeze::Freezer,
+    sys,
+};
+use offshoot_guest_proto::message::{GuestError, GuestErrorKind, InterpreterThawed, Reseeded, Thaw, Thawed};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// For the processes of a state that was saved while they ran.
+const LATE_FREEZE: Duration = Duration::from_millis(500);
+const RANDOM: &str = "/dev/urandom";
+
+#[derive(Debug)]
+pub struct Thawer {
+    freezer: Arc<Freezer>,
+    contexts: Arc<Contexts>,
+    hooks: Hooks,
+    /// The last thaw that was completed since the last freeze.
+    last: Mutex<Option<([u8; 16], Thawed)>>,
+}
+
+impl Thawer {
+    pub fn new(freezer: Arc<Freezer>, contexts: Arc<Contexts>, hooks: Hooks) -> Self {
+        Self { freezer, contexts, hooks, last: Mutex::default() }
+    }
+
+    /// What was thawed before is no answer to a thaw of the state frozen now.
+    pub fn forget(&self) {
+        *self.last() = None;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<([u8; 16], Thawed)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `connections_dropped`: those cut since the freeze.
+    pub async fn thaw(&self, thaw: Thaw, connections_dropped: u32) -> Result<Thawed, GuestError> {
+        let arrived = Instant::now();
+        let thawing = self.freezer.thawing().await;
+        if let Some((instance, thawed)) = &*self.last()
+            && *instance == thaw.instance
+        {
+            return Ok(thawed.clone());
+        }
+        if !self.freezer.is_frozen() {
+            let late = thawing.freeze(LATE_FREEZE).await;
+            // A rollback to a state that could not be frozen then goes on as it was; a fork of it does not exist.
+            match (late, &thaw.identity) {
+                (Err(error), Some(_)) => return Err(error),
+                (Err(error), None) => crate::console::warn(format_args!("{error}")),
+                (Ok(_), _) => {}
+            }
+        }
+        let device = fs::File::open(RANDOM).context("open", RANDOM)?;
+        sys::reseed_kernel(&device, &thaw.entropy.0).context("reseed the kernel through", RANDOM)?;
+        // The host read its clock when the order left; what was waited for since counts.
+        let waited = u64::try_from(arrived.elapsed().as_nanos()).unwrap_or(0);
+        let now = offshoot_guest_proto::message::HostTime(thaw.time.0.saturating_add(waited));
+        clock::set(now).context("set", "the clock")?;
+        let ssh_host_keys = match &thaw.identity {
+            Some(identity) => {
+                identity::take_on(Path::new("/"), identity)?;
+                ssh::renew_host_keys(Path::new("/etc/ssh"), &identity.hostname)?
+            }
+            None => Vec::new(),
+        };
+        if !ssh_host_keys.is_empty() {
+            ssh::reload_servers();
+        }
+        // Daemons of earlier hooks stand still in there with the rest.
+        thawing.release(Path::new(Cgroups::HOOKS))?;
+        let hooks = self.hooks.run().await?;
+        let asked = self.contexts.ask_to_reseed();
+        thawing.release(Path::new(Cgroups::CONTEXTS))?;
+        let interpreters = Contexts::reseeded(asked).await;
+        let thawed = Thawed {
+            kernel_random: Reseeded::Yes,
+            clock_offset_ns: clock::offset_from(thaw.time, arrived.elapsed()),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            machine_id: identity::machine_id(Path::new("/"))?,
+            ssh_host_keys,
+            connections_dropped,
+            processes_not_reseeded: not_reseeded(&interpreters),
+            interpreters,
+            hooks,
+        };
+        if let Some(wanted) = &thaw.identity
+            && (thawed.hostname != wanted.hostname || thawed.machine_id != wanted.machine_id_text())
+        {
+            let message = "thaw: hostname or machine id are not what was written".to_owned();
+            return Err(fault(GuestErrorKind::Other, message));
+        }
+        thawing.complete()?;
+        *self.last() = Some((thaw.instance, thawed.clone()));
+        Ok(thawed)
+    }
+}
+
+/// User processes without the interpreters that have reseeded themselves.
+fn not_reseeded(interpreters: &[InterpreterThawed]) -> u32 {
+    let reseeded = interpreters.iter().filter(|one| one.random == Reseeded::Yes).count();
+    let all = crate::shutdown::processes_below(Path::new(Cgroups::TOP)).len();
+    u32::try_from(all.saturating_sub(reseeded)).unwrap_or(u32::MAX)
+}
