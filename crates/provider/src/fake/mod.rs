@@ -50,7 +50,7 @@ impl FakeProvider {
         BootError { step, message: message.into(), hint: None, console_tail: Vec::new(), undo, source: None }
     }
 
-    fn start(
+    async fn start(
         &self,
         plan: &BootPlan,
         fault: Option<BootFault>,
@@ -102,7 +102,7 @@ impl Provider for FakeProvider {
     }
 
     async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError> {
-        self.start(plan, self.host.take_fault(), None)
+        self.start(plan, self.host.take_fault(), None).await
     }
 
     async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
@@ -115,7 +115,7 @@ impl Provider for FakeProvider {
             .map_err(|error| refused(&error))?;
         let stored = Stored::read(&plan.memory, size).map_err(|error| refused(&error))?;
         let from = (stored, plan.memory.base.clone());
-        self.start(&plan.boot, self.host.take_restore_fault(), Some(from))
+        self.start(&plan.boot, self.host.take_restore_fault(), Some(from)).await
     }
 
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError> {

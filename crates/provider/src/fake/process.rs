@@ -8,11 +8,7 @@ use super::{
 };
 use offshoot_guest_proto::message::{ExecEnd, ExecInput, ExitKind};
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
