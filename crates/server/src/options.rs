@@ -72,7 +72,7 @@ impl ServeOptions {
 /// when it happens.
 pub fn host_limits() -> Limits {
     let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| memory_total(&text));
-    Limits { vms: MAX_VMS, memory: memory.unwrap_or(Bytes(u64::MAX)), disk: Limits::UNBOUNDED.disk }
+    Limits { vms: MAX_VMS, memory: memory.unwrap_or(Bytes(u64::MAX)), ..Limits::UNBOUNDED }
 }
 
 fn memory_total(meminfo: &str) -> Option<Bytes> {
