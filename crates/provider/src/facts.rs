@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn every_difference_is_refused_by_name() {
-        let cases: [(&str, fn(&mut Facts)); 7] = [
+        type Change = fn(&mut Facts);
+        let cases: [(&str, Change); 7] = [
             ("architecture", |facts| facts.arch = "aarch64".into()),
             ("the VMM was QEMU 7.2.22, here it is QEMU 10.0.2", |facts| facts.vmm = "QEMU 10.0.2".into()),
             ("the VMM's program", |facts| facts.vmm_digest = Part::of(b"two").root),

@@ -445,18 +445,22 @@ async fn real_vm_frozen_layers_are_nobodys_to_write_to() {
     finish(&real, vm.instance.record()).await;
 }
 
-/// Prints what things cost here; the bounds are those of a hopeless host.
+/// Prints what things cost here, and fails where a cost does not follow what was written.
 #[tokio::test]
+#[expect(clippy::disallowed_macros, reason = "this one is run for its figures")]
 async fn real_vm_state_costs() {
     let real = Real::new();
     let mut vm = Vm::boot(&real).await;
     let client = connect(vm.instance.as_ref()).await;
     run(&client, "python3 -c 'import json, re, random'; sync; echo 3 > /proc/sys/vm/drop_caches").await;
-    let report = |what: &str, taken: &Checkpoint, pages: u64| {
-        println!("{what}: paused {:?} for {} MiB", taken.paused, pages / 256);
+    let report = |what: &str, vm: &Vm, taken: &Checkpoint, pages: u64| {
+        let log = std::fs::read_to_string(vm.plan.state_dir.join("keeper.log")).unwrap();
+        let steps =
+            log.lines().rev().find_map(|line| line.split_once(" took ")).map_or("", |(_, steps)| steps);
+        println!("{what}: paused {:?} for {} MiB: {steps}", taken.paused, pages / 256);
     };
     let (first, taken) = vm.snapshot(AfterCheckpoint::Continue).await;
-    report("first snapshot", &taken, first.memory.delta.as_ref().unwrap().pages());
+    report("first snapshot", &vm, &taken, first.memory.delta.as_ref().unwrap().pages());
     let memory = Memory { base: Some(first.complete()), delta: None };
     let mut forks = Vec::new();
     for _ in 0..5 {
@@ -472,7 +476,7 @@ async fn real_vm_state_costs() {
         for mib in [1, 10] {
             run(&client, &format!("head -c {}000000 /dev/urandom > /dev/shm/fill", mib)).await;
             let (snapshot, taken) = fork.snapshot(AfterCheckpoint::Continue).await;
-            report("  snapshot", &taken, snapshot.memory.delta.as_ref().unwrap().pages());
+            report("  snapshot", &fork, &taken, snapshot.memory.delta.as_ref().unwrap().pages());
             if mib == 10 {
                 let plan = restore_plan(&real, &snapshot, snapshot.memory.clone());
                 let begun = Instant::now();

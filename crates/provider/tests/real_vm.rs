@@ -22,7 +22,7 @@ use std::{
 };
 use support::{
     Real,
-    session::{boot, connect, exit, finish, run, shell},
+    session::{boot, connect, exit, finish, run},
 };
 
 /// A keeper as a daemon starts it, without a daemon.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{AfterCheckpoint, memory::Delta};
 use std::{
+    fmt,
     fs::File,
     io::{self, Read},
     os::fd::OwnedFd,
@@ -42,6 +43,34 @@ pub(super) struct Taken {
     pub delta: Option<OwnedFd>,
     /// The CPUs ran before and stand still now.
     pub held: bool,
+}
+
+/// Where the time went, for the log: a step and the end of it.
+#[derive(Debug)]
+struct Steps {
+    begun: Instant,
+    ended: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn begin() -> Self {
+        Self { begun: Instant::now(), ended: Vec::new() }
+    }
+
+    fn end(&mut self, step: &'static str) {
+        self.ended.push((step, self.begun.elapsed()));
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = Duration::ZERO;
+        for (step, at) in &self.ended {
+            write!(f, " {step} {:.1}", (*at - before).as_secs_f64() * 1e3)?;
+            before = *at;
+        }
+        f.write_str(" ms")
+    }
 }
 
 /// Memory and devices of one instant.
@@ -77,12 +106,13 @@ async fn stand_still(
     let vmm = &running.vmm;
     disk.flush().await.map_err(|error| CallError::failed("flush the data disk", &error))?;
     let ran = !vmm.is_paused().await?;
-    let begun = Instant::now();
+    let mut steps = Steps::begin();
     let stood = async {
         if ran {
             vmm.pause().await?;
+            steps.end("stop");
         }
-        take_state(running, plan, disk, next).await
+        take_state(running, plan, disk, next, &mut steps).await
     };
     let state = stood.await;
     let goes_on = ran && (state.is_err() || plan.then == AfterCheckpoint::Continue);
@@ -97,7 +127,9 @@ async fn stand_still(
             resumed?;
         }
     }
-    let paused = if ran { begun.elapsed() } else { Duration::ZERO };
+    let paused = if ran { steps.begun.elapsed() } else { Duration::ZERO };
+    steps.end("go on");
+    running.log.line(format_args!("took{steps}"));
     let state = state?;
     let delta = state.as_ref().map(|state| {
         let (memory, runs) = (state.delta.size().0, state.delta.runs().len() as u64);
@@ -118,24 +150,27 @@ async fn take_state(
     plan: &Checkpoint,
     disk: &mut Disk,
     next: &mut Option<Next>,
+    steps: &mut Steps,
 ) -> Result<Option<State>, CallError> {
-    let state = if plan.memory { Some(memory_and_devices(running, &plan.dir).await?) } else { None };
+    let state = if plan.memory { Some(memory_and_devices(running, &plan.dir, steps).await?) } else { None };
     if let Some(layer) = next.take()
         && let Err((layer, error)) = disk.switch(&running.vmm, layer).await
     {
         *next = Some(layer);
         return Err(error);
     }
+    steps.end("disk");
     Ok(state)
 }
 
-async fn memory_and_devices(running: &Running, dir: &Path) -> Result<State, CallError> {
+async fn memory_and_devices(running: &Running, dir: &Path, steps: &mut Steps) -> Result<State, CallError> {
     let path = dir.join(DEVICE_STATE);
     let memory = match &running.memory {
         Ok(memory) => memory,
         Err(why) => return Err(CallError::Refused(why.clone())),
     };
     let mut before = save_devices(running, &path).await?;
+    steps.end("devices");
     for _ in 0..ATTEMPTS {
         let (memory, base) = (memory.clone(), running.memory_base);
         // On another thread: the answers of the VMM are read on this one.
@@ -145,7 +180,9 @@ async fn memory_and_devices(running: &Running, dir: &Path) -> Result<State, Call
             Ok(delta) => delta,
             Err(error) => return Err(running.vmm.explain("copy the guest's memory", &error).await),
         };
+        steps.end("memory");
         let after = save_devices(running, &path).await?;
+        steps.end("devices");
         if before == after {
             return Ok(State { delta, device_state: after.len() as u64 });
         }

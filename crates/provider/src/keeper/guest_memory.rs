@@ -356,7 +356,7 @@ for line in sys.stdin:
         // Over zeros, and over the complete memory with changes of its own.
         let second = Process::start(&zeros());
         second.memory.inject(&delta).unwrap();
-        assert!(content(None, second.memory.delta(None).unwrap()) == content(None, delta.clone()));
+        assert!(content(None, second.memory.delta(None).unwrap()) == content(None, delta));
 
         let mut third = Process::start(base.file());
         third.tell("read", 50, 0);

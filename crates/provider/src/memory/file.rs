@@ -302,7 +302,8 @@ mod tests {
 
     #[test]
     fn a_file_of_another_version_or_kind_or_length_is_refused_in_words() {
-        let cases: [(&str, fn(&mut Vec<u8>)); 6] = [
+        type Damage = fn(&mut Vec<u8>);
+        let cases: [(&str, Damage); 6] = [
             ("does not begin", |bytes| bytes[0] = b'x'),
             ("newer", |bytes| bytes[16] = 2),
             ("another size", |bytes| bytes[20] = 1),

@@ -314,7 +314,7 @@ mod tests {
     fn a_list_of_hashes_that_is_not_its_roots_is_no_proof() {
         let (_directory, path) = written(&[1, 2, 3]);
         let good = hash_file(&path).unwrap();
-        let mut forged = good.clone();
+        let mut forged = good;
         std::fs::write(&path, [1, 2, 4]).unwrap();
         forged.chunks = hash_file(&path).unwrap().chunks;
         assert!(matches!(verify_file(&path, &forged, None), Err(PartError::Contradiction { .. })));
