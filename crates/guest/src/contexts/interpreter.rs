@@ -198,7 +198,12 @@ impl Live {
     /// Asks for a reseeding; to be answered by [`Live::reseeded`].
     pub fn ask_to_reseed(&self) -> io::Result<()> {
         self.forget_acks();
-        crate::sys::send_signal(self.pid, recipe(self.language).reseed)
+        let signal = recipe(self.language).reseed;
+        // One that still starts has no handler, and would be ended by the signal.
+        if !catches(&std::fs::read_to_string(format!("/proc/{}/status", self.pid))?, signal) {
+            return Err(io::Error::other("it does not listen for the signal yet"));
+        }
+        crate::sys::send_signal(self.pid, signal)
     }
 
     /// What the interpreter says of its reseeding: `ok`, or what went wrong. Not cancel-safe.
@@ -260,6 +265,13 @@ impl Interpreter {
             }
         }
     }
+}
+
+/// Whether a process whose `/proc/PID/status` this is has a handler for the signal.
+fn catches(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    u32::try_from(signal - 1).ok().and_then(|bit| mask.checked_shr(bit)).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Takes what is in a pipe, at most 64 KiB; `None` at its end.
@@ -353,4 +365,16 @@ pub fn place_addon(path: &Path) -> io::Result<()> {
     }
     std::fs::write(path, include_bytes!(concat!(env!("OUT_DIR"), "/reseed.node")))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o555))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::catches;
+
+    #[test]
+    fn a_handler_is_read_off_the_mask_of_caught_signals() {
+        let status = "SigIgn:\t0000000000000000\nSigCgt:\t1000000000000802\n";
+        assert!(catches(status, 2) && catches(status, 12) && catches(status, 61));
+        assert!(!catches(status, 1) && !catches(status, 64) && !catches(status, 0) && !catches("", 2));
+    }
 }
