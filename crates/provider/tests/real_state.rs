@@ -287,6 +287,14 @@ async fn real_vm_keeps_standing_still_or_running_as_before_a_checkpoint() {
     same(&first, &really, "first");
     same(&whole(&Memory { base: None, delta: second.memory.map(Arc::new) }, &really), &really, "second");
 
+    // Nor does any clock of the machine go on, however long that takes.
+    let devices = || std::fs::read(again.dir.join("device.state")).unwrap();
+    let (before, begun) = (devices(), Instant::now());
+    while begun.elapsed() < Duration::from_millis(1200) {
+        vm.instance.checkpoint(&again).await.unwrap();
+        assert!(devices() == before, "the devices are others after {:?}", begun.elapsed());
+    }
+
     vm.instance.resume().await.unwrap();
     let refused = vm.instance.checkpoint(&again).await.unwrap_err();
     assert!(

@@ -1,7 +1,7 @@
 //! Taking a running VM's state.
 //!
 //! ```text
-//! the VMM opens the new layer; what the guest wrote is flushed
+//! the VMM opens the new layer; what the guest wrote is flushed; room is made for the copy
 //! |-- CPUs stand still ------------------------------------------------------------------------|
 //! | device state --> copy of the written pages --> device state again: the same? --> new layer |
 //! |                       ^------------------------------- no -----------------/               |
@@ -9,24 +9,30 @@
 //! ```
 //! With the CPUs stopped a VMM still moves bytes from the guest's outgoing queue to whoever reads the channel, and marks
 //! them as taken in guest memory. So memory and devices are of one instant only if the devices were the same before
-//! and after the copy. That comes to rest by itself: a guest that stands still sends nothing more.
+//! and after the copy. That comes to rest by itself: a guest that stands still sends nothing more, and the clock of its
+//! board stands still with it.
 //!
 //! Whatever fails: the CPUs go on if they ran before, and the VM writes to its old layer or to the new one above it.
 
 use super::{
     disk::{Disk, Next},
+    guest_memory::GuestMemory,
     qmp::Command,
     run::Running,
     vmm::CallError,
     wire::{Checkpoint, Checkpointed, DeltaFile},
 };
-use crate::{AfterCheckpoint, memory::Delta};
+use crate::{
+    AfterCheckpoint,
+    memory::{Delta, DeltaWriter},
+};
 use std::{
     fmt,
     fs::File,
     io::{self, Read},
     os::fd::OwnedFd,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -105,6 +111,7 @@ async fn stand_still(
 ) -> Result<Taken, CallError> {
     let vmm = &running.vmm;
     disk.flush().await.map_err(|error| CallError::failed("flush the data disk", &error))?;
+    let mut room = if plan.memory { Some(prepare_copy(running).await?) } else { None };
     let ran = !vmm.is_paused().await?;
     let mut steps = Steps::begin();
     let stood = async {
@@ -112,7 +119,7 @@ async fn stand_still(
             vmm.pause().await?;
             steps.end("stop");
         }
-        take_state(running, plan, disk, next, &mut steps).await
+        take_state(running, plan, disk, next, room.take(), &mut steps).await
     };
     let state = stood.await;
     let goes_on = ran && (state.is_err() || plan.then == AfterCheckpoint::Continue);
@@ -150,9 +157,13 @@ async fn take_state(
     plan: &Checkpoint,
     disk: &mut Disk,
     next: &mut Option<Next>,
+    room: Option<DeltaWriter>,
     steps: &mut Steps,
 ) -> Result<Option<State>, CallError> {
-    let state = if plan.memory { Some(memory_and_devices(running, &plan.dir, steps).await?) } else { None };
+    let state = match room {
+        Some(room) => Some(memory_and_devices(running, &plan.dir, room, steps).await?),
+        None => None,
+    };
     if let Some(layer) = next.take()
         && let Err((layer, error)) = disk.switch(&running.vmm, layer).await
     {
@@ -163,23 +174,41 @@ async fn take_state(
     Ok(state)
 }
 
-async fn memory_and_devices(running: &Running, dir: &Path, steps: &mut Steps) -> Result<State, CallError> {
+fn guest_memory(running: &Running) -> Result<Arc<GuestMemory>, CallError> {
+    running.memory.clone().map_err(CallError::Refused)
+}
+
+/// On another thread than the one on which the answers of the VMM are read.
+async fn beside<T: Send + 'static>(
+    running: &Running,
+    what: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, CallError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    match done.map_err(io::Error::other).and_then(|done| done) {
+        Ok(done) => Ok(done),
+        Err(error) => Err(running.vmm.explain(what, &error).await),
+    }
+}
+
+async fn prepare_copy(running: &Running) -> Result<DeltaWriter, CallError> {
+    let (memory, base) = (guest_memory(running)?, running.memory_base);
+    beside(running, "prepare a copy of the guest's memory", move || memory.prepare(base)).await
+}
+
+async fn memory_and_devices(
+    running: &Running,
+    dir: &Path,
+    mut room: DeltaWriter,
+    steps: &mut Steps,
+) -> Result<State, CallError> {
     let path = dir.join(DEVICE_STATE);
-    let memory = match &running.memory {
-        Ok(memory) => memory,
-        Err(why) => return Err(CallError::Refused(why.clone())),
-    };
+    let memory = guest_memory(running)?;
     let mut before = save_devices(running, &path).await?;
     steps.end("devices");
     for _ in 0..ATTEMPTS {
-        let (memory, base) = (memory.clone(), running.memory_base);
-        // On another thread: the answers of the VMM are read on this one.
-        let copy = tokio::task::spawn_blocking(move || memory.delta(base)).await;
-        let delta = copy.map_err(io::Error::other).and_then(|delta| delta);
-        let delta = match delta {
-            Ok(delta) => delta,
-            Err(error) => return Err(running.vmm.explain("copy the guest's memory", &error).await),
-        };
+        let copied = memory.clone();
+        let delta = beside(running, "copy the guest's memory", move || copied.delta(room)).await?;
         steps.end("memory");
         let after = save_devices(running, &path).await?;
         steps.end("devices");
@@ -187,6 +216,7 @@ async fn memory_and_devices(running: &Running, dir: &Path, steps: &mut Steps) ->
             return Ok(State { delta, device_state: after.len() as u64 });
         }
         before = after;
+        room = prepare_copy(running).await?;
     }
     Err(CallError::Failed("the VMM's devices did not come to rest while its CPUs stood still".into()))
 }

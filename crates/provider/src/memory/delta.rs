@@ -7,6 +7,7 @@ use super::{
     sealed,
 };
 use offshoot_types::{Bytes, SnapshotId};
+use rustix::fs::{FallocateFlags, fallocate};
 use std::{
     fs::File,
     io,
@@ -37,6 +38,14 @@ impl DeltaWriter {
         let file = sealed::create("offshoot-delta").map_err(MemoryError::io("make a memory file"))?;
         file.set_len(size.0).map_err(MemoryError::io("size a memory file"))?;
         Ok(Self { file, base, runs })
+    }
+
+    /// Makes room for pages that will be added, so that adding them is quicker. Room that stays empty costs memory.
+    pub fn reserve(&mut self, runs: &[Run]) -> Result<(), MemoryError> {
+        runs.iter().try_for_each(|run| {
+            let room = fallocate(&self.file, FallocateFlags::KEEP_SIZE, run.offset(), run.length());
+            room.map_err(|error| MemoryError::io("reserve a memory file")(error.into()))
+        })
     }
 
     /// Adds the pages from `first` on; `data` is whole pages. Against zeros, pages of zeros are left out.

@@ -172,6 +172,9 @@ fn machine(line: &mut Line, memory: MemMib, cpus: u16, setting: &Setting) {
         Accelerator::Tcg => line.pair("-accel", format!("tcg,tb-size={}", setting.translation_cache())),
     };
     line.pair("-cpu", accelerator.cpu());
+    // The clock on the board stands still with the CPUs: a machine that stands still is the same whenever it is looked
+    // at. The agent sets the guest's time from the host's, not from this one.
+    line.pair("-rtc", "base=utc,clock=vm");
     line.pair("-smp", cpus).pair("-m", format!("{}M", memory.mib()));
     // Guest memory is a private mapping of a complete memory, a file that nobody can write to, or of `/dev/zero`: a
     // base of zeros that costs nothing, however many VMs have it. An empty memory file in its place would hold every
