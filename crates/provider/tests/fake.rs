@@ -216,9 +216,10 @@ async fn injected_faults_happen_once_and_what_they_promise_holds() {
     assert!(client.freeze(Duration::from_secs(1)).await.is_err());
     client.freeze(Duration::from_secs(1)).await.unwrap();
     assert!(client.thaw(thaw(true)).await.is_err());
+    // The layer that the failed checkpoint left on top is what this one freezes.
     let disk = DiskStack { layers: vec![nowhere.next_layer.clone()], ..plan.disk.clone() };
+    let taken_as = f.checkpoint();
     let taken = vm.checkpoint(&taken_as).await.unwrap();
-    // `taken_as` put its layer above the one that a failed checkpoint left on top.
     let restore = f.restore(&disk, &taken_as, taken);
     f.host.inject_restore(BootFault::SilentGuest);
     let silent = f.provider().restore(&restore).await.unwrap();

@@ -275,6 +275,9 @@ pub(super) async fn a_held_vm_stands_still_until_it_is_resumed(harness: &dyn Har
     vm.client.freeze(FREEZE).await?;
     let taken = vm.take(&plan).await?;
     ensure!(vm.instance.is_paused().await?, "it was to be held");
+    let repeated = vm.instance.checkpoint(&plan).await?;
+    let repeated = repeated.memory.ok_or_else(|| Violation::new("the repeated checkpoint has no memory"))?;
+    ensure!(repeated.runs() == taken.delta()?.runs(), "the same request gave another state");
     // A state of a machine that stands still already: nothing is paused for it, and it stays as it is.
     let again = vm.checkpoint_plan(harness, AfterCheckpoint::Continue)?;
     let same = vm.take(&again).await?;
@@ -314,17 +317,26 @@ pub(super) async fn a_state_of_the_disk_alone_is_booted(harness: &dyn Harness) -
 pub(super) async fn a_checkpoint_whose_answer_was_lost_is_asked_for_again(harness: &dyn Harness) -> Outcome {
     let mut source = start(harness).await?;
     channel::write_file(&source.client, "/root/kept", b"kept").await?;
-    source.client.freeze(FREEZE).await?;
-    let plan = source.checkpoint_plan(harness, AfterCheckpoint::Continue)?;
-    // The caller of the first one has died, say; the same plan is what its successor finds in the journal.
-    source.instance.checkpoint(&plan).await?;
-    let taken = source.take(&plan).await?;
-    source.client.unfreeze().await?;
+    // Whoever asked has died, say. Before it asked, it wrote down that the new layer is on top.
+    let lost = source.checkpoint_plan(harness, AfterCheckpoint::Continue)?;
+    source.instance.checkpoint(&lost).await?;
+    source.plan.disk.layers.insert(0, lost.next_layer.clone());
+    channel::write_file(&source.client, "/root/later", b"later").await?;
+    let torn = source.instance.checkpoint(&lost).await;
+    ensure!(torn.is_err(), "memory of now was taken with the disk of then: {torn:?}");
+    ensure!(!source.instance.is_paused().await?, "the refused VM stands still");
+
+    // And one that died before it even asked: its layer is on top by the record, and the VM never saw it.
+    let unasked = source.checkpoint_plan(harness, AfterCheckpoint::Continue)?;
+    source.plan.disk.layers.insert(0, unasked.next_layer);
+    let taken = source.snapshot(harness).await?;
     ensure!(source.says(&["echo", "on"]).await? == "on", "the source does not go on");
     let fork = restore(harness, &taken, taken.injected(None)?).await?;
     fork.thaw().await?;
-    let kept = channel::read_file(&fork.client, "/root/kept").await?;
-    ensure!(kept == b"kept", "the second answer is of another state");
+    for (path, text) in [("/root/kept", b"kept".as_slice()), ("/root/later", b"later")] {
+        let read = channel::read_file(&fork.client, path).await?;
+        ensure!(read == text, "{path} is of another state: {:?}", String::from_utf8_lossy(&read));
+    }
     fork.end(harness).await?;
     source.end(harness).await
 }

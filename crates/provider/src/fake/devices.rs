@@ -47,12 +47,20 @@ impl Devices {
             .map_err(|source| DevicesError::Invalid { path: path.to_owned(), source })
     }
 
-    /// A real guest whose disk is not the one its caches are of destroys it without a word; this one refuses.
-    pub fn fit(&self, memory: Bytes, disk: &DiskStack) -> Result<(), DevicesError> {
+    /// A real guest whose disk is not the one its caches are of destroys it without a word; this one refuses. Layers that
+    /// were never `written` to may lie in between: they change nothing.
+    pub fn fit(
+        &self,
+        memory: Bytes,
+        disk: &DiskStack,
+        written: impl Fn(&Path) -> bool,
+    ) -> Result<(), DevicesError> {
         if self.memory != memory {
             return Err(DevicesError::Memory { expected: memory, found: self.memory });
         }
-        let found = disk.layers.get(1).and_then(|path| file_name(path));
+        let below = disk.layers.get(1..).unwrap_or_default();
+        let found = below.iter().find(|path| file_name(path) == self.layer || written(path));
+        let found = found.and_then(|path| file_name(path));
         if self.layer != found {
             return Err(DevicesError::Layer { expected: self.layer.clone(), found });
         }

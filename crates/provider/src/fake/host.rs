@@ -10,7 +10,7 @@ use crate::{BootPlan, BootStep, DiskStack, Exit, InstanceRecord, StopStep, memor
 use offshoot_types::{Generation, IsolationClass, ProviderKind, VmId};
 use std::{
     collections::{HashMap, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -83,6 +83,10 @@ impl Disks {
 
     pub fn write(&self, layer: PathBuf, files: Tree) {
         self.layers().insert(layer, files);
+    }
+
+    fn has(&self, layer: &Path) -> bool {
+        self.layers().contains_key(layer)
     }
 
     /// The files of a stack: those of the newest layer that has any.
@@ -218,6 +222,11 @@ impl FakeHost {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a machine has written to this layer and left it.
+    pub(super) fn has_written(&self, layer: &Path) -> bool {
+        self.state().disks.has(layer)
     }
 
     pub(super) fn take_fault(&self) -> Option<BootFault> {

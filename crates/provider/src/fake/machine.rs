@@ -18,8 +18,11 @@ use offshoot_guest_proto::server;
 use offshoot_types::Bytes;
 use std::{
     io,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{sync::watch, task::AbortHandle, time::Instant};
@@ -45,6 +48,8 @@ pub(super) struct Machine {
     hardware: Hardware,
     /// As it is now: checkpoints put new layers on top.
     disk: Mutex<DiskStack>,
+    /// Whether the guest may have written to the top layer: it has run since that was put there.
+    used: AtomicBool,
     guest: Arc<Guest>,
     paused: watch::Sender<bool>,
     exit: watch::Sender<Option<Exit>>,
@@ -58,6 +63,7 @@ impl Machine {
         let machine = Arc::new(Self {
             record,
             disk: Mutex::new(hardware.disk.clone()),
+            used: AtomicBool::new(true),
             hardware,
             guest: Arc::new(guest),
             paused: watch::Sender::new(false),
@@ -94,6 +100,9 @@ impl Machine {
     }
 
     fn set_paused(&self, paused: bool) {
+        if !paused {
+            self.used.store(true, Ordering::SeqCst);
+        }
         self.guest.set_paused(paused);
         self.paused.send_replace(paused);
     }
@@ -106,12 +115,17 @@ impl Machine {
     }
 
     /// From here on it writes to `layer`; what it wrote before stays below.
-    fn put_layer(&self, layer: &Path) {
-        self.write_back();
-        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
-        if disk.top().is_none_or(|top| top != layer) {
-            disk.layers.insert(0, layer.to_owned());
+    fn put_layer(&self, layer: &Path) -> Result<(), TakeError> {
+        if self.disk().top().is_some_and(|top| top == layer) {
+            return match self.used.load(Ordering::SeqCst) {
+                false => Ok(()),
+                true => Err(TakeError::Written(layer.to_owned())),
+            };
         }
+        self.write_back();
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).layers.insert(0, layer.to_owned());
+        self.used.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     /// The first end counts.
@@ -166,15 +180,21 @@ impl Machine {
     }
 }
 
+#[derive(Debug, thiserror::Error)]
 enum TakeError {
+    #[error(transparent)]
     State(StateError),
-    Write(io::Error),
+    /// Its memory and what is below the layer are not of one instant.
+    #[error("the VM has written to the layer `{}`: the state to be taken is below it", .0.display())]
+    Written(PathBuf),
+    #[error("the device state cannot be written")]
+    Write(#[source] io::Error),
 }
 
 impl Machine {
     /// The state of a machine that stands still.
     fn take(&self, plan: &CheckpointPlan) -> Result<(Option<Delta>, Bytes), TakeError> {
-        self.put_layer(&plan.next_layer);
+        self.put_layer(&plan.next_layer)?;
         if !plan.memory {
             return Ok((None, Bytes(0)));
         }
@@ -256,7 +276,8 @@ impl Instance for FakeInstance {
             }
             Some(CheckpointFault::CrashBefore) => machine.end(Exit::Signal(libc::SIGSEGV)),
             Some(CheckpointFault::CrashAfterSwitch) => {
-                machine.put_layer(&plan.next_layer);
+                // It dies whether or not there was anything to switch to.
+                let _ = machine.put_layer(&plan.next_layer);
                 machine.end(Exit::Signal(libc::SIGSEGV));
             }
             None => {}
@@ -272,11 +293,8 @@ impl Instance for FakeInstance {
         }
         let paused = if was_paused { Duration::ZERO } else { begun.elapsed() };
         let refused = |error: TakeError| match error {
-            TakeError::State(error) => {
-                let message = error.to_string();
-                InstanceError::Refused { operation: OPERATION, message }
-            }
             TakeError::Write(source) => InstanceError::Io { operation: OPERATION, source },
+            other => InstanceError::Refused { operation: OPERATION, message: other.to_string() },
         };
         let (memory, device_state) = taken.map_err(refused)?;
         self.answer(OPERATION, Checkpoint { memory, paused, device_state })

@@ -111,7 +111,7 @@ impl Provider for FakeProvider {
         };
         let size = plan.boot.memory.bytes();
         Devices::read(&plan.device_state)
-            .and_then(|devices| devices.fit(size, &plan.boot.disk))
+            .and_then(|devices| devices.fit(size, &plan.boot.disk, |layer| self.host.has_written(layer)))
             .map_err(|error| refused(&error))?;
         let stored = Stored::read(&plan.memory, size).map_err(|error| refused(&error))?;
         let from = (stored, plan.memory.base.clone());
