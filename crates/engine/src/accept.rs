@@ -9,12 +9,13 @@ use crate::{
     admission::RequestKind,
     core::{Authority, Core},
     driver::{Beginning, Driver, reason_for},
-    error,
+    error, layers,
     link::GuestLink,
     machine::Machine,
     manager::VmHandle,
     placement,
     request::{ChangeRequest, GuestRequest, Request},
+    saga::Input,
     tasks::TaskKind,
     trace::Scope,
 };
@@ -22,8 +23,8 @@ use offshoot_policy::Grant;
 use offshoot_provider::Capabilities;
 use offshoot_store::{Begun, Idempotency, NewVm, VmRecord};
 use offshoot_types::{
-    Command, ErrorCode, Failure, Operation, OperationId, OperationKind, OperationOutcome, OperationState,
-    VmId, VmSpec,
+    Command, ErrorCode, Failure, LayerId, Operation, OperationId, OperationKind, OperationOutcome,
+    OperationState, TransactionId, VmId, VmSpec,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
@@ -35,15 +36,18 @@ pub(crate) struct Asked {
     pub request: RequestKind,
     pub authority: Authority,
     pub command: Option<Command>,
+    /// The transaction it is part of.
+    pub within: Option<TransactionId>,
     pub grace: Duration,
     pub key: Option<Idempotency>,
+    pub input: Input,
     pub reason: String,
 }
 
 impl Core {
     /// Journals a change and hands it to the VM's driver.
     pub async fn change(&self, handle: &VmHandle, asked: Asked) -> Result<Operation, Failure> {
-        let Asked { kind, request, authority, command, grace, key, reason } = asked;
+        let Asked { kind, request, authority, command, within, grace, key, input, reason } = asked;
         let vm = Some((handle.id, &handle.name));
         let mut new = self.new_operation(&authority, kind, vm, &handle.owner, reason);
         new.idempotency = key;
@@ -52,7 +56,7 @@ impl Core {
             Begun::New(operation) => operation,
         };
         let ticket = self.opened(operation.clone());
-        let change = ChangeRequest { kind: request, ticket, authority, command, grace };
+        let change = ChangeRequest { kind: request, ticket, authority, command, within, grace, input };
         match handle.send(Request::Change(Box::new(change))).await {
             Ok(()) => Ok(operation),
             // Its driver has just ended: nobody else will answer.
@@ -61,7 +65,7 @@ impl Core {
                     let failure = error::vm_gone(&handle.name);
                     Ok(self.close(change.ticket, OperationOutcome::Failed { failure }).await)
                 }
-                Request::UseGuest(_) => Ok(operation),
+                Request::UseGuest(_) | Request::Refresh(_) => Ok(operation),
             },
         }
     }
@@ -81,11 +85,19 @@ impl Core {
         let kind = OperationKind::Create;
         let mut new = self.new_operation(&authority, kind, Some((id, &spec.name)), &owner, reason_for(kind));
         new.idempotency = key;
-        let vm = NewVm { id, owner, node: self.options.node.clone(), spec, provider, isolation };
+        let node = self.options.node.clone();
+        // The first layer of a VM's disk is called as the VM.
+        let layer = LayerId::from_uuid(*id.as_uuid());
+        let layer = layers::new_layer(layer, &owner, &node, &spec, None, new.id);
+        let vm = NewVm { id, owner, node, spec, provider, isolation, memory: None, position: None };
         let begun = self
             .store
             .transaction(move |tx| {
                 let begun = tx.create_vm(&new, &vm)?;
+                if let Begun::New(_) = begun {
+                    tx.add_layer(&layer)?;
+                    tx.set_vm_layer(id, layer.id)?;
+                }
                 Ok((begun, tx.vm(id)?))
             })
             .await?;
@@ -118,6 +130,18 @@ impl Core {
         self.tasks.spawn(TaskKind::Driver, scope, driver.run(beginning));
     }
 
+    /// As [`change`](Self::change); returns with the outcome, a failed one as its failure.
+    pub async fn change_and_wait(&self, handle: &VmHandle, asked: Asked) -> Result<Operation, Failure> {
+        let operation = self.change(handle, asked).await?;
+        let operation = self.wait(operation.id, None).await?;
+        match &operation.state {
+            OperationState::Ended { outcome: OperationOutcome::Failed { failure } } => Err(failure.clone()),
+            OperationState::Ended { .. } => Ok(operation),
+            // The engine ends before it does.
+            _ => Err(error::shutting_down()),
+        }
+    }
+
     /// Destroys a VM for the daemon itself; returns with the outcome.
     pub async fn destroy(&self, vm: VmId, reason: &str) -> Result<Operation, Failure> {
         let Some(handle) = self.manager.get(vm) else {
@@ -128,8 +152,10 @@ impl Core {
             request: RequestKind::Destroy,
             authority: Authority::Daemon,
             command: None,
+            within: None,
             grace: Duration::ZERO,
             key: None,
+            input: Input::None,
             reason: reason.into(),
         };
         let operation = self.change(&handle, asked).await?;
@@ -159,10 +185,11 @@ impl Core {
         handle: &VmHandle,
         authority: Authority,
         command: Option<Command>,
+        within: Option<TransactionId>,
     ) -> Result<GuestLink, Failure> {
         self.manager.check_open()?;
         let (reply, answer) = oneshot::channel();
-        let request = Request::UseGuest(GuestRequest { authority, command, reply });
+        let request = Request::UseGuest(GuestRequest { authority, command, within, reply });
         handle.send(request).await.map_err(|_| error::vm_gone(&handle.name))?;
         answer.await.unwrap_or_else(|_| Err(error::shutting_down()))
     }

@@ -27,14 +27,30 @@ pub(crate) enum RequestKind {
     Pause,
     Resume,
     Destroy,
+    Snapshot,
+    Rollback,
+    Suspend,
+    /// Reading the record again; in any state.
+    Refresh,
     /// Anything that talks to the guest: exec, attach, files, TCP.
     UseGuest,
 }
 
 impl RequestKind {
     #[cfg(test)]
-    pub const ALL: [Self; 7] =
-        [Self::Start, Self::Stop, Self::Restart, Self::Pause, Self::Resume, Self::Destroy, Self::UseGuest];
+    pub const ALL: [Self; 11] = [
+        Self::Start,
+        Self::Stop,
+        Self::Restart,
+        Self::Pause,
+        Self::Resume,
+        Self::Destroy,
+        Self::Snapshot,
+        Self::Rollback,
+        Self::Suspend,
+        Self::Refresh,
+        Self::UseGuest,
+    ];
 
     const fn verb(self) -> &'static str {
         match self {
@@ -44,6 +60,10 @@ impl RequestKind {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Destroy => "destroy",
+            Self::Snapshot => "snapshot",
+            Self::Rollback => "rollback",
+            Self::Suspend => "suspend",
+            Self::Refresh => "refresh",
             Self::UseGuest => "use",
         }
     }
@@ -63,10 +83,6 @@ pub(crate) enum DeniedReason {
         request: RequestKind,
         state: VmStateName,
     },
-    /// Restoring memory from disk does not exist yet.
-    RestoreUnsupported {
-        request: RequestKind,
-    },
     QueueFull,
     BeingDestroyed,
 }
@@ -75,15 +91,16 @@ pub(crate) enum DeniedReason {
 /// request does not compile until each pair is decided.
 pub(crate) const fn judge(state: VmStateName, request: RequestKind) -> Admission {
     use Admission::{AlreadySatisfied, Run};
-    use RequestKind::{Destroy, Pause, Restart, Resume, Start, Stop, UseGuest};
+    use RequestKind::{
+        Destroy, Pause, Refresh, Restart, Resume, Rollback, Snapshot, Start, Stop, Suspend, UseGuest,
+    };
     use VmStateName::{
         Creating, Destroyed, Failed, Migrating, Paused, Running, Starting, Stopped, Stopping, Suspended,
         Suspending,
     };
     let wrong = Admission::Denied(DeniedReason::WrongState { request, state });
     match (request, state) {
-        (Start | Restart, Suspended) => Admission::Denied(DeniedReason::RestoreUnsupported { request }),
-        (Start, Stopped | Failed) => Run,
+        (Start, Stopped | Failed | Suspended) => Run,
         (Start, Running) => AlreadySatisfied,
         (Start, Paused | Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => wrong,
 
@@ -92,7 +109,8 @@ pub(crate) const fn judge(state: VmStateName, request: RequestKind) -> Admission
         (Stop, Stopped) => AlreadySatisfied,
         (Stop, Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => wrong,
 
-        (Restart, Running | Paused | Stopped | Failed) => Run,
+        // A suspended VM loses its memory, as a running one does.
+        (Restart, Running | Paused | Stopped | Failed | Suspended) => Run,
         (Restart, Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => wrong,
 
         (Pause, Running) => Run,
@@ -110,6 +128,21 @@ pub(crate) const fn judge(state: VmStateName, request: RequestKind) -> Admission
             Stopped | Failed | Suspended | Creating | Starting | Suspending | Stopping | Migrating
             | Destroyed,
         ) => wrong,
+
+        // A suspended VM's state is kept already, as the snapshot it was suspended to.
+        (Snapshot, Running | Paused | Stopped | Failed) => Run,
+        (Snapshot, Suspended | Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => wrong,
+
+        (Rollback, Running | Paused | Stopped | Failed | Suspended) => Run,
+        (Rollback, Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => wrong,
+
+        (Suspend, Running | Paused) => Run,
+        (Suspend, Suspended) => AlreadySatisfied,
+        (Suspend, Stopped | Failed | Creating | Starting | Suspending | Stopping | Migrating | Destroyed) => {
+            wrong
+        }
+
+        (Refresh, _) => Run,
 
         // From anywhere: there is no state without an exit, except in the hands of another node.
         (
@@ -147,14 +180,6 @@ impl DeniedReason {
                     )),
                 }
             }
-            Self::RestoreUnsupported { request } => Failure::new(
-                ErrorCode::Unsupported,
-                format!(
-                    "VM `{vm}` is suspended, and `{}` from a saved memory is not supported yet",
-                    request.verb()
-                ),
-            )
-            .hint(format!("`offshoot stop {vm}` drops the saved memory; then it can be started")),
             Self::QueueFull => {
                 Failure::new(ErrorCode::Busy, format!("VM `{vm}` has {QUEUE_DEPTH} requests waiting already"))
                     .hint("try again when some have ended")
@@ -186,9 +211,12 @@ const fn in_words(state: VmStateName) -> &'static str {
 const fn remedy(request: RequestKind, state: VmStateName) -> Option<&'static str> {
     match (request, state) {
         (
-            RequestKind::UseGuest | RequestKind::Pause | RequestKind::Resume,
+            RequestKind::UseGuest | RequestKind::Pause | RequestKind::Resume | RequestKind::Suspend,
             VmStateName::Stopped | VmStateName::Failed,
         ) => Some("start"),
+        (RequestKind::UseGuest | RequestKind::Pause | RequestKind::Snapshot, VmStateName::Suspended) => {
+            Some("resume")
+        }
         (RequestKind::UseGuest | RequestKind::Start, VmStateName::Paused) => Some("resume"),
         _ => None,
     }
@@ -204,7 +232,17 @@ pub(crate) const fn request_of(kind: OperationKind) -> Option<RequestKind> {
         OperationKind::Resume => Some(RequestKind::Resume),
         OperationKind::Destroy => Some(RequestKind::Destroy),
         OperationKind::Exec | OperationKind::WriteFiles => Some(RequestKind::UseGuest),
-        OperationKind::Create | OperationKind::Reconcile => None,
+        // The state it was asked to keep or to go back to has passed with the daemon that was asked.
+        OperationKind::Create
+        | OperationKind::Snapshot
+        | OperationKind::Rollback
+        | OperationKind::Suspend
+        | OperationKind::RemoveSnapshot
+        | OperationKind::Fork
+        | OperationKind::Transaction
+        | OperationKind::Race
+        | OperationKind::Context
+        | OperationKind::Reconcile => None,
     }
 }
 

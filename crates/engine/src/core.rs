@@ -5,13 +5,14 @@ use crate::{
     manager::Manager,
     operations::{Operations, Ticket},
     reaper::Reap,
+    snapshots::Snapshots,
     state_dir::{Layout, StateDirLock},
     tasks::{TaskKind, Tasks},
     trace::{Scope, TraceEvent},
 };
 use offshoot_policy::Grant;
 use offshoot_provider::Provider;
-use offshoot_store::{AuditDecision, AuditEntry, NewEvent, NewOperation, Store};
+use offshoot_store::{AuditDecision, AuditEntry, NewEvent, NewOperation, Store, StoreError, Tx};
 use offshoot_types::{
     Actor, ErrorCode, EventKind, Failure, Operation, OperationId, OperationKind, OperationOutcome,
     OperationState, Owner, ProviderKind, VmId, VmName,
@@ -33,6 +34,9 @@ pub(crate) struct Core {
     pub operations: Operations,
     pub tasks: Tasks,
     pub reaper: mpsc::UnboundedSender<Reap>,
+    pub snapshots: Snapshots,
+    /// Held while unused disk layers are removed.
+    pub collecting: tokio::sync::Mutex<()>,
     pub census: watch::Sender<Census>,
     /// Cancelled when drivers, links and pumps shall let go; the VMs live on.
     pub closing: CancellationToken,
@@ -126,7 +130,22 @@ impl Core {
     /// Writes the outcome and answers the waiters. If the store fails they are told that instead: an outcome
     /// that is not on disk did not happen.
     pub async fn close(&self, ticket: Ticket, outcome: OperationOutcome) -> Operation {
-        let outcome = match self.store.end_operation(ticket.id(), outcome.clone()).await {
+        self.close_with(ticket, outcome, |_| Ok(())).await
+    }
+
+    /// As [`close`](Self::close), with what belongs to the outcome in the same write.
+    pub async fn close_with(
+        &self,
+        ticket: Ticket,
+        outcome: OperationOutcome,
+        also: impl Fn(&Tx<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) -> Operation {
+        let (id, ending) = (ticket.id(), outcome.clone());
+        let written = self.store.transaction(move |tx| {
+            also(tx)?;
+            tx.end_operation(id, &ending)
+        });
+        let outcome = match written.await {
             Ok(()) => outcome,
             Err(error) => {
                 self.store_failed("end an operation", &error);
@@ -147,6 +166,12 @@ impl Core {
         ticket.close(outcome, now);
         self.count();
         operation
+    }
+
+    /// Answers the waiters of an operation whose outcome is on disk already, written together with what it did.
+    pub fn closed(&self, ticket: Ticket, outcome: OperationOutcome) {
+        ticket.close(outcome, self.now());
+        self.count();
     }
 
     /// Writes an event that belongs to no move.

@@ -17,6 +17,8 @@
 
 use crate::{
     admission::{self, Admission, DeniedReason, Offer, RequestKind, RequestQueue},
+    branch::transactions::Access,
+    capture::{self, snapshot_id},
     core::{Authority, Core},
     error,
     link::{GuestLink, LinkState, ended},
@@ -26,15 +28,19 @@ use crate::{
     reaper::Reap,
     reconcile::Unfinished,
     request::{ChangeRequest, GuestRequest, Request},
-    saga::{Change, Saga, Unwound, create::CREATE, destroy::DESTROY, pause, start, stop, verb},
+    saga::{
+        Change, Input, Saga, Unwound, create::CREATE, destroy::DESTROY, pause, rollback::ROLLBACK,
+        snapshot::SNAPSHOT, start, stop, suspend::SUSPEND, verb,
+    },
     startup::Settling,
     tasks::TaskKind,
     trace::TraceEvent,
 };
 use offshoot_policy::{Decision, Facts, VmFacts};
 use offshoot_provider::{Exit, UndoReport};
+use offshoot_store::SnapshotRecord;
 use offshoot_types::{
-    ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, VmState, VmStateName,
+    ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause, VmState, VmStateName,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -46,15 +52,21 @@ use tokio_util::sync::CancellationToken;
 /// Between two attempts to remove what is left of a process: doubled from the first to the second.
 const TIDY_FIRST: Duration = Duration::from_millis(500);
 const TIDY_MOST: Duration = Duration::from_secs(60);
+/// Between two attempts to have a guest's processes go on.
+const UNFREEZE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How a driver begins.
 #[derive(Debug)]
 pub(crate) enum Beginning {
     Create(Ticket),
+    /// A VM that was just recorded, at rest.
+    AtRest,
     /// A VM of the store: `ready` is answered once its state is known, `settling` is dropped once nothing of an
     /// earlier daemon's work is unfinished.
     Reconcile {
         unfinished: Vec<Unfinished>,
+        /// What a rollback left and the daemon before this one had not written.
+        left: Option<SnapshotRecord>,
         ready: oneshot::Sender<()>,
         settling: Settling,
     },
@@ -81,7 +93,17 @@ pub(crate) fn saga_of(kind: OperationKind) -> Option<&'static Saga> {
         OperationKind::Pause => Some(&pause::PAUSE),
         OperationKind::Resume => Some(&pause::RESUME),
         OperationKind::Destroy => Some(&DESTROY),
-        OperationKind::Exec | OperationKind::WriteFiles | OperationKind::Reconcile => None,
+        OperationKind::Snapshot => Some(&SNAPSHOT),
+        OperationKind::Rollback => Some(&ROLLBACK),
+        OperationKind::Suspend => Some(&SUSPEND),
+        OperationKind::Exec
+        | OperationKind::WriteFiles
+        | OperationKind::RemoveSnapshot
+        | OperationKind::Fork
+        | OperationKind::Transaction
+        | OperationKind::Race
+        | OperationKind::Context
+        | OperationKind::Reconcile => None,
     }
 }
 
@@ -96,7 +118,8 @@ impl Driver {
     pub async fn run(mut self, beginning: Beginning) {
         match beginning {
             Beginning::Create(ticket) => self.create(ticket).await,
-            Beginning::Reconcile { unfinished, ready, settling } => {
+            Beginning::AtRest => {}
+            Beginning::Reconcile { unfinished, left, ready, settling } => {
                 let (execs, changes): (Vec<_>, Vec<_>) = self
                     .reconcile(unfinished)
                     .await
@@ -105,10 +128,23 @@ impl Driver {
                 for exec in execs {
                     self.recover(exec).await;
                 }
+                if let Some(left) = left {
+                    self.keep_what_was_left(&left).await;
+                }
                 // Nobody waits any more if the engine was dropped meanwhile.
                 let _ = ready.send(());
+                let (transactions, changes): (Vec<_>, Vec<_>) =
+                    changes.into_iter().partition(|u| u.operation.kind == OperationKind::Transaction);
                 for change in changes {
                     self.recover(change).await;
+                }
+                // Before anybody's request: what an open transaction did is taken back first.
+                self.recover_transactions().await;
+                for transaction in transactions {
+                    self.recover(transaction).await;
+                }
+                if self.machine.has_strangers() && self.machine.retiring.is_none() {
+                    self.tidy().await;
                 }
                 drop(settling);
             }
@@ -119,6 +155,23 @@ impl Driver {
             }
         }
         self.answer_the_rest();
+        if self.machine.state() == VmStateName::Destroyed {
+            // What the change that destroyed it needed until it had ended.
+            self.core.collect_layers().await;
+        }
+    }
+
+    /// A rollback loses nothing, not even by a crash just after it.
+    async fn keep_what_was_left(&mut self, left: &SnapshotRecord) {
+        match capture::take_again(&mut self.machine, left).await {
+            Ok(true) => return self.core.persist_later(left.id),
+            Ok(false) => {}
+            Err(failure) => self.unsettled(&failure),
+        }
+        self.core.discard(left.id).await;
+        if let Err(failure) = self.machine.refresh().await {
+            self.unsettled(&failure);
+        }
     }
 
     /// One thing: the next request, or what happens by itself. `false` when nobody can ask any more.
@@ -135,9 +188,14 @@ impl Driver {
             self.handle(request).await;
             return true;
         }
+        if self.machine.to_unfreeze() {
+            self.machine.unfreeze().await;
+        }
         let (exit, link) = self.watched();
         let closing = self.core.closing.clone();
-        let leftovers = self.leftovers().then_some(self.tidy);
+        let leftovers = self.leftovers();
+        // A guest that did not confirm is asked again after a while.
+        let stuck = self.machine.to_unfreeze().then_some(UNFREEZE_AGAIN);
         tokio::select! {
             biased;
             // 1. A destroy goes before everything.
@@ -156,7 +214,9 @@ impl Driver {
             // 6. The engine ends; the VM does not.
             () = closing.cancelled() => return false,
             // 7. Something of a dead process could not be removed.
-            () = after(leftovers) => self.tidy().await,
+            () = leftovers => self.tidy().await,
+            // 8. A guest stands still that should not.
+            () = after(stuck) => {}
         }
         true
     }
@@ -169,9 +229,23 @@ impl Driver {
         (exit_of(exit), change_of(link, self.machine.published_guest()))
     }
 
-    /// A VM that has no process by its state, but something of one on the host.
-    fn leftovers(&self) -> bool {
-        !self.machine.instances.is_empty() && !self.machine.state().has_process()
+    /// Resolves when something of a process is to be removed: one that its VM, by its state, does not have, or one that
+    /// a rollback left and whose state is kept by now.
+    fn leftovers(&self) -> impl Future<Output = ()> + use<> {
+        let machine = &self.machine;
+        let left = !machine.instances.is_empty() && !machine.state().has_process();
+        let retired = machine.has_strangers();
+        let (retiring, tidy) = (machine.retiring.clone(), self.tidy);
+        let first = tidy == TIDY_FIRST;
+        async move {
+            match (left, retired, retiring) {
+                (false, false, _) => std::future::pending().await,
+                // However that ended: nothing more can be had of it.
+                (false, true, Some(kept)) if first => drop(kept.written().await),
+                (false, true, None) if first => {}
+                _ => tokio::time::sleep(tidy).await,
+            }
+        }
     }
 
     // ---- requests
@@ -192,6 +266,14 @@ impl Driver {
 
     async fn handle(&mut self, request: Request) {
         let kind = request.kind();
+        if let Request::Refresh(done) = request {
+            if let Err(failure) = self.machine.refresh().await {
+                self.unsettled(&failure);
+            }
+            // Whoever asked may be gone.
+            let _ = done.send(());
+            return;
+        }
         // A destroy takes a VM from wherever it is; everything else finds it at rest.
         if kind != RequestKind::Destroy && self.machine.in_between() {
             self.come_to_rest().await;
@@ -205,6 +287,8 @@ impl Driver {
                 self.core.close(change.ticket, OperationOutcome::Done).await;
             }
             (Request::UseGuest(guest), Ok(Admission::Run | Admission::AlreadySatisfied)) => self.lend(guest),
+            // Answered above.
+            (Request::Refresh(_), Ok(_)) => {}
             (request, Ok(Admission::Denied(reason))) => {
                 let failure = self.why(reason);
                 self.refuse_now(request, failure).await;
@@ -236,7 +320,7 @@ impl Driver {
             Request::Change(change) => {
                 self.core.close(change.ticket, OperationOutcome::Failed { failure }).await;
             }
-            guest @ Request::UseGuest(_) => refuse(&self.core, guest, failure),
+            other @ (Request::UseGuest(_) | Request::Refresh(_)) => refuse(&self.core, other, failure),
         }
     }
 
@@ -246,11 +330,27 @@ impl Driver {
         if let (Authority::Granted(grant), Some(command)) = (authority, command)
             && grant.generation() != Some(self.machine.row.generation)
         {
-            match self.core.options.policy.decide(grant.actor(), command.clone(), &self.facts()) {
-                Decision::Permit(_) => {}
-                Decision::Deny(denial) => return Err(denial.into()),
-                Decision::Require(required) => return Err(error::obligation(&required)),
+            let refused = match self.core.options.policy.decide(grant.actor(), command.clone(), &self.facts())
+            {
+                Decision::Permit(_) => None,
+                Decision::Deny(denial) => Some(denial.into()),
+                Decision::Require(required) => Some(error::obligation(&required)),
+            };
+            if let Some(refused) = refused {
+                // Whoever acts in a transaction may not go on in it as if this had been done.
+                if let Some(id) = request.within() {
+                    self.machine.shared.ownership.wish(id, RollbackCause::Denied);
+                }
+                return Err(refused);
             }
+        }
+        if let Authority::Granted(_) = authority {
+            let (ownership, within) = (&self.machine.shared.ownership, request.within());
+            let owned = match command {
+                Some(command) => ownership.admit(within, Access::of(command)),
+                None => ownership.admit_part(within),
+            };
+            owned.map_err(|refused| refused.failure(self.machine.name()))?;
         }
         Ok(admission::judge(self.machine.state(), request.kind()))
     }
@@ -281,27 +381,27 @@ impl Driver {
     // ---- changes
 
     async fn create(&mut self, ticket: Ticket) {
-        let change = self.change(ticket.operation(), Duration::ZERO);
+        let change = self.change(ticket.operation(), Duration::ZERO, Input::None);
         let outcome = self.run_saga(&CREATE, None, &change).await;
         self.conclude(ticket, outcome, &change, OperationOutcome::Done).await;
     }
 
     async fn carry_out(&mut self, request: ChangeRequest) {
-        let ChangeRequest { ticket, grace, .. } = request;
+        let ChangeRequest { ticket, grace, input, .. } = request;
         let Some(saga) = saga_of(ticket.operation().kind) else {
             let failure =
                 Failure::new(ErrorCode::Internal, "this kind of operation is not carried out by a driver");
             self.core.close(ticket, OperationOutcome::Failed { failure }).await;
             return;
         };
-        let change = self.change(ticket.operation(), grace);
+        let change = self.change(ticket.operation(), grace, input);
         let outcome = self.run_saga(saga, None, &change).await;
         self.conclude(ticket, outcome, &change, OperationOutcome::Done).await;
     }
 
-    pub fn change(&self, operation: &offshoot_types::Operation, grace: Duration) -> Change {
+    pub fn change(&self, operation: &offshoot_types::Operation, grace: Duration, input: Input) -> Change {
         let limits = &self.core.options.deadlines;
-        let start = limits.boot + limits.start_overhead;
+        let start = limits.boot + limits.thaw + limits.start_overhead;
         let stop = grace + limits.stop;
         let limit = match operation.kind {
             OperationKind::Create => limits.create,
@@ -309,10 +409,18 @@ impl Driver {
             OperationKind::Stop => stop,
             OperationKind::Restart => stop + start,
             OperationKind::Destroy => limits.destroy,
+            OperationKind::Snapshot => limits.snapshot,
+            OperationKind::Rollback => limits.snapshot + start + limits.thaw,
+            OperationKind::Suspend => limits.snapshot + limits.write + limits.stop,
             OperationKind::Pause
             | OperationKind::Resume
             | OperationKind::Exec
             | OperationKind::WriteFiles
+            | OperationKind::RemoveSnapshot
+            | OperationKind::Fork
+            | OperationKind::Transaction
+            | OperationKind::Race
+            | OperationKind::Context
             | OperationKind::Reconcile => limits.pause,
         };
         Change {
@@ -322,6 +430,7 @@ impl Driver {
             reason: operation.reason.clone(),
             grace,
             deadline: Instant::now() + limit,
+            input,
         }
     }
 
@@ -385,6 +494,10 @@ impl Driver {
         done: OperationOutcome,
     ) {
         let outcome = match ended {
+            // It ends when the snapshot is durable, and the VM does not wait for that.
+            Ok(()) if change.kind == OperationKind::Snapshot && done == OperationOutcome::Done => {
+                return self.persist(ticket, change).await;
+            }
             Ok(()) => done,
             Err(unwound) => {
                 // A destroy that waits settles everything itself.
@@ -398,7 +511,36 @@ impl Driver {
                 OperationOutcome::Failed { failure: with_undo(unwound.failure, &unwound.undo) }
             }
         };
+        if let (OperationKind::Rollback, Some(left)) = (change.kind, &self.machine.retiring) {
+            self.core.persist_later(left.id);
+        }
+        // What was made for nothing, or, of a VM without a process, the layer that nobody writes to any more.
+        let leaves_a_layer = change.kind == OperationKind::Rollback
+            && (outcome != OperationOutcome::Done || self.machine.retiring.is_none());
         self.core.close(ticket, outcome).await;
+        if leaves_a_layer {
+            self.core.collect_layers().await;
+        }
+    }
+
+    /// Ends a snapshot's operation: at once for those who go on from it now and write it themselves, else when it is
+    /// durable.
+    async fn persist(&mut self, ticket: Ticket, change: &Change) {
+        self.machine.capture = None;
+        if matches!(&change.input, Input::Snapshot(ask) if ask.volatile) {
+            self.core.close(ticket, OperationOutcome::Done).await;
+            return;
+        }
+        let (core, id) = (self.core.clone(), snapshot_id(change.operation));
+        let scope = crate::core::scope(ticket.operation());
+        self.core.tasks.spawn(TaskKind::Persister, scope, async move {
+            let outcome = match core.persist(id).await {
+                Ok(()) => OperationOutcome::Done,
+                Err(failure) => OperationOutcome::Failed { failure },
+            };
+            core.close(ticket, outcome).await;
+            core.collect_layers().await;
+        });
     }
 
     fn verdict(&self, change: &Change, unwound: &Unwound) -> Verdict {
@@ -413,19 +555,28 @@ impl Driver {
         match (change.kind, self.machine.state()) {
             (_, VmStateName::Destroyed) => Verdict::AsItIs,
             (OperationKind::Start | OperationKind::Restart, VmStateName::Starting) => {
-                start::verdict(change, unwound.step, &unwound.failure)
+                start::verdict(&self.machine, change, unwound.step, &unwound.failure)
             }
             // It was cut off after its last move, and the process was taken back with it.
             (_, VmStateName::Running | VmStateName::Paused) if self.machine.instances.is_empty() => {
                 failed(unwound.failure.message.clone())
             }
-            (OperationKind::Pause | OperationKind::Resume, _) => Verdict::AsItIs,
+            (
+                OperationKind::Pause
+                | OperationKind::Resume
+                | OperationKind::Snapshot
+                | OperationKind::Rollback,
+                _,
+            ) => Verdict::AsItIs,
             // Refused before anything was touched.
-            (_, VmStateName::Stopped | VmStateName::Running | VmStateName::Paused | VmStateName::Failed)
-                if change.kind != OperationKind::Destroy =>
-            {
-                Verdict::AsItIs
-            }
+            (
+                _,
+                VmStateName::Stopped
+                | VmStateName::Running
+                | VmStateName::Paused
+                | VmStateName::Suspended
+                | VmStateName::Failed,
+            ) if change.kind != OperationKind::Destroy => Verdict::AsItIs,
             _ => failed(unwound.failure.message.clone()),
         }
     }
@@ -472,7 +623,13 @@ impl Driver {
     }
 
     async fn tidy(&mut self) {
-        match self.machine.reclaim_instances().await {
+        let reclaimed = if self.machine.state().has_process() {
+            self.machine.retiring = None;
+            self.machine.reclaim_strangers().await
+        } else {
+            self.machine.reclaim_instances().await
+        };
+        match reclaimed {
             Ok(()) => self.tidy = TIDY_FIRST,
             Err(_) => self.tidy = (self.tidy * 2).min(TIDY_MOST),
         }
@@ -524,6 +681,8 @@ fn refuse(core: &Arc<Core>, request: Request, failure: Failure) {
         }
         // A caller that went away needs no answer.
         Request::UseGuest(guest) => drop(guest.reply.send(Err(failure))),
+        // Its sender is told by the closed channel.
+        Request::Refresh(_) => {}
     }
 }
 

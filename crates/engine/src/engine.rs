@@ -14,17 +14,20 @@ use crate::{
     StateDirLock, VmView,
     accept::Asked,
     admission::RequestKind,
+    branch::transactions::Access,
     core::{Authority, Core},
     driver::reason_for,
     error, placement,
     reaper::Reap,
+    saga::Input,
     tasks::TaskKind,
 };
 use offshoot_policy::{Authorized, Denial, Facts, Grant, VmFacts};
-use offshoot_store::{AuditDecision, AuditEntry, Idempotency, OperationFilter};
+use offshoot_store::{AuditDecision, AuditEntry, Idempotency, OperationFilter, Store};
 use offshoot_types::{
     Actor, Command, ErrorCode, EventId, Failure, FileAccess, Generation, Lifetime, Operation, OperationId,
-    OperationKind, OperationOutcome, OperationState, Owner, Target, VmId, VmSpec, VmState, VmStateName,
+    OperationKind, OperationOutcome, OperationState, Owner, SnapshotRef, Target, TransactionId, VmId, VmRef,
+    VmSpec, VmState, VmStateName,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -34,6 +37,8 @@ use tokio::{sync::watch, time::Instant};
 #[derive(Debug, Clone)]
 pub struct Engine {
     owner: Arc<Owned>,
+    /// The transaction whose changes this handle makes.
+    within: Option<TransactionId>,
 }
 
 /// Ends the tasks with the last handle: whatever they hold, the core included, goes with them.
@@ -111,7 +116,7 @@ impl Engine {
     /// on in their drivers, where requests queue behind them. [`settled`](Self::settled) awaits those.
     pub async fn start(lock: StateDirLock, options: Options) -> Result<Self, StartError> {
         let (core, settled) = crate::startup::start(lock, options).await?;
-        Ok(Self { owner: Arc::new(Owned { core, settled }) })
+        Ok(Self { owner: Arc::new(Owned { core, settled }), within: None })
     }
 
     /// Waits until every change that an earlier engine left unfinished has been completed or undone.
@@ -121,13 +126,25 @@ impl Engine {
         let _ = settled.wait_for(|unfinished| *unfinished == 0).await;
     }
 
+    /// The same engine, speaking from within a transaction: its changes are admitted to the VM that transaction owns.
+    #[must_use = "the handle it is called on stays outside the transaction"]
+    pub fn within(&self, transaction: TransactionId) -> Self {
+        Self { within: Some(transaction), ..self.clone() }
+    }
+
+    pub(crate) fn transaction(&self) -> Option<TransactionId> {
+        self.within
+    }
+
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.owner.core
     }
 
     /// What policy may rest its decision about `target` on, read now.
     pub fn facts(&self, actor: &Actor, target: &Target) -> Facts {
-        let Target::Vm(vm) = target else { return Facts::NONE };
+        let (Target::Vm(vm) | Target::Snapshot(SnapshotRef::Named { vm, .. })) = target else {
+            return Facts::NONE;
+        };
         let Ok(handle) = self.core().manager.find(vm, &actor.owner()) else { return Facts::NONE };
         let view = handle.view.borrow();
         let (labels, generation) = (view.labels.clone(), view.generation);
@@ -135,7 +152,8 @@ impl Engine {
         Facts { vm: Some(VmFacts { id, name, owner, labels, state: view.state.name(), generation }) }
     }
 
-    /// Writes a denial into the audit: what was refused is as much a fact as what was done.
+    /// Writes a denial into the audit: what was refused is as much a fact as what was done. A transaction it was to be
+    /// done in has been rolled back when this returns, or will be.
     pub async fn record_denial(&self, denial: &Denial) {
         let entry = AuditEntry {
             actor: denial.actor.clone(),
@@ -149,14 +167,24 @@ impl Engine {
         if let Err(error) = self.core().store.audit_entry(entry).await {
             self.core().store_failed("record a denial", &error);
         }
+        self.denied_within(denial).await;
     }
 
     // ---- changes
 
-    /// Accepts create, start, stop, restart, pause, resume and destroy. Once this returns the operation is on
+    /// Accepts create, start, stop, restart, pause, resume, suspend and destroy. Once this returns the operation is on
     /// disk and will be carried out, completed or undone, whatever happens to this process.
     pub async fn submit(&self, permit: Authorized<Command>) -> Result<Operation, Failure> {
-        self.accept(permit, None).await
+        self.accept(permit, None, false).await
+    }
+
+    /// As [`submit`](Self::submit) of a [`Command::Destroy`], with the VM's snapshots that somebody asked for: without
+    /// this they outlive it.
+    pub async fn destroy_with_snapshots(&self, permit: Authorized<Command>) -> Result<Operation, Failure> {
+        match permit.get() {
+            Command::Destroy { .. } => self.accept(permit, None, true).await,
+            other => Err(error::wrong_permit("destroy_with_snapshots", other.action())),
+        }
     }
 
     /// As [`submit`](Self::submit); the same key with the same command is the same operation, however often it
@@ -166,17 +194,19 @@ impl Engine {
         permit: Authorized<Command>,
         key: Idempotency,
     ) -> Result<Operation, Failure> {
-        self.accept(permit, Some(key)).await
+        self.accept(permit, Some(key), false).await
     }
 
     async fn accept(
         &self,
         permit: Authorized<Command>,
         key: Option<Idempotency>,
+        snapshots: bool,
     ) -> Result<Operation, Failure> {
         self.core().manager.check_open()?;
         let (command, grant) = permit.into_parts();
-        let (kind, request, vm, grace) = match &command {
+        let none = (Duration::ZERO, Input::None);
+        let (kind, request, vm, (grace, input)) = match &command {
             Command::Create { spec } if spec.lifetime == Lifetime::Kept => {
                 let spec = (**spec).clone();
                 return self.create(spec, grant, key).await;
@@ -187,17 +217,46 @@ impl Engine {
                     "a VM that lives as long as its request was submitted without one",
                 ));
             }
-            Command::Start { vm } => (OperationKind::Start, RequestKind::Start, vm, Duration::ZERO),
-            Command::Stop { vm, grace } => (OperationKind::Stop, RequestKind::Stop, vm, *grace),
-            Command::Restart { vm, grace } => (OperationKind::Restart, RequestKind::Restart, vm, *grace),
-            Command::Pause { vm } => (OperationKind::Pause, RequestKind::Pause, vm, Duration::ZERO),
-            Command::Resume { vm } => (OperationKind::Resume, RequestKind::Resume, vm, Duration::ZERO),
-            Command::Destroy { vm } => (OperationKind::Destroy, RequestKind::Destroy, vm, Duration::ZERO),
+            Command::Start { vm } => (OperationKind::Start, RequestKind::Start, vm, none),
+            Command::Stop { vm, grace } => {
+                (OperationKind::Stop, RequestKind::Stop, vm, (*grace, Input::None))
+            }
+            Command::Restart { vm, grace } => {
+                (OperationKind::Restart, RequestKind::Restart, vm, (*grace, Input::None))
+            }
+            Command::Pause { vm } => (OperationKind::Pause, RequestKind::Pause, vm, none),
+            // From a suspended VM's memory it is a start like any other.
+            Command::Resume { vm } if self.is_suspended(vm, &grant) => {
+                (OperationKind::Start, RequestKind::Start, vm, none)
+            }
+            Command::Resume { vm } => (OperationKind::Resume, RequestKind::Resume, vm, none),
+            Command::Suspend { vm } => (OperationKind::Suspend, RequestKind::Suspend, vm, none),
+            Command::Destroy { vm } => {
+                let input = if snapshots { Input::DestroyAll } else { Input::None };
+                (OperationKind::Destroy, RequestKind::Destroy, vm, (Duration::ZERO, input))
+            }
             Command::Exec { .. }
             | Command::Attach { .. }
             | Command::Files { .. }
             | Command::Connect { .. }
+            | Command::Snapshot { .. }
+            | Command::RemoveSnapshot { .. }
+            | Command::VerifySnapshot { .. }
+            | Command::Fork { .. }
+            | Command::Rollback { .. }
+            | Command::Undo { .. }
+            | Command::Begin { .. }
+            | Command::Commit { .. }
+            | Command::RollbackTransaction { .. }
+            | Command::Try { .. }
+            | Command::Race { .. }
+            | Command::RunCode { .. }
+            | Command::RemoveContext { .. }
+            | Command::RestartContext { .. }
+            | Command::SetPolicy { .. }
+            | Command::Diff { .. }
             | Command::Inspect { .. }
+            | Command::InspectSnapshot { .. }
             | Command::InspectOperation { .. }
             | Command::ManageImage { .. }
             | Command::StopDaemon { .. } => return Err(error::wrong_permit("submit", command.action())),
@@ -205,8 +264,20 @@ impl Engine {
         let handle = self.core().manager.find(vm, &grant.actor().owner())?;
         let (authority, core) = (Authority::Granted(Box::new(grant)), self.core().clone());
         let command = Some(command.clone());
-        let asked = Asked { kind, request, authority, command, grace, key, reason: reason_for(kind) };
+        let reason = reason_for(kind);
+        let within = self.transaction();
+        if request == RequestKind::Destroy {
+            // Before it is sent: a destroy cancels whatever is under way as soon as the driver sees it.
+            let owned = handle.shared.ownership.admit(within, Access::Destroy);
+            owned.map_err(|refused| refused.failure(&handle.name))?;
+        }
+        let asked = Asked { kind, request, authority, command, within, grace, key, input, reason };
         self.core().detached(TaskKind::Acceptor, async move { core.change(&handle, asked).await }).await
+    }
+
+    fn is_suspended(&self, vm: &VmRef, grant: &Grant) -> bool {
+        let found = self.core().manager.find(vm, &grant.actor().owner());
+        found.is_ok_and(|handle| handle.view.borrow().state == VmState::Suspended)
     }
 
     async fn create(
@@ -290,10 +361,11 @@ impl Engine {
         };
         let core = self.core().clone();
         let handle = core.manager.find(vm, &grant.actor().owner())?;
-        let authority = Authority::Granted(Box::new(grant));
+        let (authority, within) = (Authority::Granted(Box::new(grant)), self.transaction());
         self.core()
             .detached(TaskKind::Acceptor, async move {
-                let link = core.borrow_guest(&handle, authority.clone(), Some(command)).await?;
+                let opening = writes.as_ref().map(|_| handle.shared.openings.enter());
+                let link = core.borrow_guest(&handle, authority.clone(), Some(command), within).await?;
                 let until = Instant::now() + core.options.deadlines.reconnect;
                 let client = link
                     .client(until)
@@ -314,7 +386,7 @@ impl Engine {
                         Some(core.opened(begun.into_operation()))
                     }
                 };
-                Ok(GuestAccess::new(core, client, ticket))
+                Ok(GuestAccess::new(core, client, ticket, opening))
             })
             .await
     }
@@ -417,7 +489,7 @@ impl Engine {
         Ok(Console::new(self.core().layout.clone(), handle.view))
     }
 
-    fn inspected(
+    pub(crate) fn inspected(
         &self,
         permit: &Authorized<Command>,
         method: &'static str,
@@ -455,6 +527,12 @@ impl Engine {
     /// in VMs that live on are attached to again by the next engine.
     pub async fn shutdown(&self, vms: OnShutdown) -> ShutdownReport {
         crate::startup::shutdown(self.core(), vms).await
+    }
+
+    /// The record itself: for tests that look into it, or make its disk look full.
+    #[doc(hidden)]
+    pub fn store(&self) -> &Store {
+        &self.core().store
     }
 
     /// Drops every task where it stands, as a SIGKILL would, and lets go of the state directory: for tests of

@@ -5,7 +5,9 @@ use crate::link::chain;
 use offshoot_guest_proto::{client::ClientError, message::GuestErrorKind};
 use offshoot_policy::Required;
 use offshoot_store::{OpenError, StoreError};
-use offshoot_types::{Action, ErrorCode, ExecId, Failure, OperationId, VmName, VmRef};
+use offshoot_types::{
+    Action, ContextName, ErrorCode, ExecId, Failure, OperationId, TransactionId, VmName, VmRef,
+};
 use std::{io, path::PathBuf, time::Duration};
 
 /// Why an engine could not be started. Nothing was changed.
@@ -103,6 +105,11 @@ pub(crate) fn vm_ended(vm: &VmName, how: &str) -> Failure {
     )
 }
 
+/// Why the guest of the state that a rollback left is gone.
+pub(crate) fn rolled_back(vm: &VmName) -> String {
+    format!("VM `{vm}` was taken back to an earlier state")
+}
+
 pub(crate) fn guest_silent(vm: &VmName, why: &str) -> Failure {
     Failure::new(ErrorCode::Guest, format!("the guest of VM `{vm}` does not answer: {why}")).hint(format!(
         "`offshoot logs {vm} --console` may show why; `offshoot restart {vm}` starts it afresh"
@@ -123,6 +130,30 @@ pub(crate) fn timeout_not_enforced(vm: &VmName, after: Duration) -> Failure {
 pub(crate) fn exec_lost(vm: &VmName, exec: ExecId) -> Failure {
     Failure::new(ErrorCode::Guest, format!("the guest of VM `{vm}` no longer knows exec {exec}"))
         .hint("how it ended cannot be told; the guest may have restarted")
+}
+
+pub(crate) fn transaction_not_found(vm: &VmName, id: TransactionId) -> Failure {
+    Failure::new(ErrorCode::NotFound, format!("VM `{vm}` has no transaction {id}"))
+        .hint("old transactions are forgotten after a while")
+}
+
+/// Code is never sent twice.
+pub(crate) fn code_lost(vm: &VmName, context: &ContextName, started: bool) -> Failure {
+    let what = if started {
+        "while its code ran: that was interrupted"
+    } else {
+        "before its code ran, or just then"
+    };
+    let message = format!("the connection to context `{context}` of VM `{vm}` was lost {what}");
+    Failure::new(ErrorCode::Guest, message)
+        .hint("the context keeps its variables; look at them before running it again")
+}
+
+pub(crate) fn code_not_interrupted(vm: &VmName, context: &ContextName) -> Failure {
+    let message =
+        format!("the guest of VM `{vm}` did not end the code in context `{context}` when it was interrupted");
+    Failure::new(ErrorCode::Timeout, message)
+        .hint(format!("`offshoot context restart {vm} {context}` begins it anew, without its variables"))
 }
 
 pub(crate) fn input_lost(vm: &VmName) -> Failure {

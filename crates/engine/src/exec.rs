@@ -9,13 +9,14 @@ use crate::{
     manager::VmHandle,
     operations::Ticket,
     pump::{Opening, Pump},
+    session::{self, Sink},
     tasks::TaskKind,
 };
 use offshoot_guest_proto::message as wire;
 use offshoot_policy::Authorized;
 use offshoot_types::{
     Command, ExecArgv, ExecId, ExecSpec, ExecStatus, Failure, Operation, OperationId, OperationKind,
-    OperationOutcome, VmId, VmRef,
+    OperationOutcome, TransactionId, VmId, VmRef,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -53,8 +54,11 @@ impl Engine {
         let core = self.core().clone();
         let handle = core.manager.find(vm, &grant.actor().owner())?;
         let (authority, spec) = (Authority::Granted(Box::new(grant)), spec.clone());
+        let within = self.transaction();
         self.core()
-            .detached(TaskKind::Acceptor, async move { core.exec(&handle, authority, command, *spec).await })
+            .detached(TaskKind::Acceptor, async move {
+                core.exec_by_policy(&handle, authority, command, *spec, within).await
+            })
             .await
     }
 
@@ -79,14 +83,31 @@ impl Engine {
 }
 
 impl Core {
-    async fn exec(
+    pub(crate) async fn exec(
         self: &Arc<Self>,
         handle: &VmHandle,
         authority: Authority,
         command: Command,
         spec: ExecSpec,
+        within: Option<TransactionId>,
     ) -> Result<ExecSession, Failure> {
+        let (input, events, sink) = session::channels(OnDrop::Kill);
+        let operation = self.exec_into(handle, authority, command, spec, within, sink).await?;
+        Ok(ExecSession::of(handle.id, exec_id(operation), operation, input, events))
+    }
+
+    /// Starts a process whose streams go to `sink`.
+    pub(crate) async fn exec_into(
+        self: &Arc<Self>,
+        handle: &VmHandle,
+        authority: Authority,
+        command: Command,
+        spec: ExecSpec,
+        within: Option<TransactionId>,
+        sink: Sink,
+    ) -> Result<OperationId, Failure> {
         self.manager.check_open()?;
+        let opening = handle.shared.openings.enter();
         let vm = Some((handle.id, &handle.name));
         let new = self.new_operation(&authority, OperationKind::Exec, vm, &handle.owner, reason(&spec));
         let detail = journaled(&spec);
@@ -99,7 +120,7 @@ impl Core {
         });
         let operation = begun.await?.into_operation();
         let ticket = self.opened(operation.clone());
-        let link = match self.borrow_guest(handle, authority, Some(command)).await {
+        let link = match self.borrow_guest(handle, authority, Some(command), within).await {
             Ok(link) => link,
             Err(failure) => {
                 self.close(ticket, OperationOutcome::Failed { failure: failure.clone() }).await;
@@ -107,7 +128,6 @@ impl Core {
             }
         };
         let exec = exec_id(operation.id);
-        let (session, sink) = ExecSession::new(handle.id, exec, operation.id, OnDrop::Kill);
         let start = Opening::Start(Box::new(start_message(exec, &spec)));
         let (takeover, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
         handle.shared.execs.insert(view(&operation, handle.id, spec.clone()), takeover);
@@ -126,10 +146,11 @@ impl Core {
             timeout: spec.limits.timeout,
             pty: spec.pty.is_some(),
             detail,
+            opening: Some(opening),
         };
         let scope = crate::core::scope(&operation);
         self.tasks.spawn(TaskKind::ExecPump, scope, pump.run(start));
-        Ok(session)
+        Ok(operation.id)
     }
 
     async fn attach(
@@ -140,7 +161,7 @@ impl Core {
         from: AttachFrom,
     ) -> Result<ExecSession, Failure> {
         let command = Command::Attach { vm: VmRef::Id(handle.id), exec };
-        let link = self.borrow_guest(handle, authority, Some(command)).await?;
+        let link = self.borrow_guest(handle, authority, Some(command), None).await?;
         let Some((view, takeover)) = handle.shared.execs.get(exec) else {
             return Err(error::exec_not_found(&handle.name, exec));
         };
@@ -163,6 +184,7 @@ impl Core {
                 timeout: None,
                 pty: view.spec.pty.is_some(),
                 detail: Value::Null,
+                opening: None,
             };
             let scope = crate::trace::Scope { vm: Some(handle.id), ..Default::default() };
             self.tasks.spawn(TaskKind::ExecPump, scope, pump.run(Opening::Attach));
@@ -204,6 +226,7 @@ impl Core {
             timeout: None,
             pty,
             detail,
+            opening: None,
         };
         self.tasks.spawn(TaskKind::ExecPump, crate::core::scope(&operation), pump.run(Opening::Attach));
     }
@@ -211,7 +234,13 @@ impl Core {
     /// As `close`, with the exec's status in its journal.
     pub async fn close_exec(&self, ticket: Ticket, outcome: OperationOutcome, detail: Value) {
         let id = ticket.id();
-        let written = self.store.transaction(move |tx| tx.step_done(id, 0, Some(&detail))).await;
+        let status = Journaled::deserialize(&detail).ok().and_then(|journaled| journaled.status);
+        let written = self.store.transaction(move |tx| {
+            tx.step_done(id, 0, Some(&detail))?;
+            // What "the last failed exec" goes by.
+            status.map_or(Ok(()), |status| tx.exec_ended(id, status))
+        });
+        let written = written.await;
         if let Err(error) = written {
             self.store_failed("record how an exec ended", &error);
         }
@@ -240,7 +269,7 @@ fn journaled(spec: &ExecSpec) -> Value {
 }
 
 /// The command line, cut to what a list can show.
-fn reason(spec: &ExecSpec) -> String {
+pub(crate) fn reason(spec: &ExecSpec) -> String {
     const MOST: usize = 200;
     let line = match &spec.argv {
         ExecArgv::Argv(argv) => argv.join(" "),

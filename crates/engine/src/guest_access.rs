@@ -1,6 +1,6 @@
 //! A caller's way into a running guest for files and TCP, with the record of what it was for.
 
-use crate::{core::Core, operations::Ticket, tasks::TaskKind};
+use crate::{branch::transactions::Opening, core::Core, operations::Ticket, tasks::TaskKind};
 use offshoot_guest_proto::client::Client;
 use offshoot_types::{ErrorCode, Failure, OperationId, OperationOutcome};
 use std::sync::Arc;
@@ -12,11 +12,18 @@ pub struct GuestAccess {
     core: Arc<Core>,
     client: Client,
     ticket: Option<Ticket>,
+    /// Until what is written is written, no transaction begins.
+    _opening: Option<Opening>,
 }
 
 impl GuestAccess {
-    pub(crate) fn new(core: Arc<Core>, client: Client, ticket: Option<Ticket>) -> Self {
-        Self { core, client, ticket }
+    pub(crate) fn new(
+        core: Arc<Core>,
+        client: Client,
+        ticket: Option<Ticket>,
+        opening: Option<Opening>,
+    ) -> Self {
+        Self { core, client, ticket, _opening: opening }
     }
 
     pub fn client(&self) -> &Client {

@@ -16,6 +16,9 @@
 
 mod accept;
 mod admission;
+mod ask;
+mod branch;
+mod capture;
 mod console;
 mod core;
 mod driver;
@@ -26,6 +29,7 @@ mod exec;
 mod execs;
 mod guest_access;
 mod images;
+mod layers;
 mod link;
 mod machine;
 mod manager;
@@ -40,6 +44,7 @@ mod request_vm;
 mod saga;
 mod session;
 mod shared;
+mod snapshots;
 mod startup;
 mod state_dir;
 mod strays;
@@ -48,6 +53,10 @@ mod tasks;
 mod trace;
 mod view;
 
+pub use branch::{
+    CodeEvent, CodeSession, ContextView, ForkReport, ForkedVm, RaceEnd, RaceEvent, RaceSession,
+    RollbackReport, SnapshotView, TransactionView, TryEnd, TryEvent, TrySession, Verification,
+};
 pub use console::{Console, Follow};
 pub use engine::{AttachFrom, Engine, OnShutdown, OperationPage, ShutdownReport, VmCondition};
 pub use error::{StartError, guest_failure};

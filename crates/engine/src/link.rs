@@ -23,7 +23,10 @@ use offshoot_guest_proto::{
 };
 use offshoot_provider::{Exit, vm::Dialer};
 use offshoot_types::{Generation, VmName};
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +58,8 @@ pub(crate) enum LinkState {
 pub(crate) struct GuestLink {
     state: watch::Receiver<LinkState>,
     close: CancellationToken,
+    /// Why it was closed; set before `close`.
+    why: Arc<OnceLock<String>>,
 }
 
 /// There will be no client any more, or none in time.
@@ -79,6 +84,7 @@ impl GuestLink {
         let (publish, state) = watch::channel(LinkState::Connecting { reason: None, known: None });
         // Closed by its driver, or with the engine: the session ends in order, the VM lives on.
         let close = core.closing.child_token();
+        let why = Arc::<OnceLock<String>>::default();
         let dial = Dial {
             exit: dialer.exit(),
             dialer,
@@ -88,10 +94,11 @@ impl GuestLink {
             reconnect: core.options.deadlines.reconnect,
             publish,
             close: close.clone(),
+            why: why.clone(),
             scope: scope.clone(),
         };
         core.tasks.spawn(TaskKind::GuestLink, scope, dial.run());
-        Self { state, close }
+        Self { state, close, why }
     }
 
     /// A client that was connected a moment ago, as soon as there is one.
@@ -141,8 +148,10 @@ impl GuestLink {
         view_of(&self.state.borrow())
     }
 
-    /// Ends the session and stops dialling.
-    pub fn close(&self) {
+    /// Ends the session and stops dialling. Those who still wait for the guest are told why.
+    pub fn close(&self, why: &str) {
+        // The first reason is the one that ended it.
+        let _ = self.why.set(why.to_owned());
         self.close.cancel();
     }
 }
@@ -177,6 +186,7 @@ struct Dial {
     reconnect: Duration,
     publish: watch::Sender<LinkState>,
     close: CancellationToken,
+    why: Arc<OnceLock<String>>,
     scope: Scope,
 }
 
@@ -184,7 +194,9 @@ impl Dial {
     async fn run(mut self) {
         let reason = tokio::select! {
             biased;
-            () = self.close.clone().cancelled_owned() => "it was stopped".to_owned(),
+            () = self.close.clone().cancelled_owned() => {
+                self.why.get().cloned().unwrap_or_else(|| "it was stopped".to_owned())
+            }
             exit = ended(self.exit.clone()) => exit_words(Some(&exit)),
             never = self.keep() => match never {},
         };

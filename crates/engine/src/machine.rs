@@ -4,27 +4,38 @@
 //! ```text
 //! row        the record as last written         (store)
 //! instances  processes that may exist           (store; recorded before boot, forgotten when seen gone)
+//!              the VM's own: the newest that is not newer than the row. A newer one is the process a rollback began
+//!              and did not switch to; an older one is what it left and has not ended yet
 //! live       the process we hold, its CPUs running or paused, and the link to its guest
 //! ```
 
 use crate::{
     VmView,
+    capture::Capture,
     core::Core,
     images::BootFiles,
-    link::{GuestLink, chain},
-    saga::{Change, Checkpoints, verb},
+    link::{GuestLink, LinkState, chain},
+    saga::{
+        Change, Checkpoints,
+        rollback::{Beside, Going},
+        verb,
+    },
     shared::VmShared,
+    snapshots::{Source, Volatile},
     trace::{Scope, TraceEvent},
 };
+use offshoot_guest_proto::message::GuestHello;
 use offshoot_provider::{
     Adoption, BootError, Diagnostics, Exit, InstanceRecord,
     vm::{Adopted, Dialer, Paused, Running, Vm},
 };
-use offshoot_store::{Move, NewInstance, Step, StepState, VmRecord};
+use offshoot_store::{LayerRecord, Move, NewInstance, Step, StepState, StoreError, Tx, VmRecord};
 use offshoot_types::{
-    Actor, ErrorCode, EventKind, Failure, FailureReason, OperationId, VmId, VmName, VmState, VmStateName,
+    Actor, Attestations, ErrorCode, EventKind, Failure, FailureReason, Generation, OperationId, VmId, VmName,
+    VmState, VmStateName,
 };
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::{io, path::Path, sync::Arc};
 use tokio::{sync::watch, time::Instant};
 
@@ -36,6 +47,26 @@ pub(crate) struct Machine {
     pub live: Option<Live>,
     /// Verified for the boot under way.
     pub boot_files: Option<BootFiles>,
+    /// What the start or rollback under way continues from; `None`: it boots.
+    pub source: Option<Arc<Source>>,
+    /// The state that is being taken by the change under way.
+    pub capture: Option<Capture>,
+    /// The process that is to take the place of the present one.
+    pub beside: Option<Beside>,
+    /// The rollback under way.
+    pub going: Option<Going>,
+    /// What a rollback left is ended once this is durable.
+    pub retiring: Option<Arc<Volatile>>,
+    /// The disk of the boot under way, newest layer first.
+    pub chain: Vec<LayerRecord>,
+    /// Whether the VM that is being suspended stood still before.
+    pub paused_before: bool,
+    /// What the guest attested at its last thaw in this process.
+    pub attestations: Option<Attestations>,
+    /// The guest was told to stand still and has not confirmed that it goes on.
+    pub frozen: bool,
+    /// The session in which a frozen guest was set going: what its handshake said is old.
+    unfrozen: Option<u64>,
     /// When the guest of the boot under way must have answered.
     pub boot_until: Option<Instant>,
     /// Whether the guest agreed to power off, so that waiting for it makes sense.
@@ -54,10 +85,28 @@ pub(crate) struct Live {
     pub link: GuestLink,
 }
 
+impl Live {
+    pub async fn diagnostics(&self) -> Diagnostics {
+        match &self.power {
+            Some(Power::Running(vm)) => vm.diagnostics().await,
+            Some(Power::Paused(vm)) => vm.diagnostics().await,
+            None => Diagnostics::default(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Power {
     Running(Vm<Running>),
     Paused(Vm<Paused>),
+}
+
+/// What a saga's step has in the journal.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct StepDetail {
+    /// The VM's when the step began.
+    pub generation: Generation,
+    pub state: VmStateName,
 }
 
 /// The journal of the change under way: every step begun, in order.
@@ -80,6 +129,16 @@ impl Machine {
             instances,
             live: None,
             boot_files: None,
+            source: None,
+            capture: None,
+            beside: None,
+            going: None,
+            retiring: None,
+            chain: Vec::new(),
+            paused_before: false,
+            attestations: None,
+            frozen: false,
+            unfrozen: None,
             boot_until: None,
             powering_off: false,
             shared: Arc::default(),
@@ -128,6 +187,28 @@ impl Machine {
         actor: Actor,
         operation: Option<OperationId>,
     ) -> Result<(), Failure> {
+        self.write_move_with(to, reason, actor, operation, |_| Ok(())).await
+    }
+
+    /// As [`move_to`](Self::move_to), with more in the same transaction, before the move.
+    pub async fn move_with(
+        &mut self,
+        to: VmState,
+        change: &Change,
+        more: impl Fn(&Tx<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let Change { reason, actor, operation, .. } = change.clone();
+        self.write_move_with(to, reason, actor, Some(operation), more).await
+    }
+
+    async fn write_move_with(
+        &mut self,
+        to: VmState,
+        reason: String,
+        actor: Actor,
+        operation: Option<OperationId>,
+        more: impl Fn(&Tx<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), Failure> {
         let from = self.state();
         if from == to.name() {
             return Ok(());
@@ -145,6 +226,7 @@ impl Machine {
             .core
             .store
             .transaction(move |tx| {
+                more(tx)?;
                 tx.move_vm(&change)?;
                 tx.vm(id)
             })
@@ -163,6 +245,33 @@ impl Machine {
         Ok(())
     }
 
+    /// Reads the row again, after others wrote to it: what a fork's making or a policy changed.
+    pub async fn refresh(&mut self) -> Result<(), Failure> {
+        let id = self.id();
+        if let Some(row) = self.core.store.vm(id).await? {
+            self.row = row;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Writes to the record what is not a move, and reads the row back.
+    pub async fn write<T: Send + 'static>(
+        &mut self,
+        work: impl Fn(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let id = self.id();
+        let written = self.core.store.transaction(move |tx| {
+            let done = work(tx)?;
+            Ok((done, tx.vm(id)?))
+        });
+        let (done, row) = written.await?;
+        if let Some(row) = row {
+            self.row = row;
+        }
+        Ok(done)
+    }
+
     /// Shows the row and the guest as they are now to everyone who waits.
     pub fn publish(&self) {
         let guest = self.live.as_ref().and_then(|live| live.link.view());
@@ -170,6 +279,7 @@ impl Machine {
             let operation = view.operation;
             *view = view_of(&self.row, guest);
             view.operation = operation;
+            view.attestations.clone_from(&self.attestations);
         });
         self.core.count();
     }
@@ -191,6 +301,7 @@ impl Machine {
         if self.log.operation != Some(change.operation) {
             self.log = StepLog { operation: Some(change.operation), entries: Vec::new() };
         }
+        let detail = json!(StepDetail { generation: self.row.generation, state: self.state() });
         let entries = &mut self.log.entries;
         let last_open = entries.last().is_some_and(|(_, state)| *state == StepState::Begun);
         let repeats = last_open && entries.last().is_some_and(|(last, _)| last == name);
@@ -202,7 +313,7 @@ impl Machine {
                     if last_open {
                         tx.step_done(operation, position - 1, None)?;
                     }
-                    tx.step_begun(operation, position, name, &Value::Null)
+                    tx.step_begun(operation, position, name, &detail)
                 })
                 .await?;
             if let Some((_, state)) = entries.last_mut().filter(|_| last_open) {
@@ -212,6 +323,11 @@ impl Machine {
         }
         self.core.operations.step(change.operation, name, self.core.now());
         Ok(())
+    }
+
+    /// Shows a step that is not written down by itself.
+    pub fn show_step(&self, change: &Change, name: &'static str) {
+        self.core.operations.step(change.operation, name, self.core.now());
     }
 
     /// Journals that nothing of a step is left.
@@ -227,6 +343,8 @@ impl Machine {
 
     /// Takes up the journal of a change that an earlier daemon began. Returns the step it was at.
     pub fn resume_journal(&mut self, operation: OperationId, steps: Vec<Step>) -> Option<String> {
+        let first = steps.first().and_then(|step| StepDetail::deserialize(&step.detail).ok());
+        self.paused_before = first.is_some_and(|first| first.state == VmStateName::Paused);
         let entries: Vec<(String, StepState)> = steps.into_iter().map(|s| (s.name, s.state)).collect();
         let last = entries.iter().rev().find(|(_, state)| *state != StepState::Undone);
         let last = last.map(|(name, _)| name.clone());
@@ -234,12 +352,48 @@ impl Machine {
         last
     }
 
+    /// Reads back what the record says. For after a step that was dropped at an await: a write that was queued then is
+    /// carried out all the same, and this one queues behind it.
+    pub async fn catch_up(&mut self, change: &Change) {
+        let (id, operation) = (self.id(), change.operation);
+        let read = self
+            .core
+            .store
+            .transaction(move |tx| Ok((tx.vm(id)?, tx.instances_of(id)?, tx.steps(operation)?)))
+            .await;
+        let (row, instances, steps) = match read {
+            Ok(read) => read,
+            // Whatever comes next meets the same store and tells.
+            Err(error) => return self.core.store_failed("read back what a cut-off step wrote", &error),
+        };
+        if let Some(row) = row {
+            self.row = row;
+        }
+        if self.state() == VmStateName::Destroyed {
+            self.core.manager.remove(id);
+        }
+        for row in instances {
+            match row.decode::<InstanceRecord>() {
+                // What is known and not in the record stays known: forgetting what was never written is no error.
+                Ok(record) if !self.instances.iter().any(|known| known.generation == record.generation) => {
+                    self.instances.push(record);
+                }
+                Ok(_) => {}
+                Err(error) => self.core.store_failed("read back an instance", &error),
+            }
+        }
+        self.instances.sort_by_key(|record| record.generation);
+        let entries = steps.into_iter().map(|step| (step.name, step.state)).collect();
+        self.log = StepLog { operation: Some(operation), entries };
+        self.publish();
+    }
+
     // ---- instances
 
     /// Writes down a process that is about to exist.
     pub async fn record_instance(&mut self, record: InstanceRecord) -> Result<(), Failure> {
-        let InstanceRecord { vm, generation, provider, isolation, .. } = record;
-        let new = NewInstance::new(vm, generation, provider, isolation, &record)?;
+        let InstanceRecord { vm, generation, provider, isolation, memory_base, .. } = record;
+        let new = NewInstance::new(vm, generation, provider, isolation, memory_base, &record)?;
         // Known before it is written: a caller dropped at the await below cannot tell whether the row is there,
         // and only what is known is reclaimed and forgotten. Forgetting what was never written is no error.
         self.instances.retain(|known| known.generation != generation);
@@ -249,14 +403,45 @@ impl Machine {
         Ok(())
     }
 
+    /// The record of the process that is the VM's.
+    pub fn own_instance(&self) -> Option<&InstanceRecord> {
+        let own = self.instances.iter().filter(|record| record.generation <= self.row.generation);
+        own.max_by_key(|record| record.generation)
+    }
+
+    /// Whether something of a process is recorded that is not the VM's.
+    pub fn has_strangers(&self) -> bool {
+        let own = self.own_instance().map(|record| record.generation);
+        self.instances.iter().any(|record| Some(record.generation) != own)
+    }
+
     /// Ends whatever is left of every recorded process, and forgets those that were seen gone.
     pub async fn reclaim_instances(&mut self) -> Result<(), Failure> {
         if let Some(live) = self.live.take() {
-            live.link.close();
+            live.link.close("it was stopped");
+        }
+        if let Some(beside) = self.beside.take() {
+            beside.live.link.close("it was stopped");
         }
         self.shared.set_dialer(None);
+        self.retiring = None;
+        self.attestations = None;
+        self.frozen = false;
+        self.reclaim_where(|_| true).await
+    }
+
+    /// Ends whatever is left of processes that are not the VM's: what a rollback began beside it, or left.
+    pub async fn reclaim_strangers(&mut self) -> Result<(), Failure> {
+        if let Some(beside) = self.beside.take() {
+            beside.live.link.close("it was stopped");
+        }
+        let own = self.own_instance().map(|record| record.generation);
+        self.reclaim_where(|record| Some(record.generation) != own).await
+    }
+
+    async fn reclaim_where(&mut self, which: impl Fn(&InstanceRecord) -> bool) -> Result<(), Failure> {
         let mut failed = Vec::new();
-        for record in self.instances.clone() {
+        for record in self.instances.iter().filter(|record| which(record)).cloned().collect::<Vec<_>>() {
             let provider = self.core.provider(record.provider)?;
             let limit = self.core.options.deadlines.stop;
             let failures = match tokio::time::timeout(limit, provider.reclaim(&record)).await {
@@ -286,7 +471,7 @@ impl Machine {
 
     /// Looks at the recorded processes again: after a restart of the daemon, or a handle lost in a cut-off move.
     pub async fn find_process(&mut self) -> Found {
-        let Some(record) = self.instances.last().cloned() else { return Found::Nothing };
+        let Some(record) = self.own_instance().cloned() else { return Found::Nothing };
         let provider = match self.core.provider(record.provider) {
             Ok(provider) => provider,
             Err(failure) => return Found::Unknown(failure),
@@ -322,6 +507,18 @@ impl Machine {
 
     /// Holds a process and starts to connect to its guest. `boot_deadline` is that of its first handshake.
     pub fn attach(&mut self, power: Power, dialer: Dialer, record: &InstanceRecord, boot_deadline: Instant) {
+        let live = self.hold(power, dialer, record, boot_deadline);
+        self.take_over(live);
+    }
+
+    /// As [`attach`](Self::attach), without making it the VM's process.
+    pub fn hold(
+        &self,
+        power: Power,
+        dialer: Dialer,
+        record: &InstanceRecord,
+        boot_deadline: Instant,
+    ) -> Live {
         let link = GuestLink::spawn(
             &self.core,
             self.own_scope(),
@@ -330,9 +527,66 @@ impl Machine {
             record.generation,
             boot_deadline.max(Instant::now() + self.core.options.deadlines.reconnect),
         );
-        self.shared.set_dialer(Some(dialer.clone()));
-        self.live = Some(Live { power: Some(power), dialer, link });
+        Live { power: Some(power), dialer, link }
+    }
+
+    /// Makes a process the VM's. Returns the one before it.
+    pub fn take_over(&mut self, live: Live) -> Option<Live> {
+        self.shared.set_dialer(Some(live.dialer.clone()));
+        let before = self.live.replace(live);
+        self.set_going();
         self.publish();
+        before
+    }
+
+    // ---- standing still
+
+    /// The guest was thawed in the session there is: what its handshake said of standing still is old.
+    pub fn set_going(&mut self) {
+        self.frozen = false;
+        let link = self.live.as_ref().map(|live| live.link.changes());
+        self.unfrozen = link.and_then(|link| match &*link.borrow() {
+            LinkState::Connected { hello, .. } => Some(epoch_of(hello)),
+            LinkState::Connecting { .. } | LinkState::Ended { .. } => None,
+        });
+    }
+
+    /// Whether the guest is to be set going: it was told to stand still, or an earlier daemon told it.
+    pub fn to_unfreeze(&self) -> bool {
+        if self.state() != VmStateName::Running {
+            return false;
+        }
+        let Some(live) = &self.live else { return false };
+        match &*live.link.changes().borrow() {
+            LinkState::Connected { hello, silent: false, .. } => {
+                self.frozen || (hello.frozen && self.unfrozen != Some(epoch_of(hello)))
+            }
+            LinkState::Connected { .. } | LinkState::Connecting { .. } | LinkState::Ended { .. } => false,
+        }
+    }
+
+    /// Sets the guest's processes going. One that does not confirm it is asked again by the driver.
+    pub async fn unfreeze(&mut self) {
+        let until = Instant::now() + self.core.options.deadlines.freeze;
+        let Some(live) = &self.live else {
+            self.frozen = false;
+            return;
+        };
+        let (link, changes) = (live.link.clone(), live.link.changes());
+        let asked = async {
+            let client = link.client(until).await.map_err(|error| error.to_string())?;
+            client.unfreeze().await.map_err(|error| chain(&error))
+        };
+        match tokio::time::timeout_at(until, asked).await {
+            Ok(Ok(())) => {
+                self.frozen = false;
+                if let LinkState::Connected { hello, .. } = &*changes.borrow() {
+                    self.unfrozen = Some(epoch_of(hello));
+                }
+            }
+            Ok(Err(error)) => TraceEvent::NotUnfrozen { error: &error }.emit(&self.own_scope()),
+            Err(_elapsed) => TraceEvent::NotUnfrozen { error: "no answer in time" }.emit(&self.own_scope()),
+        }
     }
 
     // ---- observations
@@ -343,7 +597,7 @@ impl Machine {
         let words = exit_words(exit.as_ref());
         TraceEvent::VmmExited { exit: &words }.emit(&self.own_scope());
         if let Some(live) = &self.live {
-            live.link.close();
+            live.link.close(&words);
         }
         if exit == Some(Exit::PoweredOff) {
             if matches!(self.state(), VmStateName::Running | VmStateName::Paused) {
@@ -399,10 +653,13 @@ impl Machine {
             Verdict::Failed(reason) if self.state().may_become(VmStateName::Failed) => {
                 self.move_to(VmState::Failed(reason), change).await
             }
-            Verdict::Stopped if self.in_between() && self.state().may_become(VmStateName::Stopped) => {
+            Verdict::AtRest if self.in_between() && self.row.memory.is_some() => {
+                self.move_to(VmState::Suspended, change).await
+            }
+            Verdict::AtRest if self.in_between() && self.state().may_become(VmStateName::Stopped) => {
                 self.move_to(VmState::Stopped, change).await
             }
-            Verdict::Failed(_) | Verdict::Stopped | Verdict::AsItIs => Ok(()),
+            Verdict::Failed(_) | Verdict::AtRest | Verdict::AsItIs => Ok(()),
         }
     }
 
@@ -412,14 +669,6 @@ impl Machine {
         trace.emit(&self.own_scope());
         let vm = Some((self.id(), self.name().clone()));
         self.core.event(self.row.owner.clone(), vm, EventKind::GuestHealth { responsive }).await;
-    }
-
-    pub async fn diagnostics(&self) -> Diagnostics {
-        match self.live.as_ref().and_then(|live| live.power.as_ref()) {
-            Some(Power::Running(vm)) => vm.diagnostics().await,
-            Some(Power::Paused(vm)) => vm.diagnostics().await,
-            None => Diagnostics::default(),
-        }
     }
 
     // ---- files
@@ -478,7 +727,8 @@ pub(crate) enum Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Failed(FailureReason),
-    Stopped,
+    /// Without a process: `Suspended` if it has a memory to continue from, else `Stopped`.
+    AtRest,
     AsItIs,
 }
 
@@ -536,6 +786,7 @@ fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
         state: row.state.clone(),
         generation: row.generation,
         lifetime: row.spec.lifetime,
+        policy: row.policy,
         memory: row.spec.memory,
         cpus: row.spec.cpus,
         disk: row.spec.disk,
@@ -545,5 +796,15 @@ fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
         guest,
         usage: None,
         operation: None,
+        suspended_to: row.memory,
+        position: row.position,
+        attestations: None,
     }
+}
+
+/// Tells one session with a guest from another.
+fn epoch_of(hello: &GuestHello) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&hello.epoch[..8]);
+    u64::from_le_bytes(bytes)
 }

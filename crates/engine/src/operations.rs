@@ -53,11 +53,18 @@ impl Operations {
         }
     }
 
-    /// Those under way that change a VM. A process in a VM changes none: it survives the daemon.
+    /// Those under way that change a VM and end by themselves. A process in a VM survives the daemon, code in a live
+    /// context is interrupted with it, and an open transaction is its caller's to end.
     pub fn changes(&self) -> Vec<OperationId> {
         let live = lock(&self.live);
         let changes = live.values().filter(|operation| {
-            !matches!(operation.borrow().kind, OperationKind::Exec | OperationKind::WriteFiles)
+            !matches!(
+                operation.borrow().kind,
+                OperationKind::Exec
+                    | OperationKind::WriteFiles
+                    | OperationKind::Context
+                    | OperationKind::Transaction
+            )
         });
         changes.map(|operation| operation.borrow().id).collect()
     }

@@ -41,6 +41,14 @@ pub struct Deadlines {
     pub stop: Duration,
     pub destroy: Duration,
     pub pause: Duration,
+    /// Taking a VM's state, without writing it.
+    pub snapshot: Duration,
+    /// Writing the memory of a VM that is suspended.
+    pub write: Duration,
+    /// One attempt to have a guest's processes go on.
+    pub freeze: Duration,
+    /// From a restored guest's handshake to its confirmation that it was renewed.
+    pub thaw: Duration,
     /// One attempt to reach the guest again after its channel was lost.
     pub reconnect: Duration,
     /// How long a silent guest may overrun an exec's timeout before the host gives it up.
@@ -58,6 +66,10 @@ impl Default for Deadlines {
             stop: Duration::from_secs(15),
             destroy: Duration::from_secs(30),
             pause: Duration::from_secs(10),
+            snapshot: Duration::from_secs(30),
+            write: Duration::from_secs(600),
+            freeze: Duration::from_secs(2),
+            thaw: Duration::from_secs(15),
             reconnect: Duration::from_secs(10),
             exec_backstop: Duration::from_secs(1),
             drain: Duration::from_secs(20),

@@ -13,6 +13,7 @@
 
 use crate::{
     ExecEnd, ExecEvent, ExecState, OnDrop, OutputStream,
+    branch::transactions::Opening as BeginGuard,
     core::Core,
     error,
     execs::Takeover,
@@ -64,6 +65,8 @@ pub(crate) struct Pump {
     pub pty: bool,
     /// The journaled spec, completed by the status at the end.
     pub detail: serde_json::Value,
+    /// Until the process has begun, no transaction does.
+    pub opening: Option<BeginGuard>,
 }
 
 /// How the pump gets at the process.
@@ -136,6 +139,7 @@ impl Pump {
                 started = true;
                 let pid = handle.pid();
                 self.shared.execs.update(self.exec, |view| view.pid = Some(pid));
+                self.opening = None;
                 if let Some(sink) = &self.sink {
                     // A session that is gone is noticed below.
                     let _ = sink.events.send(ExecEvent::Started { pid }).await;
@@ -334,6 +338,7 @@ impl Pump {
     /// The last event goes out at once; it is recorded right after. A daemon that dies between the two finds the
     /// outcome in the guest.
     async fn conclude(&mut self, end: End) {
+        self.opening = None;
         let (event, state, outcome) = match end {
             End::Ended(end) => (ExecEvent::Ended(end), ExecState::Ended(end.status), OperationOutcome::Done),
             End::Failed(failure) => (

@@ -7,6 +7,7 @@
 //! Starting, Stopping            anything                  reclaimed, Stopped
 //! Creating                      -                         Failed, to be destroyed
 //! Stopped, Failed, Suspended    anything                  reclaimed: such a VM has no process
+//! Suspending                    Running, Paused           goes on as it was, by undoing the suspend
 //! any                           cannot be told            tried again, then Failed{why}
 //!
 //! ... and with a change that was cut off            OnCrash::Undo       OnCrash::Complete
@@ -18,16 +19,18 @@
 
 use crate::{
     admission::{self, Admission},
+    capture::snapshot_id,
     driver::{Driver, saga_of},
     exec,
-    machine::{Found, Verdict},
-    saga::{OnCrash, Unwound, start},
+    machine::{Found, StepDetail, Verdict},
+    saga::{Input, OnCrash, Unwound, rollback, start},
     trace::TraceEvent,
 };
 use offshoot_store::Step;
 use offshoot_types::{
     FailureReason, Operation, OperationKind, OperationOutcome, OperationState, VmState, VmStateName,
 };
+use serde::Deserialize;
 use std::time::Duration;
 
 /// The provider has its own patience; once more, for what passes by itself.
@@ -64,7 +67,10 @@ impl Driver {
                 | OperationKind::Start
                 | OperationKind::Stop
                 | OperationKind::Restart
-                | OperationKind::Destroy,
+                | OperationKind::Destroy
+                | OperationKind::Snapshot
+                | OperationKind::Rollback
+                | OperationKind::Suspend,
             ) => Ok(()),
             _ => self.compare(found).await,
         };
@@ -137,7 +143,16 @@ impl Driver {
         TraceEvent::RecoveryStarted { kind, step }.emit(&crate::core::scope(&operation));
         match kind {
             OperationKind::Exec => self.recover_exec(operation, steps).await,
-            OperationKind::WriteFiles | OperationKind::Reconcile => {
+            // Its VMs belong to it until all of them were renewed; they are destroyed with it.
+            OperationKind::Fork | OperationKind::Race => {
+                let ticket = self.core.opened(operation);
+                self.core.close(ticket, OperationOutcome::Interrupted { undone: true }).await;
+            }
+            OperationKind::Transaction => self.recover_transaction_operation(operation).await,
+            OperationKind::WriteFiles
+            | OperationKind::RemoveSnapshot
+            | OperationKind::Context
+            | OperationKind::Reconcile => {
                 let ticket = self.core.opened(operation);
                 self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
             }
@@ -147,6 +162,9 @@ impl Driver {
             | OperationKind::Restart
             | OperationKind::Pause
             | OperationKind::Resume
+            | OperationKind::Snapshot
+            | OperationKind::Rollback
+            | OperationKind::Suspend
             | OperationKind::Destroy => self.recover_change(operation, steps).await,
         }
     }
@@ -167,7 +185,7 @@ impl Driver {
 
     async fn recover_change(&mut self, operation: Operation, steps: Vec<Step>) {
         let Some(saga) = saga_of(operation.kind) else { return };
-        let change = self.change(&operation, RECOVERY_GRACE);
+        let change = self.change(&operation, RECOVERY_GRACE, Input::None);
         if self.reached(&Unfinished { operation: operation.clone(), steps: steps.clone() }) {
             let ticket = self.core.opened(operation);
             self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
@@ -186,12 +204,23 @@ impl Driver {
                 };
                 let undone = report.failed.is_empty();
                 let verdict = if undone {
-                    Verdict::Stopped
+                    Verdict::AtRest
                 } else {
                     Verdict::failed(&change, "undo", report.failed.join(", "))
                 };
                 if let Err(failure) = self.machine.settle(verdict, &change).await {
                     self.unsettled(&failure);
+                }
+                if matches!(
+                    change.kind,
+                    OperationKind::Snapshot | OperationKind::Rollback | OperationKind::Suspend
+                ) {
+                    // Its process may have ended meanwhile, or have been left in another state than the record's.
+                    let found = self.find_process().await;
+                    if let Err(failure) = self.compare(found).await {
+                        TraceEvent::AdoptionFailed { error: &failure.message }
+                            .emit(&self.machine.own_scope());
+                    }
                 }
                 self.core.close(ticket, OperationOutcome::Interrupted { undone }).await;
             }
@@ -212,8 +241,18 @@ impl Driver {
         match unfinished.operation.kind {
             OperationKind::Create => state != VmStateName::Creating,
             OperationKind::Start | OperationKind::Restart => {
-                let last = unfinished.steps.last().is_some_and(|step| step.name == start::LAST);
-                last && state == VmStateName::Running
+                let begun = unfinished.steps.iter().any(|step| step.name == start::FIRST);
+                begun && state == VmStateName::Running
+            }
+            OperationKind::Suspend => state == VmStateName::Suspended,
+            OperationKind::Rollback => unfinished.steps.iter().any(|step| {
+                let before = StepDetail::deserialize(&step.detail).ok();
+                step.name == rollback::SWITCH
+                    && before.is_some_and(|before| self.machine.row.generation > before.generation)
+            }),
+            // A durable one is complete; those that were not are gone by now.
+            OperationKind::Snapshot => {
+                self.machine.row.position == Some(snapshot_id(unfinished.operation.id))
             }
             _ => false,
         }

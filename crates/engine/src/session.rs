@@ -100,13 +100,19 @@ pub struct ExecSession {
 impl ExecSession {
     /// A session, and the pump's end of it.
     pub(crate) fn new(vm: VmId, exec: ExecId, operation: OperationId, on_drop: OnDrop) -> (Self, Sink) {
-        let (event_sender, events) = mpsc::channel(EVENT_DEPTH);
-        let (data, input) = mpsc::channel(INPUT_DEPTH);
-        let (control_sender, control) = mpsc::channel(INPUT_DEPTH);
-        let (on_drop, on_drop_receiver) = watch::channel(on_drop);
-        let input_end = ExecInput { data, control: control_sender };
-        let session = Self { vm, exec, operation, input: input_end, events: ExecEvents { events, on_drop } };
-        (session, Sink { events: event_sender, input, control, on_drop: on_drop_receiver })
+        let (input, events, sink) = channels(on_drop);
+        (Self::of(vm, exec, operation, input, events), sink)
+    }
+
+    /// A session from its ends.
+    pub(crate) fn of(
+        vm: VmId,
+        exec: ExecId,
+        operation: OperationId,
+        input: ExecInput,
+        events: ExecEvents,
+    ) -> Self {
+        Self { vm, exec, operation, input, events }
     }
 
     pub fn split(self) -> (ExecInput, ExecEvents) {
@@ -123,6 +129,16 @@ impl ExecSession {
     pub fn detach(self) {
         self.events.on_drop(OnDrop::Detach);
     }
+}
+
+/// A caller's two ends, and the pump's.
+pub(crate) fn channels(on_drop: OnDrop) -> (ExecInput, ExecEvents, Sink) {
+    let (event_sender, events) = mpsc::channel(EVENT_DEPTH);
+    let (data, input) = mpsc::channel(INPUT_DEPTH);
+    let (control_sender, control) = mpsc::channel(INPUT_DEPTH);
+    let (on_drop, on_drop_receiver) = watch::channel(on_drop);
+    let sink = Sink { events: event_sender, input, control, on_drop: on_drop_receiver };
+    (ExecInput { data, control: control_sender }, ExecEvents { events, on_drop }, sink)
 }
 
 /// The pump's end of a session.

@@ -18,6 +18,8 @@ use crate::{
     operations::Operations,
     reaper,
     reconcile::Unfinished,
+    saga::Input,
+    snapshots::Snapshots,
     state_dir::{Layout, make_private_dir},
     strays,
     tasks::{TaskKind, Tasks},
@@ -75,12 +77,10 @@ pub(crate) async fn start(
 ) -> Result<(Arc<Core>, watch::Receiver<usize>), StartError> {
     let begun = Instant::now();
     let layout = Layout { state: lock.dir().into(), runtime: options.runtime_dir.clone() };
-    for dir in [&layout.vms(), &layout.runtime] {
+    for dir in [&layout.vms(), &layout.disks(), &layout.snapshots(), &layout.runtime] {
         prepare(dir)?;
     }
     let store = open_store(&layout, &options).await?;
-    let (known, orphans) = read(&store).await.map_err(|source| StartError::Read { source })?;
-
     let (reaper, reaped) = mpsc::unbounded_channel();
     let core = Arc::new(Core {
         options,
@@ -90,10 +90,19 @@ pub(crate) async fn start(
         operations: Operations::default(),
         tasks: Tasks::default(),
         reaper,
+        snapshots: Snapshots::default(),
+        collecting: tokio::sync::Mutex::default(),
         census: watch::Sender::default(),
         closing: CancellationToken::new(),
         lock: Mutex::new(Some(lock)),
     });
+    // Before the VMs are read: what is taken back moves them in their tree.
+    let read = async {
+        let left = core.discard_volatile().await?;
+        let (known, orphans) = read(&core.store).await?;
+        Ok::<_, StoreError>((left, known, orphans))
+    };
+    let (mut left, known, orphans) = read.await.map_err(|source| StartError::Read { source })?;
     core.tasks.spawn(TaskKind::Reaper, Scope::default(), reaper::run(core.clone(), reaped));
     core.tasks.spawn(TaskKind::Housekeeper, Scope::default(), keep_house(core.clone()));
 
@@ -109,7 +118,8 @@ pub(crate) async fn start(
         let (sender, receiver) = oneshot::channel();
         ready.push(receiver);
         let settling = Settling::new(&unsettled);
-        core.drive(row, instances, Beginning::Reconcile { unfinished, ready: sender, settling });
+        let left = left.remove(&row.id);
+        core.drive(row, instances, Beginning::Reconcile { unfinished, left, ready: sender, settling });
     }
     // A driver that panicked is not waited for; its queue answers for it.
     futures::future::join_all(ready).await;
@@ -122,6 +132,7 @@ pub(crate) async fn start(
         let _ = core.reaper.send(reaper::Reap { vm, reason });
     }
     strays::sweep(&core).await;
+    core.collect_layers().await;
     let adopted = core.census.borrow().live;
     TraceEvent::EngineStarted { vms, adopted, took: begun.elapsed() }.emit(&Scope::default());
     Ok((core, settled))
@@ -137,6 +148,7 @@ async fn keep_house(core: Arc<Core>) {
         if let Err(error) = core.store.prune(Retention::default()).await {
             core.store_failed("forget old records", &error);
         }
+        core.expire_snapshots().await;
     }
 }
 
@@ -146,8 +158,12 @@ fn prepare(dir: &Path) -> Result<(), StartError> {
 
 async fn open_store(layout: &Layout, options: &Options) -> Result<Store, StartError> {
     let path = layout.database();
-    let store_options =
-        offshoot_store::Options { path: path.clone(), limits: options.limits, clock: options.clock.clone() };
+    let store_options = offshoot_store::Options {
+        path: path.clone(),
+        limits: options.limits,
+        clock: options.clock.clone(),
+        wait: options.checkpoints.store_wait(),
+    };
     let opened = tokio::task::spawn_blocking(move || Store::open(store_options)).await;
     match opened {
         Ok(Ok(store)) => Ok(store),
@@ -182,7 +198,7 @@ async fn read(store: &Store) -> Result<(Vec<Known>, Vec<Unfinished>), StoreError
 
 /// An operation of a VM that is destroyed already: only its outcome was not written.
 async fn close_orphan(core: &Arc<Core>, Unfinished { operation, .. }: Unfinished) {
-    let undone = operation.kind == OperationKind::Create;
+    let undone = matches!(operation.kind, OperationKind::Create | OperationKind::Fork | OperationKind::Race);
     let ticket = core.opened(operation);
     core.close(ticket, OperationOutcome::Interrupted { undone }).await;
 }
@@ -243,8 +259,10 @@ async fn stop(core: &Core, handle: &crate::manager::VmHandle, grace: Duration) -
         request: RequestKind::Stop,
         authority: Authority::Daemon,
         command: None,
+        within: None,
         grace,
         key: None,
+        input: Input::None,
         reason: "the daemon ends and takes its VMs with it".into(),
     };
     let operation = core.change(handle, asked).await?;

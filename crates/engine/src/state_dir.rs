@@ -3,12 +3,14 @@
 //! ```text
 //! <state>/daemon.lock                      flock, held as long as an engine lives
 //! <state>/offshoot.db                      the store
-//! <state>/vms/<id>/disk.qcow2              data disk, kept until the VM is destroyed
+//! <state>/disks/<layer>.qcow2              one layer of a data disk, kept while a VM or a snapshot needs it
+//! <state>/snapshots/<id>/                  manifest.json, device.state, ram.delta; `.new-<id>` until it is durable
+//! <state>/keys/                            what manifests are authenticated with
 //! <state>/vms/<id>/g<generation>/          one boot: console.log, the provider's records
 //! <runtime>/<12 hex of the id>/g<generation>/  sockets of one boot
 //! ```
 
-use offshoot_types::{Generation, VmId};
+use offshoot_types::{Generation, LayerId, SnapshotId, VmId};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::{
     fs, io,
@@ -21,7 +23,12 @@ use std::{
 pub(crate) const LOCK: &str = "daemon.lock";
 pub(crate) const DATABASE: &str = "offshoot.db";
 pub(crate) const VMS: &str = "vms";
+pub(crate) const DISKS: &str = "disks";
+pub(crate) const SNAPSHOTS: &str = "snapshots";
+pub(crate) const KEYS: &str = "keys";
+/// Where the first layer of VMs made by an early version lies, in the VM's own directory.
 pub(crate) const DATA_DISK: &str = "disk.qcow2";
+pub(crate) const NEW_SNAPSHOT: &str = ".new-";
 pub(crate) const RUNTIME_DIGITS: usize = 12;
 pub(crate) const CONSOLE: &str = "console.log";
 
@@ -117,8 +124,26 @@ impl Layout {
     pub fn vm(&self, id: VmId) -> PathBuf {
         self.vms().join(id.simple())
     }
-    pub fn data_disk(&self, id: VmId) -> PathBuf {
-        self.vm(id).join(DATA_DISK)
+    pub fn disks(&self) -> PathBuf {
+        self.state.join(DISKS)
+    }
+    /// Relative to the state directory, as the record has it.
+    pub fn layer_name(id: LayerId) -> String {
+        format!("{DISKS}/{}.qcow2", id.simple())
+    }
+    pub fn snapshots(&self) -> PathBuf {
+        self.state.join(SNAPSHOTS)
+    }
+    /// A durable snapshot.
+    pub fn snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.snapshots().join(id.simple())
+    }
+    /// A snapshot that is being taken or written.
+    pub fn new_snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.snapshots().join(format!("{NEW_SNAPSHOT}{}", id.simple()))
+    }
+    pub fn keys(&self) -> PathBuf {
+        self.state.join(KEYS)
     }
     pub fn boot(&self, id: VmId, generation: Generation) -> PathBuf {
         self.vm(id).join(format!("g{generation}"))

@@ -3,13 +3,15 @@
 //! ```text
 //! vms/<id>           of a VM that the record says is destroyed     removed: a leftover of ours
 //! <runtime>/<12 hex> with nothing but empty directories in it      removed: sockets come back with a boot
+//! snapshots/.new-<id>, .old-<id>                                   removed: half written, or half removed
+//! disks/<layer>.qcow2 nobody ever wrote to and the record does not know   removed
 //! anything else                                                    kept, and reported as a warning
 //! ```
 //! A disk whose VM the record does not know is not deleted: the record may be the part that was lost.
 
 use crate::{
     core::Core,
-    state_dir::RUNTIME_DIGITS,
+    state_dir::{DATA_DISK, RUNTIME_DIGITS},
     trace::{Scope, TraceEvent},
 };
 use offshoot_types::{EventKind, Owner, VmId, VmState};
@@ -29,10 +31,13 @@ pub(crate) async fn sweep(core: &Core) {
     for path in entries(&layout.vms()) {
         match vm_of(&path) {
             Some(id) if ids.contains(&id) => {}
+            // A layer of its disk lies there that a snapshot or a fork still needs.
+            Some(_) if path.join(DATA_DISK).exists() && is_layer(core, &path.join(DATA_DISK)).await => {}
             Some(id) if is_destroyed(core, id).await => remove(core, &path).await,
             _ => keep(core, &path).await,
         }
     }
+    core.sweep_snapshots().await;
     for path in entries(&layout.runtime) {
         // Other parts of the daemon keep their sockets here too; ours are directories of twelve hex digits.
         if !runtime.contains(&path) && is_runtime_dir(&path) {
@@ -70,15 +75,25 @@ async fn is_destroyed(core: &Core, id: VmId) -> bool {
     matches!(core.store.vm(id).await, Ok(Some(row)) if row.state == VmState::Destroyed)
 }
 
-async fn remove(core: &Core, path: &Path) {
-    match fs::remove_dir_all(path) {
+async fn is_layer(core: &Core, path: &Path) -> bool {
+    let Ok(relative) = path.strip_prefix(&core.layout.state).map(|path| path.display().to_string()) else {
+        return false;
+    };
+    let layers = core.store.read(|view| view.layers()).await;
+    // What cannot be told is not removed.
+    layers.map_or(true, |layers| layers.iter().any(|layer| layer.path == relative))
+}
+
+pub(crate) async fn remove(core: &Core, path: &Path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
         Ok(()) => TraceEvent::StrayRemoved { path: &path.display().to_string() }.emit(&Scope::default()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(_) => keep(core, path).await,
     }
 }
 
-async fn keep(core: &Core, path: &Path) {
+pub(crate) async fn keep(core: &Core, path: &Path) {
     let shown = path.display().to_string();
     TraceEvent::StrayKept { path: &shown }.emit(&Scope::default());
     let message = format!("{shown} belongs to no VM of this daemon and was left as it is");

@@ -20,10 +20,20 @@ pub(crate) enum TaskKind {
     GuestLink,
     /// Moves the streams of one exec. Its panic ends that session; the process is attachable by its id.
     ExecPump,
+    /// Moves the events of one piece of code. Its panic ends that session and interrupts the code.
+    CodePump,
+    /// Watches one open transaction. Its panic leaves a rollback to the caller, or to the next start.
+    Transaction,
+    /// Carries out one exec that can be undone. Its panic leaves its transaction to the deadline.
+    Try,
+    /// Carries out one race. Its panic has the racers destroyed; the VM stays owned until the next start.
+    Race,
     /// Takes one request from its permit to its driver. Its panic is answered as an ending daemon.
     Acceptor,
     /// Writes one outcome to the store after its caller was answered or went away.
     Recorder,
+    /// Writes one snapshot. Its panic leaves the snapshot to the next start, which takes it back.
+    Persister,
     /// Forgets old records. Its panic leaves them until the next start.
     Housekeeper,
     /// Destroys what nobody wants any more. Its panic leaves that to the next start.
@@ -36,8 +46,13 @@ impl TaskKind {
             Self::Driver => "driver",
             Self::GuestLink => "guest-link",
             Self::ExecPump => "exec-pump",
+            Self::CodePump => "code-pump",
+            Self::Transaction => "transaction",
+            Self::Try => "try",
+            Self::Race => "race",
             Self::Acceptor => "acceptor",
             Self::Recorder => "recorder",
+            Self::Persister => "persister",
             Self::Housekeeper => "housekeeper",
             Self::Reaper => "reaper",
         }

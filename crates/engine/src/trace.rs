@@ -93,6 +93,32 @@ pub enum TraceEvent<'a> {
         error: &'a str,
         next: Duration,
     },
+    /// The guest did not stand still in time: the state is kept all the same, and marked.
+    NotQuiesced {
+        error: &'a str,
+    },
+    /// The guest did not confirm that its processes go on; it is asked again.
+    NotUnfrozen {
+        error: &'a str,
+    },
+    NotPersisted {
+        snapshot: &'a str,
+        error: &'a str,
+    },
+    LayerRemoved {
+        path: &'a str,
+    },
+    /// A file nobody needs could not be removed; it is tried again.
+    NotCollected {
+        path: &'a str,
+        error: &'a str,
+    },
+    /// A transaction is not rolled back yet.
+    RollbackRetry {
+        attempt: u32,
+        error: &'a str,
+        next: Duration,
+    },
     StrayRemoved {
         path: &'a str,
     },
@@ -129,7 +155,12 @@ impl TraceEvent<'_> {
             | Self::NotSettled { .. }
             | Self::AdoptionFailed { .. }
             | Self::ReaperRetry { .. }
+            | Self::RollbackRetry { .. }
             | Self::StrayKept { .. }
+            | Self::NotQuiesced { .. }
+            | Self::NotUnfrozen { .. }
+            | Self::NotPersisted { .. }
+            | Self::NotCollected { .. }
             | Self::TasksAbandoned
             | Self::GuestSilent => Level::Warn,
             Self::EngineStarted { .. }
@@ -147,6 +178,7 @@ impl TraceEvent<'_> {
             | Self::NothingToUndo { .. }
             | Self::Adopted { .. }
             | Self::StopRung { .. }
+            | Self::LayerRemoved { .. }
             | Self::GuestConnected { .. }
             | Self::GuestLost { .. } => Level::Debug,
         }
@@ -176,6 +208,12 @@ impl TraceEvent<'_> {
             Self::GuestSilent => "guest-silent",
             Self::GuestAnswersAgain => "guest-answers-again",
             Self::ReaperRetry { .. } => "reaper-retry",
+            Self::RollbackRetry { .. } => "rollback-retry",
+            Self::NotQuiesced { .. } => "not-quiesced",
+            Self::NotUnfrozen { .. } => "not-unfrozen",
+            Self::NotPersisted { .. } => "not-persisted",
+            Self::LayerRemoved { .. } => "layer-removed",
+            Self::NotCollected { .. } => "not-collected",
             Self::StrayRemoved { .. } => "stray-removed",
             Self::StrayKept { .. } => "stray-kept",
             Self::StoreFailed { .. } => "store-failed",

@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use offshoot_provider::{Capabilities, Usage};
 use offshoot_types::{
-    CpuCount, DiskMib, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest, ImageRef, IsolationClass,
-    Labels, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind, VmId, VmName, VmState,
+    Attestations, CpuCount, DiskMib, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest, ImageRef,
+    IsolationClass, Labels, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind, SnapshotId,
+    SnapshotPolicy, VmId, VmName, VmState,
 };
 
 /// One VM as it is now: record, process and guest as last observed.
@@ -22,6 +23,8 @@ pub struct VmView {
     pub state: VmState,
     pub generation: Generation,
     pub lifetime: Lifetime,
+    /// When snapshots are taken without being asked for.
+    pub policy: SnapshotPolicy,
     pub memory: MemMib,
     pub cpus: CpuCount,
     pub disk: DiskMib,
@@ -35,6 +38,12 @@ pub struct VmView {
     pub usage: Option<Usage>,
     /// The operation under way, if any.
     pub operation: Option<OperationId>,
+    /// What it continues from when it is started next; `None`: it boots.
+    pub suspended_to: Option<SnapshotId>,
+    /// Where it stands in the tree of states: the parent of its next snapshot.
+    pub position: Option<SnapshotId>,
+    /// What its guest attested when it was renewed last; `None` for one that booted, or since the daemon's start.
+    pub attestations: Option<Attestations>,
 }
 
 /// What the guest said of itself in its handshake (untrusted), and whether it answers.

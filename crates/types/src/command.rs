@@ -5,7 +5,7 @@
 
 use crate::{
     ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, OperationId, RollbackTo, SnapshotKind,
-    SnapshotName, SnapshotRef, TransactionId, TrySpec, VmId, VmName, VmSpec,
+    SnapshotName, SnapshotPolicy, SnapshotRef, TransactionId, TrySpec, VmId, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
@@ -176,6 +176,11 @@ pub enum Command {
         vm: VmRef,
         context: ContextName,
     },
+    /// When snapshots of a VM are taken without being asked for, and what a failed exec does.
+    SetPolicy {
+        vm: VmRef,
+        policy: SnapshotPolicy,
+    },
     /// What differs between two states: files, packages, processes.
     Diff {
         from: ForkSource,
@@ -317,7 +322,8 @@ impl Command {
             Self::Files { access: FileAccess::Read, .. } => Action::ReadFiles,
             Self::Files { access: FileAccess::Write, .. } => Action::WriteFiles,
             Self::Connect { .. } => Action::Connect,
-            Self::Snapshot { .. } => Action::Snapshot,
+            // It decides on snapshots to come.
+            Self::Snapshot { .. } | Self::SetPolicy { .. } => Action::Snapshot,
             Self::RemoveSnapshot { .. } => Action::RemoveSnapshot,
             Self::Fork { .. } => Action::Fork,
             Self::Rollback { .. } | Self::Undo { .. } => Action::Rollback,
@@ -365,6 +371,7 @@ impl Command {
             | Self::RunCode { vm, .. }
             | Self::RemoveContext { vm, .. }
             | Self::RestartContext { vm, .. }
+            | Self::SetPolicy { vm, .. }
             | Self::Fork { source: ForkSource::Vm(vm), .. }
             | Self::Diff { from: ForkSource::Vm(vm), .. }
             | Self::Inspect { vm: Some(vm) } => Target::Vm(vm.clone()),

@@ -48,11 +48,18 @@ fn a_permitted_request_starts_with_a_legal_move() {
             let first_moves: &[VmStateName] = match request {
                 RequestKind::Start => &[Starting],
                 RequestKind::Stop => &[Stopping, Stopped],
-                RequestKind::Restart => &[Stopping, Starting],
+                RequestKind::Restart => &[Stopping, Starting, Stopped],
                 RequestKind::Pause => &[Paused],
                 RequestKind::Resume => &[Running],
                 RequestKind::Destroy => &[Destroyed],
-                RequestKind::UseGuest => continue,
+                RequestKind::Suspend => &[Suspending],
+                // The process stays, or another takes its place; without one, what is kept on the disk decides.
+                RequestKind::Snapshot
+                | RequestKind::Rollback
+                | RequestKind::Refresh
+                | RequestKind::UseGuest => {
+                    continue;
+                }
             };
             let legal = first_moves.iter().any(|to| state.may_become(*to));
             assert!(legal, "{request:?} is admitted in {state}, from where none of {first_moves:?} is legal");

@@ -8,7 +8,7 @@
 //!                 undo i, undo i-1, ..., undo 0        each bounded in time; a failed undo is
 //!                                                      reported and does not stop the others
 //!
-//! after a crash at step i:   OnCrash::Undo      undo i ... undo 0            create, start
+//! after a crash at step i:   OnCrash::Undo      undo i ... undo 0            create, start, snapshot, rollback, suspend
 //!                            OnCrash::Complete  act i, act i+1, ...          stop, restart, destroy, pause, resume
 //! ```
 //! Every act and every undo is idempotent, and an undo works on a step that was done in part or not at all:
@@ -19,17 +19,24 @@ mod checkpoint;
 pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod pause;
+pub(crate) mod rollback;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stop;
+pub(crate) mod suspend;
+pub(crate) mod thaw;
 
 pub use checkpoint::{Checkpoint, Checkpoints, Fault, Phase};
 
-use crate::machine::Machine;
-use crate::trace::TraceEvent;
+use crate::{
+    ask::{ForkAsk, RollbackAsk, SnapshotAsk},
+    machine::Machine,
+    trace::TraceEvent,
+};
 use futures::future::BoxFuture;
 use offshoot_provider::UndoReport;
 use offshoot_types::{Actor, ErrorCode, Failure, OperationId, OperationKind};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +50,24 @@ pub(crate) struct Step {
     pub name: &'static str,
     pub act: StepFn,
     pub undo: Undo,
+    pub journal: Journal,
+}
+
+/// Whether a step's beginning is written down by itself. Each write costs a flush of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Journal {
+    Written,
+    /// It counts as begun with the last step before it that is written: whoever takes that back takes this back too.
+    WithEarlier,
+}
+
+pub(crate) const fn step(name: &'static str, act: StepFn, undo: Undo) -> Step {
+    Step { name, act, undo, journal: Journal::Written }
+}
+
+/// A step whose beginning is not written down.
+pub(crate) const fn quiet(name: &'static str, act: StepFn, undo: Undo) -> Step {
+    Step { name, act, undo, journal: Journal::WithEarlier }
 }
 
 pub(crate) enum Undo {
@@ -74,6 +99,21 @@ pub(crate) struct Change {
     /// For stop and restart: how long the guest may take to power off.
     pub grace: Duration,
     pub deadline: Instant,
+    /// What is asked for beyond its kind; nothing for a change that an earlier daemon began.
+    pub input: Input,
+}
+
+/// What a change is to do, and where it puts what it found out.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Input {
+    #[default]
+    None,
+    Snapshot(Arc<SnapshotAsk>),
+    Rollback(Arc<RollbackAsk>),
+    /// A start that is a fork's first.
+    Fork(Arc<ForkAsk>),
+    /// A destroy that takes snapshots somebody asked for with it.
+    DestroyAll,
 }
 
 /// A saga that did not reach its end: the step and cause, and what became of the steps before it.
@@ -82,6 +122,13 @@ pub(crate) struct Unwound {
     pub step: &'static str,
     pub failure: Failure,
     pub undo: UndoReport,
+}
+
+/// Why a step did not come to its end.
+enum Stopped {
+    Failed(Failure),
+    /// It was dropped at an await: what it had asked of the store may still be written.
+    Cut(Failure),
 }
 
 impl Saga {
@@ -118,11 +165,17 @@ impl Saga {
             let (part_first, part) = self.part_of(position);
             let undone = part.iter().any(|step| matches!(step.undo, Undo::Run(_)));
             if undone {
-                self.unwind(position, machine, change).await;
+                self.unwind(self.last_begun(position), machine, change).await;
             }
             first = if undone { part_first } else { position };
         }
         self.run_from(first, machine, change, cancel).await
+    }
+
+    /// The last step that may have begun if the one at `position` is the last in the journal.
+    fn last_begun(&self, position: usize) -> usize {
+        let after = self.steps().skip(position + 1);
+        position + after.take_while(|step| step.journal == Journal::WithEarlier).count()
     }
 
     /// The part that holds a step, and the position of the part's first step.
@@ -145,7 +198,14 @@ impl Saga {
         cancel: &CancellationToken,
     ) -> Result<(), Unwound> {
         for (index, step) in self.steps().enumerate().skip(first) {
-            if let Err(failure) = self.perform(step, machine, change, cancel).await {
+            if let Err(stopped) = self.perform(step, machine, change, cancel).await {
+                let failure = match stopped {
+                    Stopped::Failed(failure) => failure,
+                    Stopped::Cut(failure) => {
+                        machine.catch_up(change).await;
+                        failure
+                    }
+                };
                 let (saga, error) = (self.name(), failure.message.as_str());
                 TraceEvent::StepFailed { saga, step: step.name, error }.emit(&machine.scope(change));
                 let undo = self.unwind(index, machine, change).await;
@@ -161,14 +221,16 @@ impl Saga {
         machine: &mut Machine,
         change: &Change,
         cancel: &CancellationToken,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Stopped> {
         TraceEvent::StepStarted { saga: self.name(), step: step.name }.emit(&machine.scope(change));
         let vm = machine.name().clone();
         tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(cancelled(self.name(), &vm)),
-            () = tokio::time::sleep_until(change.deadline) => Err(timed_out(self.name(), step.name, &vm)),
-            done = self.act(step, machine, change) => done,
+            () = cancel.cancelled() => Err(Stopped::Cut(cancelled(self.name(), &vm))),
+            () = tokio::time::sleep_until(change.deadline) => {
+                Err(Stopped::Cut(timed_out(self.name(), step.name, &vm)))
+            }
+            done = self.act(step, machine, change) => done.map_err(Stopped::Failed),
         }
     }
 
@@ -176,7 +238,10 @@ impl Saga {
         let checkpoints = machine.checkpoints();
         let at = |phase| checkpoints.visit(Checkpoint { kind: self.kind, step: step.name, phase });
         proceed(at(Phase::BeforeJournal).await)?;
-        machine.journal_step(change, step.name).await?;
+        match step.journal {
+            Journal::Written => machine.journal_step(change, step.name).await?,
+            Journal::WithEarlier => machine.show_step(change, step.name),
+        }
         proceed(at(Phase::BeforeAct).await)?;
         (step.act)(machine, change).await?;
         if at(Phase::AfterAct).await.repeats()? {
@@ -187,7 +252,7 @@ impl Saga {
 
     /// Takes back the steps up to and including the one named; all of them if it is not known.
     pub async fn undo_from(&self, step: Option<&str>, machine: &mut Machine, change: &Change) -> UndoReport {
-        let last = step.and_then(|step| self.position(step));
+        let last = step.and_then(|step| self.position(step)).map(|position| self.last_begun(position));
         let last = last.unwrap_or_else(|| self.steps().count().saturating_sub(1));
         self.unwind(last, machine, change).await
     }
@@ -214,7 +279,10 @@ impl Saga {
                 failed => {
                     let error = match failed {
                         Ok(Err(failure)) => failure.to_string(),
-                        _ => format!("not done within {UNDO_DEADLINE:?}"),
+                        _ => {
+                            machine.catch_up(change).await;
+                            format!("not done within {UNDO_DEADLINE:?}")
+                        }
                     };
                     TraceEvent::UndoFailed { saga: self.name(), step: step.name, error: &error }.emit(&scope);
                     report.failed.push(format!("{}: {error}", step.name));
@@ -258,6 +326,14 @@ pub(crate) const fn verb(kind: OperationKind) -> &'static str {
         OperationKind::Destroy => "destroy",
         OperationKind::Exec => "exec",
         OperationKind::WriteFiles => "write-files",
+        OperationKind::Snapshot => "snapshot",
+        OperationKind::RemoveSnapshot => "remove-snapshot",
+        OperationKind::Fork => "fork",
+        OperationKind::Rollback => "rollback",
+        OperationKind::Suspend => "suspend",
+        OperationKind::Transaction => "transaction",
+        OperationKind::Race => "race",
+        OperationKind::Context => "context",
         OperationKind::Reconcile => "reconcile",
     }
 }

@@ -1,19 +1,19 @@
 //! `Running <-> Paused`: the CPUs stand still, memory stays. One step each; the VMM is asked what it did if the
 //! step was cut off.
 
-use super::{Change, OnCrash, Saga, Step, StepFuture, Undo};
+use super::{Change, OnCrash, Saga, StepFuture, Undo, step};
 use crate::machine::{Found, Machine, Power};
 use offshoot_types::{ErrorCode, Failure, OperationKind, VmState};
 
 pub(crate) const PAUSE: Saga = Saga {
     kind: OperationKind::Pause,
-    steps: &[&[Step { name: "pause", act: pause, undo: OBSERVED }]],
+    steps: &[&[step("pause", pause, OBSERVED)]],
     on_crash: OnCrash::Complete,
 };
 
 pub(crate) const RESUME: Saga = Saga {
     kind: OperationKind::Resume,
-    steps: &[&[Step { name: "resume", act: resume, undo: OBSERVED }]],
+    steps: &[&[step("resume", resume, OBSERVED)]],
     on_crash: OnCrash::Complete,
 };
 
@@ -45,7 +45,7 @@ fn resume<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
 }
 
 /// The typed handle. One that was lost in a cut-off move is found again by asking the VMM.
-async fn take(machine: &mut Machine) -> Result<Power, Failure> {
+pub(crate) async fn take(machine: &mut Machine) -> Result<Power, Failure> {
     if machine.live.as_ref().is_none_or(|live| live.power.is_none())
         && let Found::Unknown(failure) = machine.find_process().await
     {
@@ -57,7 +57,7 @@ async fn take(machine: &mut Machine) -> Result<Power, Failure> {
     })
 }
 
-fn put_back(machine: &mut Machine, power: Power) {
+pub(crate) fn put_back(machine: &mut Machine, power: Power) {
     if let Some(live) = &mut machine.live {
         live.power = Some(power);
     }

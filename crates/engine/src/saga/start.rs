@@ -1,14 +1,17 @@
-//! `Stopped | Failed -> Starting -> Running`: from a verified image to a guest that answered its handshake.
+//! `Stopped | Failed | Suspended -> Starting -> Running`: from a verified image to a guest that answered its handshake,
+//! or from a verified snapshot to a guest that confirmed that it was renewed.
 
-use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, create};
+use super::{Change, Input, OnCrash, Saga, Step, StepFuture, Undo, create, quiet, step, thaw::Identity};
 use crate::{
+    layers,
     link::{NoClient, ended},
-    machine::{Machine, Power, Verdict, exit_words, io_failure},
+    machine::{Live, Machine, Power, Verdict, exit_words, io_failure},
     state_dir::make_private_dir,
 };
-use offshoot_provider::{BootPlan, InstanceRecord, vm::Vm};
-use offshoot_types::{ErrorCode, Failure, Generation, OperationKind, VmState, VmStateName};
-use std::{fs, path::Path};
+use offshoot_provider::{BootPlan, InstanceRecord, RestorePlan, vm::Vm};
+use offshoot_store::LayerRecord;
+use offshoot_types::{ErrorCode, Failure, Generation, OperationKind, SnapshotId, VmState, VmStateName};
+use std::{fs, io, path::Path};
 use tokio::time::Instant;
 
 pub(crate) const START: Saga = Saga { kind: OperationKind::Start, steps: &[STEPS], on_crash: OnCrash::Undo };
@@ -16,31 +19,31 @@ pub(crate) const START: Saga = Saga { kind: OperationKind::Start, steps: &[STEPS
 pub(super) const STEPS: &[Step] = &[
     // The ledger admits the memory in the transaction of the move. What an earlier failure left is removed first:
     // two processes on one disk would be the end of it.
-    Step {
-        name: "admit",
-        act: admit,
-        undo: Undo::Nothing("settled by where the start failed: Stopped or Failed"),
-    },
-    Step { name: "check-image", act: check_image, undo: Undo::Nothing("reads only") },
-    Step { name: "directories", act: directories, undo: Undo::Run(remove_sockets) },
+    step(FIRST, admit, Undo::Nothing("settled by where the start failed: Stopped, Suspended or Failed")),
+    quiet("check-image", check_image, Undo::Nothing("reads only")),
+    quiet("check-state", check_state, Undo::Run(reset_disk)),
+    quiet("directories", directories, Undo::Run(remove_sockets)),
     // Before the process exists: a daemon that dies in the next step finds it by this.
-    Step { name: "record", act: record, undo: Undo::Run(reclaim) },
-    Step { name: "boot", act: boot, undo: Undo::Nothing("the process is ended with its record") },
-    Step { name: "connect", act: connect, undo: Undo::Nothing("the link is closed with the record") },
-    Step { name: LAST, act: running, undo: Undo::Nothing("the last step: nothing fails after it") },
+    quiet("record", record, Undo::Run(reclaim)),
+    quiet("boot", boot, Undo::Nothing("the process is ended with its record")),
+    quiet("connect", connect, Undo::Nothing("the link is closed with the record")),
+    quiet("thaw", thaw, Undo::Nothing("the process is ended with its record")),
+    quiet("running", running, Undo::Nothing("the last step: nothing fails after it")),
 ];
 
-/// The step after which a start is complete, whatever else was written.
-pub(crate) const LAST: &str = "running";
+/// The step with which a start begins to act; it is complete when the VM runs.
+pub(crate) const FIRST: &str = "admit";
 
 /// Where the VM belongs after its start failed at `step`.
-pub(crate) fn verdict(change: &Change, step: &str, failure: &Failure) -> Verdict {
+pub(crate) fn verdict(machine: &Machine, change: &Change, step: &str, failure: &Failure) -> Verdict {
     match step {
-        "boot" | "connect" | LAST if failure.code != ErrorCode::Interrupted => {
+        // The state it was to continue from is as it was: it can be tried again.
+        _ if machine.row.memory.is_some() => Verdict::AtRest,
+        "boot" | "connect" | "thaw" | "running" if failure.code != ErrorCode::Interrupted => {
             Verdict::failed(change, step, failure.message.clone())
         }
         // Nothing of the guest ran, or somebody changed their mind: it is as if it had not been asked for.
-        _ => Verdict::Stopped,
+        _ => Verdict::AtRest,
     }
 }
 
@@ -54,11 +57,68 @@ fn admit<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     })
 }
 
-fn check_image<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
+pub(super) fn check_image<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         let (images, digest) = (machine.core.options.images.clone(), machine.row.spec.image_digest.clone());
         machine.boot_files = Some(machine.blocking(move || images.boot_files(&digest)).await?);
         Ok(())
+    })
+}
+
+/// What it continues from, and what it writes to.
+fn check_state<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        machine.source = match (machine.row.memory, &change.input) {
+            (None, _) => None,
+            (Some(memory), Input::Fork(fork)) if fork.source.snapshot.id == memory => {
+                Some(fork.source.clone())
+            }
+            (Some(memory), _) => Some(machine.core.source(memory, 1).await?.into()),
+        };
+        let layer = machine.row.layer.ok_or_else(|| {
+            Failure::new(ErrorCode::Internal, format!("VM `{}` has no disk in the record", machine.name()))
+        })?;
+        machine.chain = machine.core.store.read(move |view| view.layer_chain(layer)).await?;
+        let Some(source) = &machine.source else { return Ok(()) };
+        // The memory fits one disk only: the one of its instant.
+        let below = machine.chain.get(1).map(|layer| layer.id);
+        if below != Some(source.snapshot.layer) {
+            let snapshot = source.snapshot.id;
+            let message = format!("disk layer {layer} does not lie over that of snapshot {snapshot}");
+            return Err(Failure::new(ErrorCode::Internal, message));
+        }
+        match &change.input {
+            // Made a moment ago.
+            Input::Fork(_) => Ok(()),
+            // An earlier start that failed may have left something.
+            _ => clear_top(machine).await,
+        }
+    })
+}
+
+/// A guest that was restored and not handed out may have written to its disk: that is forgotten, so that the memory
+/// fits the disk again.
+fn reset_disk<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        let (Some(_), Some(layer)) = (machine.row.memory, machine.row.layer) else { return Ok(()) };
+        machine.source = None;
+        machine.chain = machine.core.store.read(move |view| view.layer_chain(layer)).await?;
+        clear_top(machine).await
+    })
+}
+
+fn clear_top(machine: &Machine) -> StepFuture<'_> {
+    Box::pin(async move {
+        let [top, below, ..] = machine.chain.as_slice() else { return Ok(()) };
+        if !machine.instances.is_empty() {
+            let message = "what is left of its process may still write to its disk";
+            return Err(Failure::new(ErrorCode::Backend, message));
+        }
+        let state = &machine.core.layout.state;
+        let (path, below) = (state.join(&top.path), state.join(&below.path));
+        let (size, name) = (machine.row.spec.disk, machine.name().clone());
+        let durability = create::durability(machine.row.spec.lifetime);
+        machine.blocking(move || layers::make_again(&path, &below, size, durability, &name)).await
     })
 }
 
@@ -86,7 +146,12 @@ fn directories<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
 
 /// Only the latest boot's console is kept, so that a VM that is restarted for ever does not fill the disk.
 fn remove_old_boots(vm: &Path, keep: Generation) -> Result<(), Failure> {
-    let entries = fs::read_dir(vm).map_err(|error| io_failure("read", vm, &error))?;
+    let entries = match fs::read_dir(vm) {
+        Ok(entries) => entries,
+        // A fork's first start.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_failure("read", vm, &error)),
+    };
     for entry in entries.filter_map(Result::ok) {
         let name = entry.file_name();
         let boot =
@@ -108,17 +173,28 @@ fn remove_sockets<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a>
 
 fn record<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
-        let (layout, id, generation) = (machine.core.layout.clone(), machine.id(), generation(machine));
-        let record = InstanceRecord {
-            provider: machine.row.provider,
-            isolation: machine.row.isolation,
-            vm: id,
-            generation,
-            state_dir: layout.boot(id, generation),
-            runtime_dir: layout.runtime_boot(id, generation),
-        };
+        let base = machine.source.as_ref().and_then(|source| source.memory_base());
+        let record = instance_record(machine, generation(machine), base);
         machine.record_instance(record).await
     })
+}
+
+/// Of a process about to exist.
+pub(super) fn instance_record(
+    machine: &Machine,
+    generation: Generation,
+    memory_base: Option<SnapshotId>,
+) -> InstanceRecord {
+    let (layout, id) = (&machine.core.layout, machine.id());
+    InstanceRecord {
+        provider: machine.row.provider,
+        isolation: machine.row.isolation,
+        vm: id,
+        generation,
+        state_dir: layout.boot(id, generation),
+        runtime_dir: layout.runtime_boot(id, generation),
+        memory_base,
+    }
 }
 
 fn reclaim<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
@@ -131,9 +207,18 @@ fn boot<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
             return Ok(());
         }
         let begun = Instant::now();
-        let plan = plan(machine)?;
+        let plan = plan(machine, generation(machine), &machine.chain)?;
+        let until = begun + plan.boot_deadline;
         let provider = machine.core.provider(machine.row.provider)?;
-        let instance = provider.boot(&plan).await.map_err(|error| machine.boot_failure(&error))?;
+        let source = machine.source.clone();
+        let instance = match source.as_ref().and_then(|source| source.memory.as_ref()) {
+            Some(memory) => {
+                let (device_state, memory) = (memory.device_state.clone(), memory.memory.clone());
+                provider.restore(&RestorePlan { boot: plan, device_state, memory }).await
+            }
+            None => provider.boot(&plan).await,
+        };
+        let instance = instance.map_err(|error| machine.boot_failure(&error))?;
         // What runs is what counts: the provider may have proven another class than the record assumed.
         let record = instance.record().clone();
         if !machine.instances.contains(&record) {
@@ -141,15 +226,19 @@ fn boot<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
         }
         let vm = Vm::booted(instance);
         let dialer = vm.dialer();
-        let until = begun + plan.boot_deadline;
         machine.boot_until = Some(until);
         machine.attach(Power::Running(vm), dialer, &record, until);
         Ok(())
     })
 }
 
-fn plan(machine: &Machine) -> Result<BootPlan, Failure> {
-    let (layout, id, generation) = (&machine.core.layout, machine.id(), generation(machine));
+/// `chain`: its disk, newest layer first.
+pub(super) fn plan(
+    machine: &Machine,
+    generation: Generation,
+    chain: &[LayerRecord],
+) -> Result<BootPlan, Failure> {
+    let (layout, id) = (&machine.core.layout, machine.id());
     let spec = &machine.row.spec;
     let files = machine.boot_files.clone().ok_or_else(|| {
         Failure::new(ErrorCode::Internal, "a VM was to boot before its image had been checked")
@@ -162,7 +251,7 @@ fn plan(machine: &Machine) -> Result<BootPlan, Failure> {
         kernel: files.kernel,
         initramfs: files.initramfs,
         root: files.root,
-        data_disk: layout.data_disk(id),
+        disk: layers::stack(layout, chain, files.disk_template),
         durability: create::durability(spec.lifetime),
         memory: spec.memory,
         cpus: spec.cpus,
@@ -173,37 +262,77 @@ fn plan(machine: &Machine) -> Result<BootPlan, Failure> {
     })
 }
 
-/// Awaits the guest's handshake, or the end of its process, whichever comes first.
 fn connect<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         let Some(live) = &machine.live else {
             return Err(Failure::new(ErrorCode::Internal, "the VM's process was lost between two steps"));
         };
-        let (link, exit) = (live.link.clone(), live.dialer.exit());
         let until = machine.boot_until.unwrap_or(change.deadline).min(change.deadline);
-        let failure = tokio::select! {
-            biased;
-            exit = ended(exit) => format!("its guest did not come up: {}", exit_words(Some(&exit))),
-            client = link.client(until) => match client {
-                Ok(_) => return Ok(()),
-                Err(NoClient::Ended { reason }) => format!("its guest did not come up: {reason}"),
-                Err(NoClient::Late { reason }) => {
-                    let last = reason.map(|reason| format!(" (last attempt: {reason})")).unwrap_or_default();
-                    format!("its guest agent did not answer within {:?}{last}", machine.core.options.deadlines.boot)
-                }
-            },
-        };
-        let diagnostics = machine.diagnostics().await;
-        let name = machine.name();
-        let mut failure = Failure::new(ErrorCode::Guest, format!("VM `{name}` did not start: {failure}"));
-        let said: Vec<String> = [diagnostics.vmm_stderr, diagnostics.console_tail].concat();
-        failure.cause = crate::machine::cause_with_console(None, &said);
-        Err(failure.hint(format!("`offshoot logs {name} --console` shows how far it came")))
+        handshake(machine, live, until).await
     })
 }
 
+/// Awaits the guest's handshake, or the end of its process, whichever comes first.
+pub(super) async fn handshake(machine: &Machine, live: &Live, until: Instant) -> Result<(), Failure> {
+    let (link, exit) = (live.link.clone(), live.dialer.exit());
+    let failure = tokio::select! {
+        biased;
+        exit = ended(exit) => format!("its guest did not come up: {}", exit_words(Some(&exit))),
+        client = link.client(until) => match client {
+            Ok(_) => return Ok(()),
+            Err(NoClient::Ended { reason }) => format!("its guest did not come up: {reason}"),
+            Err(NoClient::Late { reason }) => {
+                let last = reason.map(|reason| format!(" (last attempt: {reason})")).unwrap_or_default();
+                format!("its guest agent did not answer within {:?}{last}", machine.core.options.deadlines.boot)
+            }
+        },
+    };
+    let diagnostics = live.diagnostics().await;
+    let name = machine.name();
+    let mut failure = Failure::new(ErrorCode::Guest, format!("VM `{name}` did not start: {failure}"));
+    let said: Vec<String> = [diagnostics.vmm_stderr, diagnostics.console_tail].concat();
+    failure.cause = crate::machine::cause_with_console(None, &said);
+    Err(failure.hint(format!("`offshoot logs {name} --console` shows how far it came")))
+}
+
+/// A guest that was restored, or is a fork, runs nobody's programs before it has confirmed that it was renewed.
+fn thaw<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        let restored = machine.source.as_ref().is_some_and(|source| source.memory.is_some());
+        let identity = match &change.input {
+            Input::Fork(_) => Identity::New,
+            _ if restored => Identity::Kept,
+            _ => return Ok(()),
+        };
+        let Some(live) = &machine.live else {
+            return Err(Failure::new(ErrorCode::Internal, "the VM's process was lost between two steps"));
+        };
+        let thawed = machine.thaw(&live.link, generation(machine), identity).await?;
+        if let Input::Fork(fork) = &change.input {
+            fork.answer(thawed.clone());
+        }
+        machine.attestations = Some(thawed);
+        machine.set_going();
+        Ok(())
+    })
+}
+
+/// Its memory is its own from here on: what it came from is no more than history.
 fn running<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
-    Box::pin(machine.move_to(VmState::Running, change))
+    Box::pin(async move {
+        let (vm, restored) = (machine.id(), machine.row.memory.is_some());
+        machine
+            .move_with(
+                VmState::Running,
+                change,
+                move |tx| {
+                    if restored { tx.set_vm_memory(vm, None) } else { Ok(()) }
+                },
+            )
+            .await?;
+        machine.source = None;
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -224,9 +353,8 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["disk.qcow2", "g7", "gx", "other"]);
-        assert!(matches!(
-            remove_old_boots(&dir.path().join("none"), Generation(1)).unwrap_err().code,
-            ErrorCode::Internal
-        ));
+        remove_old_boots(&dir.path().join("none"), Generation(1)).unwrap();
+        let file = remove_old_boots(&dir.path().join("disk.qcow2"), Generation(1)).unwrap_err();
+        assert_eq!(file.code, ErrorCode::Internal);
     }
 }

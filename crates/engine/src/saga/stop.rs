@@ -6,7 +6,7 @@
 //! reclaim          sockets, cgroup, record               only after the process was seen gone
 //! ```
 
-use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, start};
+use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, start, step};
 use crate::{
     machine::{Machine, Power, exit_words},
     trace::TraceEvent,
@@ -26,11 +26,11 @@ pub(crate) const RESTART: Saga =
 const NOT_TAKEN_BACK: Undo = Undo::Nothing("memory that is gone does not come back: a stop is completed");
 
 const STEPS: &[Step] = &[
-    Step { name: "stopping", act: stopping, undo: NOT_TAKEN_BACK },
-    Step { name: "guest-shutdown", act: guest_shutdown, undo: NOT_TAKEN_BACK },
-    Step { name: "end-process", act: end_process, undo: NOT_TAKEN_BACK },
-    Step { name: "reclaim", act: reclaim, undo: NOT_TAKEN_BACK },
-    Step { name: "stopped", act: stopped, undo: NOT_TAKEN_BACK },
+    step("stopping", stopping, NOT_TAKEN_BACK),
+    step("guest-shutdown", guest_shutdown, NOT_TAKEN_BACK),
+    step("end-process", end_process, NOT_TAKEN_BACK),
+    step("reclaim", reclaim, NOT_TAKEN_BACK),
+    step("stopped", stopped, NOT_TAKEN_BACK),
 ];
 
 /// How long the agent may take to say that it will power off; the powering off itself has the grace.
@@ -90,6 +90,8 @@ async fn resume_if_paused(machine: &mut Machine) {
 
 pub(super) fn end_process<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
+        // What a rollback left goes with it.
+        machine.retiring = None;
         let Some(live) = &mut machine.live else { return Ok(()) };
         // A guest that did not agree to power off will not: there is nothing to wait for.
         let grace = if machine.powering_off { change.grace } else { Duration::ZERO };
@@ -131,5 +133,10 @@ pub(super) fn reclaim<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture
 }
 
 fn stopped<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
-    Box::pin(machine.move_to(VmState::Stopped, change))
+    // A suspended VM that is stopped loses its memory: that is what was asked for.
+    let (vm, memory) = (machine.id(), machine.row.memory);
+    Box::pin(machine.move_with(VmState::Stopped, change, move |tx| match memory {
+        Some(_) => tx.set_vm_memory(vm, None),
+        None => Ok(()),
+    }))
 }

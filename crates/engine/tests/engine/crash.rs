@@ -1,13 +1,14 @@
 //! The daemon dies at every instruction that matters; the next one finds nothing half done.
 
 use crate::{
-    sagas::{SAGAS, command, goal, prepare, state},
+    sagas::{SAGAS, goal, perform, prepare, state},
     stage::*,
 };
 use offshoot_engine::{Checkpoint, Engine, ExecEvent, ExecState, Fault, Phase, steps_of};
 use offshoot_provider::Exit;
 use offshoot_types::{
-    Command, ExecId, ExecStatus, OperationKind, OperationOutcome, OperationState, VmState, VmStateName,
+    Command, ExecId, ExecStatus, OperationId, OperationKind, OperationOutcome, OperationState, VmState,
+    VmStateName,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -41,7 +42,9 @@ fn assert_whole(stage: &Stage, engine: &Engine, at: &str) {
         Some(VmStateName::Running | VmStateName::Paused) => {
             assert!(processes.len() == 1 && processes[0].is_alive(), "{at}: {processes:?}");
         }
-        Some(VmStateName::Stopped) | None => assert!(processes.is_empty(), "{at}: {processes:?}"),
+        Some(VmStateName::Stopped | VmStateName::Suspended) | None => {
+            assert!(processes.is_empty(), "{at}: {processes:?}")
+        }
         other => panic!("{at}: {other:?} is half a state"),
     }
     let files = std::fs::read_dir(stage.state().join("vms")).unwrap().count();
@@ -59,14 +62,21 @@ async fn kill9_everywhere() {
                 let engine = stage.engine().await;
                 prepare(&engine, kind).await;
                 *at.lock().unwrap() = Some(Checkpoint { kind, step, phase });
-                let operation = engine.submit(permit(&engine, command(kind))).await.unwrap();
+                let asked = tokio::spawn({
+                    let engine = engine.clone();
+                    async move { perform(&engine, kind).await }
+                });
                 reached.recv().await.unwrap();
+                // Whoever asked has gone with the daemon.
+                asked.abort();
+                let _cancelled = asked.await;
+                let operation = newest(&engine, kind).await;
                 engine.crash().await;
 
                 *at.lock().unwrap() = None;
                 let engine = stage.engine().await;
                 tokio::time::timeout(Duration::from_secs(20), engine.settled()).await.expect("it settles");
-                let ended = engine.wait(operation.id, Some(Duration::ZERO)).await.unwrap();
+                let ended = engine.wait(operation, Some(Duration::ZERO)).await.unwrap();
                 let OperationState::Ended { outcome: OperationOutcome::Interrupted { undone } } = ended.state
                 else {
                     panic!("{name}: {ended:?}")
@@ -74,7 +84,13 @@ async fn kill9_everywhere() {
                 assert_whole(&stage, &engine, &name);
                 let now = state(&engine).map(|state| state.name());
                 if undone {
-                    let before = (kind == OperationKind::Start).then_some(VmStateName::Stopped);
+                    let before = match kind {
+                        OperationKind::Start => Some(VmStateName::Stopped),
+                        OperationKind::Snapshot | OperationKind::Rollback | OperationKind::Suspend => {
+                            Some(VmStateName::Running)
+                        }
+                        _ => None,
+                    };
                     assert_eq!(now, before, "{name}: undone");
                 } else {
                     assert_eq!(now, goal(kind), "{name}: completed");
@@ -83,8 +99,26 @@ async fn kill9_everywhere() {
                     let (_, end) = output(exec(&engine, "a", &["true"]).await.unwrap()).await;
                     assert!(matches!(end, ExecEvent::Ended(_)), "{name}: {end:?}");
                 }
+                if kind == OperationKind::Rollback {
+                    let (notes, saved) = if undone { ("onetwo", "onetwo") } else { ("one", "one") };
+                    assert_eq!(program(&engine, "a", &["notes"]).await, notes, "{name}");
+                    assert_eq!(program(&engine, "a", &["saved"]).await, saved, "{name}");
+                    if !undone {
+                        // What it left is not lost with the daemon that had it in memory.
+                        let undo = Command::Undo { vm: named("a") };
+                        engine
+                            .rollback(permit(&engine, undo))
+                            .await
+                            .unwrap_or_else(|f| panic!("{name}: {f:?}"));
+                        assert_eq!(program(&engine, "a", &["notes"]).await, "onetwo", "{name}");
+                        assert_eq!(program(&engine, "a", &["saved"]).await, "onetwo", "{name}");
+                    }
+                }
                 if now.is_some() {
                     run(&engine, Command::Destroy { vm: named("a") }).await.unwrap();
+                }
+                for kept in snapshots(&engine).await.into_iter().rev() {
+                    remove_snapshot(&engine, kept.id).await.unwrap();
                 }
                 leave(engine).await;
                 stage.assert_nothing_left().await;
@@ -93,9 +127,22 @@ async fn kill9_everywhere() {
     }
 }
 
+/// The latest operation of a kind.
+async fn newest(engine: &Engine, kind: OperationKind) -> OperationId {
+    let permit = permit(engine, Command::Inspect { vm: None });
+    let operations = engine.operations(permit, Default::default()).await.unwrap();
+    operations.into_iter().find(|operation| operation.kind == kind).unwrap().id
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_while_unwinding_is_unwound_by_the_next_start() {
-    for kind in [OperationKind::Create, OperationKind::Start] {
+    for kind in [
+        OperationKind::Create,
+        OperationKind::Start,
+        OperationKind::Snapshot,
+        OperationKind::Suspend,
+        OperationKind::Rollback,
+    ] {
         let undone: Vec<_> = steps_of(kind).into_iter().filter(|(_, undone)| *undone).collect();
         let last = steps_of(kind).last().unwrap().0;
         for (step, _) in undone {
@@ -126,7 +173,10 @@ async fn a_crash_while_unwinding_is_unwound_by_the_next_start() {
                 let engine = stage.engine().await;
                 prepare(&engine, kind).await;
                 *armed.lock().unwrap() = true;
-                engine.submit(permit(&engine, command(kind))).await.unwrap();
+                tokio::spawn({
+                    let engine = engine.clone();
+                    async move { perform(&engine, kind).await }
+                });
                 seen.recv().await.unwrap();
                 engine.crash().await;
                 *armed.lock().unwrap() = false;

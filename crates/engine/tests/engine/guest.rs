@@ -1,18 +1,25 @@
 //! A guest in memory: runs a handful of "programs" behind the real protocol.
 //!
 //! `true`, `exit N`, `echo TEXT`, `cat` (until its input ends), `sleep` (until killed; obeys its time limit),
-//! `deaf` (neither reads nor obeys its time limit), `spam N` (bytes).
+//! `deaf` (neither reads nor obeys its time limit), `spam N` (bytes), `note TEXT` (keeps it in memory), `notes` (what is
+//! kept there), `save TEXT` (keeps it on the disk), `saved` (what is kept there).
+//!
+//! All of a guest is in [`State`], which the host's memory file holds, and in the files of its disk.
 
 use offshoot_guest_proto::{
     message::{
-        ExecAttach, ExecCommand, ExecEnd, ExecInput, ExecStart, ExecSummary, ExitKind, FileRequest,
-        GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, OutputStream, ShutdownKind,
+        ExecAttach, ExecCommand, ExecEnd, ExecInput, ExecStart, ExecSummary, ExitKind, FileRequest, Frozen,
+        GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, NewIdentity, OutputStream,
+        Reseeded, ShutdownKind, Thaw, Thawed,
     },
     server::{ExecPeer, FilePeer, Services, TcpPeer},
 };
-use offshoot_provider::Exit;
+use offshoot_provider::{DiskStack, Exit};
+use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    os::unix::fs::FileExt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -26,9 +33,32 @@ pub struct Guest {
     exit: watch::Sender<Option<Exit>>,
     stubborn: bool,
     mute: AtomicBool,
+    pub frozen: AtomicBool,
+    /// Refuses to be renewed.
+    pub stale: AtomicBool,
+    /// Does not answer a freeze.
+    pub restless: AtomicBool,
     pids: AtomicU32,
     programs: Mutex<HashMap<[u8; 16], Arc<Program>>>,
+    notes: Mutex<String>,
+    machine_id: Mutex<String>,
+    pub disk: Mutex<DiskStack>,
+    /// Every thaw it was asked for.
+    pub thaws: Mutex<Vec<Thaw>>,
 }
+
+/// What is in a guest's memory.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub struct State {
+    notes: String,
+    machine_id: String,
+    frozen: bool,
+    /// Running programs with what they said.
+    programs: BTreeMap<String, (u32, Vec<u8>)>,
+}
+
+/// Behind an empty layer's own clusters: what was saved in it.
+const DATA: u64 = 4 << 16;
 
 #[derive(Debug)]
 struct Program {
@@ -43,15 +73,67 @@ struct ProgramState {
 }
 
 impl Guest {
-    pub fn new(hostname: &str, exit: watch::Sender<Option<Exit>>, stubborn: bool) -> Arc<Self> {
+    pub fn new(
+        hostname: &str,
+        exit: watch::Sender<Option<Exit>>,
+        stubborn: bool,
+        disk: DiskStack,
+        state: State,
+    ) -> Arc<Self> {
+        let programs = state.programs.into_iter().map(|(id, (pid, output))| {
+            let id = uuid::Uuid::parse_str(&id).unwrap().into_bytes();
+            let state = watch::Sender::new(ProgramState { output, end: None });
+            (id, Arc::new(Program { pid, state }))
+        });
         Arc::new(Self {
             hostname: hostname.into(),
             exit,
             stubborn,
             mute: AtomicBool::new(false),
+            frozen: AtomicBool::new(state.frozen),
+            stale: AtomicBool::new(false),
+            restless: AtomicBool::new(false),
             pids: AtomicU32::new(1),
-            programs: Mutex::default(),
+            programs: Mutex::new(programs.collect()),
+            notes: Mutex::new(state.notes),
+            machine_id: Mutex::new(state.machine_id),
+            disk: Mutex::new(disk),
+            thaws: Mutex::default(),
         })
+    }
+    /// What is in its memory at this instant.
+    pub fn state(&self) -> State {
+        let running = self.programs.lock().unwrap();
+        let running = running.iter().filter(|(_, program)| program.state.borrow().end.is_none());
+        State {
+            notes: self.notes.lock().unwrap().clone(),
+            machine_id: self.machine_id.lock().unwrap().clone(),
+            frozen: self.frozen.load(Ordering::SeqCst),
+            programs: running
+                .map(|(id, program)| {
+                    let output = program.state.borrow().output.clone();
+                    (uuid::Uuid::from_bytes(*id).to_string(), (program.pid, output))
+                })
+                .collect(),
+        }
+    }
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::SeqCst)
+    }
+    fn save(&self, text: &str) {
+        let top = self.disk.lock().unwrap().layers[0].clone();
+        let file = std::fs::File::options().write(true).open(&top).unwrap();
+        let end = file.metadata().unwrap().len().max(DATA);
+        file.write_all_at(text.as_bytes(), end).unwrap();
+    }
+    /// What is on the disk, through all its layers.
+    pub fn saved(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for layer in self.disk.lock().unwrap().layers.iter().rev() {
+            let bytes = std::fs::read(layer).unwrap();
+            all.write_all(bytes.get(DATA as usize..).unwrap_or_default()).unwrap();
+        }
+        all
     }
     /// Whether it says nothing at all.
     pub fn set_mute(&self, mute: bool) {
@@ -139,7 +221,7 @@ impl Services for Guest {
             boot_id: "boot".into(),
             kernel_release: "6.1.0-guest".into(),
             ready_ms: 1,
-            frozen: false,
+            frozen: self.is_frozen(),
         })
     }
 
@@ -165,6 +247,22 @@ impl Services for Guest {
             "exit" => program.end(ExitKind::Code(i32::try_from(number()).unwrap())),
             "echo" => {
                 program.say(argv[1].as_bytes());
+                program.end(ExitKind::Code(0));
+            }
+            "note" => {
+                self.notes.lock().unwrap().push_str(&argv[1]);
+                program.end(ExitKind::Code(0));
+            }
+            "notes" => {
+                program.say(self.notes.lock().unwrap().as_bytes());
+                program.end(ExitKind::Code(0));
+            }
+            "save" => {
+                self.save(&argv[1]);
+                program.end(ExitKind::Code(0));
+            }
+            "saved" => {
+                program.say(&self.saved());
                 program.end(ExitKind::Code(0));
             }
             "spam" => {
@@ -215,6 +313,44 @@ impl Services for Guest {
     async fn info(&self) -> Result<GuestInfo, GuestError> {
         self.speak().await;
         Err(refuse(GuestErrorKind::Unsupported, "no information"))
+    }
+
+    async fn freeze(&self, _: Duration) -> Result<Frozen, GuestError> {
+        if self.restless.load(Ordering::SeqCst) {
+            return Err(refuse(GuestErrorKind::Other, "freeze: a process does not stand still"));
+        }
+        self.frozen.store(true, Ordering::SeqCst);
+        Ok(Frozen { processes: 1, took_us: 1 })
+    }
+
+    async fn unfreeze(&self) -> Result<(), GuestError> {
+        self.frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn thaw(&self, thaw: Thaw) -> Result<Thawed, GuestError> {
+        self.speak().await;
+        if self.stale.load(Ordering::SeqCst) {
+            return Err(refuse(GuestErrorKind::Other, "thaw: the random generator takes no entropy"));
+        }
+        let mut machine_id = self.machine_id.lock().unwrap();
+        if let Some(identity) = &thaw.identity {
+            *machine_id = NewIdentity::machine_id_text(identity);
+        }
+        let thawed = Thawed {
+            kernel_random: Reseeded::Yes,
+            clock_offset_ns: 0,
+            hostname: self.hostname.clone(),
+            machine_id: machine_id.clone(),
+            ssh_host_keys: vec![],
+            connections_dropped: 0,
+            interpreters: vec![],
+            processes_not_reseeded: 0,
+            hooks: vec![],
+        };
+        self.thaws.lock().unwrap().push(thaw);
+        self.frozen.store(false, Ordering::SeqCst);
+        Ok(thawed)
     }
 
     fn may_shutdown(&self, _: ShutdownKind) -> Result<(), GuestError> {

@@ -4,16 +4,19 @@
 //! breaks it in the ways an engine must survive: it reclaims nothing, hangs in a pause, falls silent, loses its
 //! channel.
 
-use crate::guest::Guest;
+use crate::guest::{Guest, State};
 use async_trait::async_trait;
 use offshoot_guest_proto::server;
 use offshoot_provider::{
-    Adoption, BootError, BootPlan, BootStep, Capabilities, Diagnostics, Exit, GuestIo, Instance,
-    InstanceError, InstanceRecord, Provider, ReclaimReport, StopReport, StopStep, UndoReport, Usage,
+    Adoption, AfterCheckpoint, BootError, BootPlan, BootStep, Capabilities, Checkpoint, CheckpointPlan,
+    Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, Provider, ReclaimReport,
+    RestorePlan, StopReport, StopStep, UndoReport, Usage,
+    memory::{DeltaWriter, PAGE},
 };
-use offshoot_types::{Generation, IsolationClass, ProviderKind, VmId};
+use offshoot_types::{Bytes, Generation, IsolationClass, ProviderKind, SnapshotId, VmId};
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -44,6 +47,10 @@ pub struct Faults {
     /// The VMM pauses and never says so.
     pub pause_hangs: bool,
     pub reclaim_fails: bool,
+    pub checkpoint_fails: bool,
+    pub restore_fails: bool,
+    /// Restored guests refuse to be renewed.
+    pub guest_stale: bool,
     /// The guest ignores a shutdown, and so does the VMM until it is killed.
     pub stubborn: bool,
 }
@@ -51,6 +58,7 @@ pub struct Faults {
 pub struct Process {
     pub record: InstanceRecord,
     pub guest: Arc<Guest>,
+    memory: Bytes,
     exit: watch::Sender<Option<Exit>>,
     paused: watch::Sender<bool>,
     channel: Mutex<Option<AbortHandle>>,
@@ -78,6 +86,12 @@ impl Process {
             channel.abort();
         }
     }
+    fn top(&self) -> PathBuf {
+        self.guest.disk.lock().unwrap().layers[0].clone()
+    }
+    pub fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
     pub fn is_alive(&self) -> bool {
         self.exit.borrow().is_none()
     }
@@ -104,7 +118,7 @@ impl Host {
     pub fn boots(&self) -> usize {
         self.inner.boots.load(Ordering::SeqCst)
     }
-    /// The most processes any one VM ever had at once.
+    /// The most processes that ever wrote to one disk layer at once.
     pub fn most_of_one_vm(&self) -> usize {
         self.inner.most_of_one_vm.load(Ordering::SeqCst)
     }
@@ -112,10 +126,48 @@ impl Host {
     fn started(&self, process: &Arc<Process>) {
         let mut processes = self.inner.processes.lock().unwrap();
         processes.insert((process.record.vm, process.record.generation), process.clone());
-        let of_vm = processes.values().filter(|p| p.record.vm == process.record.vm && p.is_alive()).count();
-        self.inner.most_of_one_vm.fetch_max(of_vm, Ordering::SeqCst);
         self.inner.boots.fetch_add(1, Ordering::SeqCst);
+        let tops = processes.values().filter(|p| p.is_alive()).map(|p| p.top());
+        let mut writers: HashMap<PathBuf, usize> = HashMap::new();
+        for top in tops {
+            *writers.entry(top).or_default() += 1;
+        }
+        let most = writers.into_values().max().unwrap_or_default();
+        self.inner.most_of_one_vm.fetch_max(most, Ordering::SeqCst);
     }
+
+    fn begin(&self, plan: &BootPlan, state: State, memory_base: Option<SnapshotId>) -> Arc<Process> {
+        let faults = self.faults();
+        std::fs::write(plan.state_dir.join("console.log"), "booted\n").unwrap();
+        std::fs::write(plan.runtime_dir.join("keeper.sock"), "").unwrap();
+        let record = InstanceRecord {
+            provider: ProviderKind::Fake,
+            isolation: IsolationClass::EmulatedVm,
+            vm: plan.vm,
+            generation: plan.generation,
+            state_dir: plan.state_dir.clone(),
+            runtime_dir: plan.runtime_dir.clone(),
+            memory_base,
+        };
+        let exit = watch::Sender::new(None);
+        let disk = plan.disk.clone();
+        let guest = Guest::new(plan.name.as_str(), exit.clone(), faults.stubborn, disk, state);
+        guest.set_mute(faults.guest_mute);
+        let paused = watch::Sender::new(false);
+        let memory = plan.memory.bytes();
+        let process = Arc::new(Process { record, guest, memory, exit, paused, channel: Mutex::default() });
+        self.started(&process);
+        process
+    }
+}
+
+/// A guest's state as pages: its length, then itself.
+fn pages(state: &State) -> Vec<u8> {
+    let text = serde_json::to_vec(state).unwrap();
+    let mut pages = (text.len() as u64).to_le_bytes().to_vec();
+    pages.extend(text);
+    pages.resize(pages.len().next_multiple_of(PAGE as usize), 0);
+    pages
 }
 
 #[derive(Debug)]
@@ -136,13 +188,16 @@ impl Provider for MemoryProvider {
             vmm: None,
             notes: vec!["in memory".into()],
             pause: true,
-            live_snapshot: false,
+            live_snapshot: true,
         }
     }
 
     async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError> {
         assert!(plan.state_dir.is_dir() && plan.runtime_dir.is_dir(), "directories are made by the caller");
-        assert!(plan.data_disk.is_file() && plan.root.is_file(), "files were verified");
+        assert!(
+            plan.disk.layers.iter().all(|layer| layer.is_file()) && plan.root.is_file(),
+            "files were verified"
+        );
         let faults = self.host.faults();
         if faults.boot_fails {
             return Err(BootError {
@@ -154,22 +209,33 @@ impl Provider for MemoryProvider {
                 source: None,
             });
         }
-        std::fs::write(plan.state_dir.join("console.log"), "booted\n").unwrap();
-        std::fs::write(plan.runtime_dir.join("keeper.sock"), "").unwrap();
-        let record = InstanceRecord {
-            provider: ProviderKind::Fake,
-            isolation: IsolationClass::EmulatedVm,
-            vm: plan.vm,
-            generation: plan.generation,
-            state_dir: plan.state_dir.clone(),
-            runtime_dir: plan.runtime_dir.clone(),
-        };
-        let exit = watch::Sender::new(None);
-        let guest = Guest::new(plan.name.as_str(), exit.clone(), faults.stubborn);
-        guest.set_mute(faults.guest_mute);
-        let paused = watch::Sender::new(false);
-        let process = Arc::new(Process { record, guest, exit, paused, channel: Mutex::default() });
-        self.host.started(&process);
+        let process = self.host.begin(plan, State::default(), None);
+        Ok(Box::new(MemoryInstance { host: self.host.clone(), process }))
+    }
+
+    async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
+        let boot = &plan.boot;
+        assert!(boot.disk.layers.iter().all(|layer| layer.is_file()), "{:?}", boot.disk);
+        assert!(plan.device_state.is_file(), "{:?}", plan.device_state);
+        plan.memory.check(boot.memory.bytes()).unwrap();
+        let faults = self.host.faults();
+        if faults.restore_fails {
+            return Err(BootError {
+                step: BootStep::Vmm,
+                message: "qemu: the device state is of another machine".into(),
+                hint: None,
+                console_tail: Vec::new(),
+                undo: UndoReport::default(),
+                source: None,
+            });
+        }
+        let mut length = [0; 8];
+        plan.memory.read_at(0, &mut length).unwrap();
+        let mut text = vec![0; usize::try_from(u64::from_le_bytes(length)).unwrap()];
+        plan.memory.read_at(8, &mut text).unwrap();
+        let state: State = serde_json::from_slice(&text).unwrap();
+        let process = self.host.begin(boot, state, plan.memory.base_id());
+        process.guest.stale.store(faults.guest_stale, Ordering::SeqCst);
         Ok(Box::new(MemoryInstance { host: self.host.clone(), process }))
     }
 
@@ -240,6 +306,33 @@ impl Instance for MemoryInstance {
     }
     async fn is_paused(&self) -> Result<bool, InstanceError> {
         Ok(*self.process.paused.borrow())
+    }
+
+    async fn checkpoint(&self, plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
+        if let Some(exit) = self.process.exit.borrow().clone() {
+            return Err(InstanceError::Ended { exit });
+        }
+        assert!(plan.dir.is_dir() && plan.next_layer.is_file(), "made by the caller: {plan:?}");
+        if self.host.faults().checkpoint_fails {
+            let message = "no space left on device".into();
+            return Err(InstanceError::Refused { operation: "taking a checkpoint", message });
+        }
+        let memory = plan.memory.then(|| {
+            let mut delta = DeltaWriter::new(self.process.record.memory_base, self.process.memory).unwrap();
+            delta.append(0, &pages(&self.process.guest.state())).unwrap();
+            std::fs::write(plan.dir.join("device.state"), "devices").unwrap();
+            delta.finish().unwrap()
+        });
+        {
+            let mut disk = self.process.guest.disk.lock().unwrap();
+            if disk.layers[0] != plan.next_layer {
+                disk.layers.insert(0, plan.next_layer.clone());
+            }
+        }
+        if plan.then == AfterCheckpoint::Hold {
+            self.process.paused.send_replace(true);
+        }
+        Ok(Checkpoint { memory, paused: Duration::from_millis(1), device_state: Bytes(7) })
     }
 
     async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError> {

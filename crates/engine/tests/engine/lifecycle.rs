@@ -62,7 +62,7 @@ async fn restart_keeps_id_and_disk_and_takes_a_new_process() {
     let stage = Stage::new();
     let engine = stage.engine().await;
     let id = create_running(&engine, "a").await;
-    let disk = stage.state().join("vms").join(id.simple()).join("disk.qcow2");
+    let disk = stage.state().join("disks").join(format!("{}.qcow2", id.simple()));
     let before = std::fs::metadata(&disk).unwrap();
     let old = stage.host.process(id);
     run(&engine, Command::Restart { vm: named("a"), grace: GRACE }).await.unwrap();
@@ -125,7 +125,7 @@ async fn failed_vm_releases_resources() {
     eventually("everything of the dead process is reclaimed", || stage.host.processes().is_empty()).await;
     // All memory there is, which the failed VM no longer holds; its disk is kept.
     create_running(&engine, "b").await;
-    assert!(stage.state().join("vms").join(id.simple()).join("disk.qcow2").exists());
+    assert!(stage.state().join("disks").join(format!("{}.qcow2", id.simple())).exists());
     leave(engine).await;
 }
 
@@ -196,7 +196,7 @@ async fn max_vms_counts_creating() {
     let stage = stage.at_checkpoints(move |checkpoint| {
         let reached = reached.clone();
         Box::pin(async move {
-            if checkpoint.step == "data-disk" {
+            if checkpoint.step == "data-disk" && checkpoint.phase == offshoot_engine::Phase::BeforeAct {
                 reached.send(()).unwrap();
                 std::future::pending().await
             }

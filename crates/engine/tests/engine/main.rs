@@ -3,10 +3,18 @@
 #![expect(clippy::disallowed_methods, reason = "the tasks of a test end with its runtime")]
 
 mod concurrency;
+mod contexts;
 mod crash;
 mod execs;
+mod fake;
+mod forks;
 mod guest;
 mod host;
 mod lifecycle;
+mod race;
+mod rollbacks;
 mod sagas;
+mod snapshots;
 mod stage;
+mod suspend;
+mod transactions;

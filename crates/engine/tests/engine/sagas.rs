@@ -2,19 +2,22 @@
 
 use crate::stage::*;
 use offshoot_engine::{Checkpoint, Engine, Fault, OnShutdown, Phase, steps_of};
-use offshoot_types::{Command, ErrorCode, Failure, OperationKind, VmState, VmStateName};
+use offshoot_types::{Command, ErrorCode, Failure, OperationKind, RollbackTo, VmState, VmStateName};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-pub const SAGAS: [OperationKind; 7] = [
+pub const SAGAS: [OperationKind; 10] = [
     OperationKind::Create,
     OperationKind::Start,
     OperationKind::Stop,
     OperationKind::Restart,
     OperationKind::Pause,
     OperationKind::Resume,
+    OperationKind::Snapshot,
+    OperationKind::Rollback,
+    OperationKind::Suspend,
     OperationKind::Destroy,
 ];
 
@@ -27,7 +30,27 @@ pub async fn prepare(engine: &Engine, kind: OperationKind) {
             create_running(engine, "a").await;
             run(engine, Command::Pause { vm: named("a") }).await.unwrap();
         }
+        OperationKind::Rollback => {
+            create_running(engine, "a").await;
+            program(engine, "a", &["note", "one"]).await;
+            program(engine, "a", &["save", "one"]).await;
+            snapshot(engine, "a", Some("first")).await.unwrap();
+            program(engine, "a", &["note", "two"]).await;
+            program(engine, "a", &["save", "two"]).await;
+        }
         _ => drop(create_running(engine, "a").await),
+    }
+}
+
+/// Asks for `kind` and waits for its outcome.
+pub async fn perform(engine: &Engine, kind: OperationKind) -> Result<(), Failure> {
+    match kind {
+        OperationKind::Snapshot => snapshot(engine, "a", Some("second")).await.map(drop),
+        OperationKind::Rollback => {
+            let to = RollbackTo::Snapshot("a@first".parse().unwrap());
+            rollback(engine, "a", to).await.map(drop)
+        }
+        _ => run(engine, command(kind)).await.map(drop),
     }
 }
 
@@ -40,8 +63,9 @@ pub fn command(kind: OperationKind) -> Command {
         OperationKind::Restart => Command::Restart { vm, grace: GRACE },
         OperationKind::Pause => Command::Pause { vm },
         OperationKind::Resume => Command::Resume { vm },
+        OperationKind::Suspend => Command::Suspend { vm },
         OperationKind::Destroy => Command::Destroy { vm },
-        OperationKind::Exec | OperationKind::WriteFiles | OperationKind::Reconcile => unreachable!(),
+        _ => unreachable!("{kind} is no saga of these tests"),
     }
 }
 
@@ -49,8 +73,13 @@ pub fn command(kind: OperationKind) -> Command {
 pub fn goal(kind: OperationKind) -> Option<VmStateName> {
     Some(match kind {
         OperationKind::Create | OperationKind::Stop => VmStateName::Stopped,
-        OperationKind::Start | OperationKind::Restart | OperationKind::Resume => VmStateName::Running,
+        OperationKind::Start
+        | OperationKind::Restart
+        | OperationKind::Resume
+        | OperationKind::Snapshot
+        | OperationKind::Rollback => VmStateName::Running,
         OperationKind::Pause => VmStateName::Paused,
+        OperationKind::Suspend => VmStateName::Suspended,
         _ => return None,
     })
 }
@@ -100,8 +129,15 @@ fn failure() -> Fault {
 }
 
 async fn clean_up(stage: &Stage, engine: Engine) {
+    for kept in snapshots(&engine).await {
+        // Its own pages may be what a running VM maps: that is asked again when the VM is gone.
+        let _ = remove_snapshot(&engine, kept.id).await;
+    }
     if state(&engine).is_some() {
         run(&engine, Command::Destroy { vm: named("a") }).await.unwrap();
+    }
+    for kept in snapshots(&engine).await.into_iter().rev() {
+        remove_snapshot(&engine, kept.id).await.unwrap();
     }
     engine.shutdown(OnShutdown::LeaveVms).await;
     drop(engine);
@@ -117,7 +153,7 @@ async fn every_step_of_every_saga_may_be_repeated() {
             let engine = stage.engine().await;
             prepare(&engine, kind).await;
             trap.arm(kind, step, Phase::AfterAct, Fault::Repeat);
-            run(&engine, command(kind)).await.unwrap_or_else(|f| panic!("{kind}/{step}: {f:?}"));
+            perform(&engine, kind).await.unwrap_or_else(|f| panic!("{kind}/{step}: {f:?}"));
             assert_eq!(trap.sprung(), 1, "{kind}/{step}");
             assert_eq!(state(&engine).map(|s| s.name()), goal(kind), "{kind}/{step}");
             assert!(stage.host.most_of_one_vm() <= 1, "{kind}/{step}: two processes on one disk");
@@ -137,7 +173,7 @@ async fn a_failure_at_every_step_unwinds_and_leaves_nothing_over() {
                 prepare(&engine, kind).await;
                 let before = state(&engine);
                 trap.arm(kind, step, phase, failure());
-                let refused = run(&engine, command(kind)).await.unwrap_err();
+                let refused = perform(&engine, kind).await.unwrap_err();
                 assert_eq!(refused.message, "on purpose", "{kind}/{step}");
                 assert!(!refused.cause.unwrap_or_default().contains("not taken back"), "{kind}/{step}");
                 trap.disarm();
@@ -167,6 +203,20 @@ fn at_rest_after_failure(
         OperationKind::Pause | OperationKind::Resume => {
             let possible = [before.map(|s| s.name()), goal(kind)];
             assert!(possible.contains(&after.as_ref().map(VmState::name)), "{at}: {after:?}");
+        }
+        // It runs on as it was, and nothing of the attempt is left.
+        OperationKind::Snapshot | OperationKind::Rollback => {
+            assert_eq!(after.map(|s| s.name()), Some(VmStateName::Running), "{at}");
+        }
+        // As it was, or where it was to be: its memory was on the disk already.
+        OperationKind::Suspend => {
+            let runs =
+                stage.host.processes().iter().any(|process| process.is_alive() && !process.is_paused());
+            match after.as_ref().map(VmState::name) {
+                Some(VmStateName::Running) => assert!(runs, "{at}: it does not go on"),
+                Some(VmStateName::Suspended) => assert!(!runs, "{at}: it goes on"),
+                other => panic!("{at}: {other:?}"),
+            }
         }
         OperationKind::Destroy if after.is_none() => {}
         _ => {
@@ -205,7 +255,7 @@ async fn every_undo_may_be_repeated() {
             let engine = stage.engine().await;
             prepare(&engine, kind).await;
             *armed.lock().unwrap() = true;
-            let refused = run(&engine, command(kind)).await.unwrap_err();
+            let refused = perform(&engine, kind).await.unwrap_err();
             assert_eq!(refused.message, "on purpose", "{kind}/{step}");
             assert!(refused.cause.is_none(), "{kind}/{step}: {refused:?}");
             assert_eq!(*repeated.lock().unwrap(), 1, "{kind}/{step}");
@@ -236,7 +286,7 @@ async fn a_failed_undo_is_reported_and_the_others_are_done_all_the_same() {
         let engine = stage.engine().await;
         prepare(&engine, kind).await;
         trap.arm(kind, step, Phase::BeforeUndo, failure());
-        let refused = run(&engine, command(kind)).await.unwrap_err();
+        let refused = perform(&engine, kind).await.unwrap_err();
         assert!(refused.cause.unwrap().contains(&format!("not taken back: {step}")), "{kind}");
         assert_eq!(trap.undo_failures.lock().unwrap().len(), 1);
         trap.disarm();
@@ -273,10 +323,11 @@ async fn creating_has_deadline() {
             let soon = Duration::from_millis(150);
             (stage.deadlines.create, stage.deadlines.boot, stage.deadlines.start_overhead) =
                 (soon, soon, soon);
+            stage.deadlines.thaw = soon;
             let engine = stage.engine().await;
             prepare(&engine, kind).await;
             *armed.lock().unwrap() = true;
-            let failure = run(&engine, command(kind)).await.unwrap_err();
+            let failure = perform(&engine, kind).await.unwrap_err();
             assert_eq!(failure.code, ErrorCode::Timeout, "{kind}/{step}");
             assert!(failure.message.contains(step) && failure.hint.is_some(), "{failure:?}");
             assert!(stage.host.processes().is_empty(), "{kind}/{step}");

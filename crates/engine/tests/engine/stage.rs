@@ -3,14 +3,15 @@
 use crate::host::Host;
 use futures::future::BoxFuture;
 use offshoot_engine::{
-    BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, Images, Limits, OnShutdown, Options,
-    StateDirLock, SystemClock, VmCondition, VmView,
+    BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, ForkReport, Images, Limits, OnShutdown,
+    Options, RollbackReport, SnapshotView, StateDirLock, SystemClock, VmCondition, VmView,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
+use offshoot_provider::Provider;
 use offshoot_types::{
-    Actor, Command, DiskMib, ExecArgv, ExecLimits, ExecSpec, Failure, ImageDigest, Lifetime, MemMib,
-    NodeName, Operation, OperationOutcome, OperationState, Owner, ProviderChoice, ProviderKind, VmId, VmRef,
-    VmSpec, VmStateName,
+    Actor, Command, DiskMib, ExecArgv, ExecLimits, ExecSpec, ExecStatus, Failure, ForkSource, ImageDigest,
+    Lifetime, MemMib, NodeName, Operation, OperationOutcome, OperationState, Owner, ProviderChoice,
+    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotRef, VmId, VmRef, VmSpec, VmStateName,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tempfile::TempDir;
@@ -23,6 +24,8 @@ pub struct Stage {
     pub limits: Limits,
     pub deadlines: Deadlines,
     pub checkpoints: Checkpoints,
+    /// Instead of that of the host.
+    pub provider: Option<Arc<dyn Provider>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,7 @@ impl Stage {
             limits: Limits::UNBOUNDED,
             deadlines: Deadlines::default(),
             checkpoints: Checkpoints::default(),
+            provider: None,
         }
     }
 
@@ -73,7 +77,7 @@ impl Stage {
         let options = Options {
             runtime_dir: self.runtime(),
             images: Arc::new(FileImages(self.dir.path().join("image"))),
-            providers: vec![self.host.provider()],
+            providers: vec![self.provider.clone().unwrap_or_else(|| self.host.provider())],
             policy: policy(),
             limits: self.limits,
             deadlines: self.deadlines,
@@ -87,7 +91,8 @@ impl Stage {
     /// Nothing of any VM is left but its history: no process, file, socket, row or open operation.
     pub async fn assert_nothing_left(&self) {
         assert!(self.host.processes().is_empty(), "processes: {:?}", self.host.processes());
-        for dir in [self.state().join("vms"), self.runtime()] {
+        let state = self.state();
+        for dir in [state.join("vms"), state.join("disks"), state.join("snapshots"), self.runtime()] {
             let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
             assert!(left.is_empty(), "files: {left:?}");
         }
@@ -98,11 +103,16 @@ impl Stage {
         .await;
     }
 
-    /// Looks into the record. No engine may be running.
-    pub async fn assert_record(&self, check: impl FnOnce(Vec<offshoot_store::VmRecord>, Vec<Operation>)) {
+    /// The record itself. No engine may be running.
+    pub async fn record(&self) -> offshoot_store::Store {
         let _lock = StateDirLock::acquire_within(&self.state(), Duration::from_secs(10)).await.unwrap();
         let options = offshoot_store::Options::new(self.state().join("offshoot.db"), Limits::UNBOUNDED);
-        let store = offshoot_store::Store::open(options).unwrap();
+        offshoot_store::Store::open(options).unwrap()
+    }
+
+    /// Looks into the record. No engine may be running.
+    pub async fn assert_record(&self, check: impl FnOnce(Vec<offshoot_store::VmRecord>, Vec<Operation>)) {
+        let store = self.record().await;
         check(store.vms().await.unwrap(), store.unfinished_operations().await.unwrap());
         assert!(matches!(store.audit_verify(None).await.unwrap(), offshoot_store::AuditVerdict::Intact(_)));
         store.close().await;
@@ -218,6 +228,56 @@ pub async fn exec(
     words: &[&str],
 ) -> Result<offshoot_engine::ExecSession, Failure> {
     engine.exec(permit(engine, Command::Exec { vm: named(name), spec: argv(words) })).await
+}
+
+pub async fn snapshot(engine: &Engine, name: &str, called: Option<&str>) -> Result<SnapshotView, Failure> {
+    take(engine, name, called, SnapshotKind::Full).await
+}
+
+pub async fn take(
+    engine: &Engine,
+    name: &str,
+    called: Option<&str>,
+    kind: SnapshotKind,
+) -> Result<SnapshotView, Failure> {
+    let called = called.map(|called| called.parse().unwrap());
+    let command = Command::Snapshot { vm: named(name), name: called, kind, note: None };
+    engine.snapshot(permit(engine, command)).await
+}
+
+pub async fn rollback(engine: &Engine, name: &str, to: RollbackTo) -> Result<RollbackReport, Failure> {
+    engine.rollback(permit(engine, Command::Rollback { vm: named(name), to })).await
+}
+
+pub async fn fork(
+    engine: &Engine,
+    source: ForkSource,
+    name: Option<&str>,
+    count: u32,
+) -> Result<ForkReport, Failure> {
+    let name = name.map(|name| name.parse().unwrap());
+    engine.fork(permit(engine, Command::Fork { source, name, count })).await
+}
+
+/// All of them, parents before children.
+pub async fn snapshots(engine: &Engine) -> Vec<SnapshotView> {
+    engine.snapshots(permit(engine, Command::Inspect { vm: None })).await.unwrap()
+}
+
+pub async fn remove_snapshot(engine: &Engine, id: SnapshotId) -> Result<Vec<SnapshotId>, Failure> {
+    let command = Command::RemoveSnapshot { snapshot: SnapshotRef::Id(id), prune: false };
+    engine.remove_snapshot(permit(engine, command)).await
+}
+
+/// What a program that succeeds says.
+pub async fn program(engine: &Engine, name: &str, words: &[&str]) -> String {
+    use offshoot_engine::ExecEvent;
+    let (text, end) = output(exec(engine, name, words).await.unwrap()).await;
+    assert!(
+        matches!(end, ExecEvent::Ended(end) if end.status == ExecStatus::Exited(0)),
+        "{words:?}: {end:?}"
+    );
+    String::from_utf8(text).unwrap()
 }
 
 /// Polls until it holds: for what announces nothing.

@@ -1,0 +1,34 @@
+//! State that branches: snapshots, forks, rollbacks, transactions, races, live contexts.
+//!
+//! ```text
+//!            snapshot            fork                      rollback / undo
+//!   VM a ------o-------o------------------------> a   a --o------x   (left behind: an undo snapshot)
+//!              |       '--- VM a-1, a-2 (new identity)     '-----------> a
+//!              '----------- a snapshot is a node of a tree; each has a parent
+//! ```
+//! Each module here is one verb of the [`Engine`](crate::Engine); what it does to one VM is a saga of that VM's driver.
+
+mod code_session;
+mod contexts;
+mod forks;
+mod race;
+mod risk;
+mod rollbacks;
+mod snapshots;
+pub(crate) mod transactions;
+mod try_exec;
+mod views;
+
+pub use code_session::{CodeEvent, CodeSession};
+pub use contexts::ContextView;
+pub use race::{RaceEnd, RaceEvent, RaceSession};
+pub use transactions::TransactionView;
+pub use try_exec::{TryEnd, TryEvent, TrySession};
+pub use views::{ForkReport, ForkedVm, RollbackReport, SnapshotView, Verification};
+
+use offshoot_types::{ErrorCode, Failure};
+
+/// For a verb that this build does not have.
+fn unsupported(what: &str) -> Failure {
+    Failure::new(ErrorCode::Unsupported, format!("{what} is not supported yet"))
+}

@@ -1,0 +1,103 @@
+//! The host's key: manifests that were not written on this host are told apart.
+
+use crate::{machine::io_failure, state_dir::make_private_dir};
+use offshoot_provider::parts::Hash;
+use offshoot_types::{ErrorCode, Failure};
+use std::{
+    fmt,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+const FILE: &str = "snapshots.key";
+const LENGTH: usize = 32;
+
+/// Never shown.
+pub(crate) struct HostKey([u8; LENGTH]);
+
+impl fmt::Debug for HostKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HostKey(..)")
+    }
+}
+
+impl HostKey {
+    /// Reads it, or makes it the first time. Blocks.
+    pub fn load(dir: &Path) -> Result<Self, Failure> {
+        let path = dir.join(FILE);
+        make_private_dir(dir).map_err(|error| io_failure("make directory", dir, &error))?;
+        match fs::read(&path) {
+            Ok(bytes) => <[u8; LENGTH]>::try_from(bytes.as_slice()).map(Self).map_err(|_| {
+                Failure::new(
+                    ErrorCode::Snapshot,
+                    format!("{} is no key: it has {} bytes instead of {LENGTH}", path.display(), bytes.len()),
+                )
+                .hint("put the key back from a backup; without it no snapshot of this host is trusted")
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::make(dir, &path),
+            Err(error) => Err(io_failure("read", &path, &error)),
+        }
+    }
+
+    fn make(dir: &Path, path: &Path) -> Result<Self, Failure> {
+        let mut key = [0; LENGTH];
+        random(&mut key)?;
+        let temporary = path.with_extension("new");
+        let written = || {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&key)?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)?;
+            fs::File::open(dir)?.sync_all()
+        };
+        written().map_err(|error: io::Error| io_failure("write", path, &error))?;
+        Ok(Self(key))
+    }
+
+    pub fn authenticate(&self, bytes: &[u8]) -> Hash {
+        blake3::keyed_hash(&self.0, bytes).into()
+    }
+
+    /// Takes the same time whatever differs.
+    pub fn is_ours(&self, bytes: &[u8], tag: &Hash) -> bool {
+        blake3::keyed_hash(&self.0, bytes) == *tag.as_bytes()
+    }
+}
+
+/// Fills `bytes` from the kernel's generator.
+pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Failure> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => {
+                return Err(Failure::new(ErrorCode::Internal, "the kernel gave no random bytes")
+                    .caused_by(&io::Error::from(errno)));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_key_is_made_once_private_and_tells_foreign_bytes_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = HostKey::load(dir.path()).unwrap();
+        let tag = key.authenticate(b"manifest");
+        let again = HostKey::load(dir.path()).unwrap();
+        assert!(again.is_ours(b"manifest", &tag) && !again.is_ours(b"manifesT", &tag));
+        let path = dir.path().join(FILE);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&path, b"short").unwrap();
+        assert_eq!(HostKey::load(dir.path()).unwrap_err().code, ErrorCode::Snapshot);
+    }
+}

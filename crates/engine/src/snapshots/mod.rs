@@ -1,0 +1,100 @@
+//! What is kept of snapshots outside the record: bytes of those being written, memories to restore from, trust.
+//!
+//! ```text
+//! taken --> Volatile: device state in `.new-<id>`, pages in memory     (usable by this daemon only)
+//!             | persist: write, hash, flush, authenticate, rename
+//!             v
+//!           durable: snapshots/<id>/{manifest.json, device.state, ram.delta} + its disk layers
+//!             | check: the manifest, then each part once per file and change
+//!             v
+//!           Source: what a restore needs
+//! ```
+
+mod key;
+mod manifest;
+mod memory;
+mod persist;
+mod remove;
+mod source;
+mod verify;
+
+pub(crate) use key::random;
+use manifest::Manifest;
+pub(crate) use source::{Source, not_found};
+
+use crate::sync::lock;
+use memory::Memories;
+use offshoot_provider::{memory::Delta, parts::Trusted};
+use offshoot_types::{ErrorCode, Failure, SnapshotId};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+use tokio::sync::{OnceCell, RwLock, watch};
+
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    volatile: Mutex<HashMap<SnapshotId, Arc<Volatile>>>,
+    memories: Memories,
+    trusted: Arc<Trusted>,
+    key: OnceCell<key::HostKey>,
+}
+
+/// A snapshot whose bytes are not all on the disk yet.
+#[derive(Debug)]
+pub(crate) struct Volatile {
+    pub id: SnapshotId,
+    /// `None`: disk only.
+    pub delta: Option<Arc<Delta>>,
+    /// Held for reading while something opens its files, for writing while they are moved to their place.
+    files: Arc<RwLock<()>>,
+    /// How writing it ended.
+    written: watch::Sender<Option<Result<(), Failure>>>,
+}
+
+impl Volatile {
+    pub fn new(id: SnapshotId, delta: Option<Arc<Delta>>) -> Self {
+        Self { id, delta, files: Arc::default(), written: watch::Sender::new(None) }
+    }
+
+    /// Resolves once it is durable, or will never be.
+    pub async fn written(&self) -> Result<(), Failure> {
+        let mut written = self.written.subscribe();
+        match written.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or(Ok(())),
+            Err(_) => Err(crate::error::shutting_down()),
+        }
+    }
+}
+
+impl Snapshots {
+    /// From now on it can be restored by this daemon.
+    pub fn insert(&self, volatile: Volatile) -> Arc<Volatile> {
+        let (id, volatile) = (volatile.id, Arc::new(volatile));
+        lock(&self.volatile).insert(id, volatile.clone());
+        volatile
+    }
+
+    pub fn volatile(&self, id: SnapshotId) -> Option<Arc<Volatile>> {
+        lock(&self.volatile).get(&id).cloned()
+    }
+
+    /// It will never be durable; whoever waits for that is told.
+    pub fn give_up(&self, id: SnapshotId) {
+        let volatile = lock(&self.volatile).remove(&id);
+        if let Some(volatile) = volatile {
+            let failure = Failure::new(ErrorCode::Snapshot, format!("snapshot {id} was taken back"));
+            volatile.written.send_if_modified(|written| {
+                let first = written.is_none();
+                written.get_or_insert(Err(failure));
+                first
+            });
+        }
+        self.memories.forget(id);
+    }
+
+    fn forget(&self, id: SnapshotId) {
+        lock(&self.volatile).remove(&id);
+        self.memories.forget(id);
+    }
+}

@@ -1,0 +1,248 @@
+//! Letting snapshots go, and what is left of those that were never finished.
+//!
+//! ```text
+//! <id> --renamed--> .old-<id> --record forgets it--> removed
+//! ```
+//! A crash between the first two leaves a record whose files have another name: [`Core::sweep_snapshots`] puts it back.
+
+use crate::{
+    core::Core,
+    layers,
+    saga::create::remove_tree,
+    state_dir::NEW_SNAPSHOT,
+    trace::{Scope, TraceEvent},
+};
+use offshoot_store::{SnapshotRecord, SnapshotRetention, StoreError};
+use offshoot_types::{
+    Actor, Failure, OperationId, OperationKind, OperationOutcome, Owner, SnapshotId, SnapshotOrigin,
+    SnapshotState, VmId,
+};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::PathBuf,
+};
+use uuid::Uuid;
+
+const OLD_SNAPSHOT: &str = ".old-";
+
+impl Core {
+    /// Removes one snapshot, or says who needs it. Its disk layer goes when nobody needs that either.
+    pub async fn remove_snapshot(
+        &self,
+        id: SnapshotId,
+        operation: OperationId,
+        actor: &Actor,
+    ) -> Result<(), Failure> {
+        if let Some(volatile) = self.snapshots.volatile(id) {
+            // Whether it could be written does not matter any more.
+            let _ = volatile.written().await;
+        }
+        let (dir, old) = (self.layout.snapshot(id), self.old_snapshot(id));
+        let moved = rename(dir.clone(), old.clone()).await?;
+        let actor = actor.clone();
+        let removed = self.store.transaction(move |tx| tx.remove_snapshot(id, operation, &actor)).await;
+        if let Err(error) = removed {
+            if moved {
+                rename(old, dir).await?;
+            }
+            return Err(error.into());
+        }
+        self.snapshots.forget(id);
+        self.remove_snapshot_files(id).await;
+        Ok(())
+    }
+
+    fn old_snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.layout.snapshots().join(format!("{OLD_SNAPSHOT}{}", id.simple()))
+    }
+
+    pub(super) async fn remove_snapshot_files(&self, id: SnapshotId) {
+        let dirs = [self.layout.new_snapshot(id), self.layout.snapshot(id), self.old_snapshot(id)];
+        let removed =
+            tokio::task::spawn_blocking(move || dirs.iter().try_for_each(|dir| remove_tree(dir))).await;
+        if let Ok(Err(failure)) = removed {
+            let event = TraceEvent::NotCollected { path: &id.to_string(), error: &failure.message };
+            event.emit(&Scope::default());
+        }
+    }
+
+    /// Removes the snapshots of a VM that is gone, newest first: all, or those nobody asked for. Returns how many it has
+    /// kept that somebody asked for.
+    pub async fn remove_snapshots_of(
+        &self,
+        vm: VmId,
+        all: bool,
+        operation: OperationId,
+        actor: &Actor,
+    ) -> usize {
+        let snapshots = match self.store.read(move |view| view.snapshots(Some(vm))).await {
+            Ok(snapshots) => snapshots,
+            Err(error) => {
+                self.store_failed("list a VM's snapshots", &error);
+                return 0;
+            }
+        };
+        let mut kept = 0;
+        for snapshot in snapshots.into_iter().rev() {
+            if !all && wanted(&snapshot) {
+                kept += 1;
+                continue;
+            }
+            if let Err(failure) = self.remove_snapshot(snapshot.id, operation, actor).await {
+                let event =
+                    TraceEvent::NotCollected { path: &snapshot.id.to_string(), error: &failure.message };
+                event.emit(&Scope::default());
+            }
+        }
+        kept
+    }
+
+    /// Removes snapshots that were taken without being asked for and are too old or too many, then the layers they
+    /// alone needed.
+    pub async fn expire_snapshots(&self) {
+        let now = self.now();
+        let keep = SnapshotRetention::default();
+        let expired = match self.store.read(move |view| view.snapshots_to_expire(&keep, now)).await {
+            Ok(expired) => expired,
+            Err(error) => return self.store_failed("list expired snapshots", &error),
+        };
+        if !expired.is_empty() {
+            let reason = format!("{} snapshots are too old or too many", expired.len());
+            let authority = crate::core::Authority::Daemon;
+            let kind = OperationKind::RemoveSnapshot;
+            let new = self.new_operation(&authority, kind, None, &Owner::default(), reason);
+            let ticket = match self.store.begin_operation(new).await {
+                Ok(begun) => self.opened(begun.into_operation()),
+                Err(error) => return self.store_failed("begin to remove expired snapshots", &error),
+            };
+            let mut outcome = OperationOutcome::Done;
+            for snapshot in expired {
+                if let Err(failure) = self.remove_snapshot(snapshot.id, ticket.id(), &Actor::Daemon).await {
+                    outcome = OperationOutcome::Failed { failure };
+                }
+            }
+            self.close(ticket, outcome).await;
+        }
+        self.collect_layers().await;
+    }
+
+    /// Removes what forks ran from that could not be written, once nobody runs from it any more.
+    pub async fn drop_damaged_origins(&self) {
+        let listed = match self.store.read(|view| view.snapshots(None)).await {
+            Ok(listed) => listed,
+            Err(error) => return self.store_failed("list snapshots", &error),
+        };
+        let damaged = |snapshot: &SnapshotRecord| {
+            snapshot.origin == SnapshotOrigin::Fork && snapshot.state == SnapshotState::Damaged
+        };
+        for SnapshotRecord { id, operation, .. } in listed.into_iter().rev().filter(damaged) {
+            let removed =
+                self.store.transaction(move |tx| tx.remove_snapshot(id, operation, &Actor::Daemon)).await;
+            match removed {
+                Ok(_) => self.remove_snapshot_files(id).await,
+                Err(StoreError::InUse { .. }) => {}
+                Err(error) => self.store_failed("remove a damaged snapshot", &error),
+            }
+        }
+    }
+
+    /// Takes back what the daemon before this one had not finished to write, before any VM is looked at. Returns what
+    /// rollbacks left whose process may still be there, to be taken again: see [`crate::capture::take_again`].
+    pub async fn discard_volatile(&self) -> Result<HashMap<VmId, SnapshotRecord>, StoreError> {
+        let (snapshots, processes) = self
+            .store
+            .read(|view| {
+                let mut processes: HashMap<VmId, usize> = HashMap::new();
+                for instance in view.instances()? {
+                    *processes.entry(instance.vm).or_default() += 1;
+                }
+                Ok((view.snapshots(None)?, processes))
+            })
+            .await?;
+        let mut left = HashMap::new();
+        for snapshot in snapshots.into_iter().rev().filter(|s| s.state == SnapshotState::Volatile) {
+            let two = processes.get(&snapshot.vm).is_some_and(|processes| *processes > 1);
+            if snapshot.origin == SnapshotOrigin::Undo && two && !left.contains_key(&snapshot.vm) {
+                left.insert(snapshot.vm, snapshot);
+            } else {
+                self.discard(snapshot.id).await;
+            }
+        }
+        Ok(left)
+    }
+
+    /// Once per start: directories of snapshots that the record does not know, and layers' files nobody made a layer of.
+    pub async fn sweep_snapshots(&self) {
+        let known: HashMap<SnapshotId, SnapshotRecord> =
+            match self.store.read(|view| view.snapshots(None)).await {
+                Ok(snapshots) => snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect(),
+                Err(error) => return self.store_failed("list snapshots", &error),
+            };
+        for path in entries(self.layout.snapshots()) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let Some(new) = name.strip_prefix(NEW_SNAPSHOT) {
+                if id_of(new).is_none_or(|id| self.snapshots.volatile(id).is_none()) {
+                    crate::strays::remove(self, &path).await;
+                }
+            } else if let Some(id) = name.strip_prefix(OLD_SNAPSHOT).and_then(id_of) {
+                if known.contains_key(&id) {
+                    if let Err(failure) = rename(path.clone(), self.layout.snapshot(id)).await {
+                        let path = path.display().to_string();
+                        TraceEvent::NotCollected { path: &path, error: &failure.message }
+                            .emit(&Scope::default());
+                    }
+                } else {
+                    crate::strays::remove(self, &path).await;
+                }
+            } else if id_of(name).is_none_or(|id| !known.contains_key(&id)) {
+                crate::strays::keep(self, &path).await;
+            }
+        }
+        self.sweep_layers().await;
+    }
+
+    async fn sweep_layers(&self) {
+        let known: HashSet<String> = match self.store.read(|view| view.layers()).await {
+            Ok(layers) => layers.into_iter().map(|layer| layer.path).collect(),
+            Err(error) => return self.store_failed("list disk layers", &error),
+        };
+        for path in entries(self.layout.disks()) {
+            let relative = path.strip_prefix(&self.layout.state).unwrap_or(&path).display().to_string();
+            if known.contains(&relative) {
+                continue;
+            }
+            // One that nobody ever wrote to holds nothing.
+            if layers::is_empty(&path) {
+                crate::strays::remove(self, &path).await;
+            } else {
+                crate::strays::keep(self, &path).await;
+            }
+        }
+    }
+}
+
+/// Whether it outlives its VM unless somebody says otherwise.
+pub(crate) fn wanted(snapshot: &SnapshotRecord) -> bool {
+    snapshot.name.is_some() || matches!(snapshot.origin, SnapshotOrigin::Manual | SnapshotOrigin::Template)
+}
+
+fn id_of(name: &str) -> Option<SnapshotId> {
+    Uuid::try_parse(name).ok().filter(|uuid| uuid.simple().to_string() == name).map(SnapshotId::from_uuid)
+}
+
+fn entries(dir: PathBuf) -> Vec<PathBuf> {
+    fs::read_dir(dir)
+        .map(|entries| entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
+        .unwrap_or_default()
+}
+
+/// `false` if there was nothing to rename.
+async fn rename(from: PathBuf, to: PathBuf) -> Result<bool, Failure> {
+    let renamed = tokio::task::spawn_blocking(move || match fs::rename(&from, &to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(crate::machine::io_failure("rename", &from, &error)),
+    });
+    renamed.await.map_err(|_| crate::error::shutting_down())?
+}

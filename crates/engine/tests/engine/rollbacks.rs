@@ -1,0 +1,206 @@
+//! Going back, and never losing what was left.
+
+use crate::{host::Faults, sagas::state, stage::*};
+use offshoot_engine::ExecEvent;
+use offshoot_types::{
+    Command, ErrorCode, Failure, RollbackTo, SnapshotKind, SnapshotOrigin, SnapshotRef, SnapshotState,
+    VmState, VmStateName,
+};
+
+async fn undo(engine: &offshoot_engine::Engine) -> Result<offshoot_engine::RollbackReport, Failure> {
+    engine.rollback(permit(engine, Command::Undo { vm: named("a") })).await
+}
+
+async fn now(engine: &offshoot_engine::Engine) -> (String, String) {
+    (program(engine, "a", &["notes"]).await, program(engine, "a", &["saved"]).await)
+}
+
+fn both(text: &str) -> (String, String) {
+    (text.into(), text.into())
+}
+
+async fn change(engine: &offshoot_engine::Engine, text: &str) {
+    program(engine, "a", &["note", text]).await;
+    program(engine, "a", &["save", text]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_goes_back_in_memory_and_on_disk_and_can_be_undone_and_that_too() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    let id = create_running(&engine, "a").await;
+    change(&engine, "1").await;
+    let first = snapshot(&engine, "a", Some("first")).await.unwrap();
+    change(&engine, "2").await;
+    let old = stage.host.process(id);
+    let before = view(&engine, "a").await.generation;
+    let back = rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+    assert_eq!((back.to, back.warning.as_deref()), (first.id, None));
+    assert!(back.generation > before && back.attestations.is_some());
+    assert_eq!(now(&engine).await, both("1"));
+    eventually("what was left is ended", || !old.is_alive() && stage.host.processes().len() == 1).await;
+    let left = snapshots(&engine).await.into_iter().find(|s| Some(s.id) == back.undo).unwrap();
+    assert_eq!(left.origin, SnapshotOrigin::Undo);
+
+    let again = undo(&engine).await.unwrap();
+    assert_eq!(Some(again.to), back.undo);
+    assert_eq!(now(&engine).await, both("12"));
+    undo(&engine).await.unwrap();
+    assert_eq!(now(&engine).await, both("1"));
+    assert_eq!(stage.host.most_of_one_vm(), 1, "no two write to one layer");
+    let undos = snapshots(&engine).await;
+    for kept in undos.iter().filter(|s| s.origin == SnapshotOrigin::Undo) {
+        let shown = || async {
+            let inspect = Command::InspectSnapshot { snapshot: SnapshotRef::Id(kept.id) };
+            engine.snapshot_view(permit(&engine, inspect)).await.unwrap().state
+        };
+        while shown().await == SnapshotState::Volatile {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(shown().await, SnapshotState::Durable);
+    }
+    run(&engine, Command::Destroy { vm: named("a") }).await.unwrap();
+    remove_snapshot(&engine, first.id).await.unwrap();
+    leave(engine).await;
+    stage.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_keeps_the_other_state_from_running_the_vm_runs_on_as_it_was() {
+    for faults in [
+        Faults { restore_fails: true, ..Faults::default() },
+        Faults { guest_stale: true, ..Faults::default() },
+        Faults { guest_mute: true, ..Faults::default() },
+        Faults { checkpoint_fails: true, ..Faults::default() },
+    ] {
+        let mut stage = Stage::new();
+        stage.deadlines.boot = std::time::Duration::from_millis(300);
+        let engine = stage.engine().await;
+        let id = create_running(&engine, "a").await;
+        change(&engine, "1").await;
+        snapshot(&engine, "a", Some("first")).await.unwrap();
+        change(&engine, "2").await;
+        let session = exec(&engine, "a", &["cat"]).await.unwrap();
+        let (process, before) = (stage.host.process(id), view(&engine, "a").await.generation);
+        stage.host.set_faults(faults.clone());
+        let refused = rollback(&engine, "a", RollbackTo::Newest).await.unwrap_err();
+        assert!(!refused.cause.unwrap_or_default().contains("not taken back"), "{faults:?}");
+        stage.host.set_faults(Faults::default());
+        assert!(process.is_alive() && !process.is_paused() && !process.guest.is_frozen(), "{faults:?}");
+        assert_eq!(view(&engine, "a").await.generation, before, "{faults:?}");
+        assert_eq!(now(&engine).await, both("12"), "{faults:?}");
+        session.input().stdin("on".into()).await.unwrap();
+        session.input().end_stdin().await.unwrap();
+        assert_eq!(output(session).await.0, b"on", "{faults:?}");
+        assert_eq!(stage.host.processes().len(), 1, "{faults:?}");
+        assert_eq!(snapshots(&engine).await.len(), 1, "{faults:?}: no undo snapshot of what was not left");
+        // And then it works.
+        rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+        assert_eq!(now(&engine).await, both("1"), "{faults:?}");
+        leave(engine).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_of_the_state_that_was_left_ends_with_the_reason_and_history_marks_it() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    snapshot(&engine, "a", None).await.unwrap();
+    let mut session = exec(&engine, "a", &["cat"]).await.unwrap();
+    assert!(matches!(session.next().await, Some(ExecEvent::Started { .. })));
+    let operation = session.operation;
+    let back = rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+    let (_, end) = output(session).await;
+    let ExecEvent::Failed(failure) = end else { panic!("{end:?}") };
+    assert!(failure.message.contains("taken back to an earlier state"), "{failure:?}");
+    assert_eq!(back.undone, [operation]);
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_good_is_before_the_last_failed_exec_and_never_the_failed_state() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    change(&engine, "good").await;
+    let good = snapshot(&engine, "a", Some("good")).await.unwrap();
+    change(&engine, "bad").await;
+    let (_, end) = output(exec(&engine, "a", &["exit", "3"]).await.unwrap()).await;
+    assert!(matches!(end, ExecEvent::Ended(_)));
+    snapshot(&engine, "a", Some("bad")).await.unwrap();
+    let back = rollback(&engine, "a", RollbackTo::LastGood).await.unwrap();
+    assert_eq!(back.to, good.id);
+    assert_eq!(now(&engine).await, both("good"));
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_without_a_process_is_taken_back_too_and_a_full_snapshot_makes_it_run() {
+    for end in ["stopped", "suspended", "failed"] {
+        let stage = Stage::new();
+        let engine = stage.engine().await;
+        let id = create_running(&engine, "a").await;
+        change(&engine, "1").await;
+        snapshot(&engine, "a", Some("first")).await.unwrap();
+        change(&engine, "2").await;
+        match end {
+            "stopped" => drop(run(&engine, Command::Stop { vm: named("a"), grace: GRACE }).await.unwrap()),
+            "suspended" => drop(run(&engine, Command::Suspend { vm: named("a") }).await.unwrap()),
+            _ => {
+                stage.host.process(id).end(offshoot_provider::Exit::Signal(9));
+                wait_for(&engine, "a", &[VmStateName::Failed], std::time::Duration::from_secs(5)).await;
+            }
+        }
+        let to = RollbackTo::Snapshot("a@first".parse().unwrap());
+        let back = rollback(&engine, "a", to).await.unwrap();
+        assert_eq!(state(&engine), Some(VmState::Running), "{end}");
+        assert_eq!(now(&engine).await, both("1"), "{end}");
+        assert!(back.attestations.is_some() && back.undo.is_some(), "{end}");
+        undo(&engine).await.unwrap();
+        // Memory is kept only of what had one.
+        assert_eq!(program_or_start(&engine).await, if end == "suspended" { "12" } else { "" }, "{end}");
+        assert_eq!(program(&engine, "a", &["saved"]).await, "12", "{end}");
+        leave(engine).await;
+    }
+}
+
+async fn program_or_start(engine: &offshoot_engine::Engine) -> String {
+    if state(engine) == Some(VmState::Stopped) {
+        run(engine, Command::Start { vm: named("a") }).await.unwrap();
+    }
+    program(engine, "a", &["notes"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_goes_back_to_a_disk_by_booting_from_it() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    change(&engine, "1").await;
+    take(&engine, "a", Some("disk"), SnapshotKind::DiskOnly).await.unwrap();
+    change(&engine, "2").await;
+    let back = rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+    assert!(back.attestations.is_none(), "it booted");
+    assert_eq!(now(&engine).await, (String::new(), "1".into()));
+    undo(&engine).await.unwrap();
+    assert_eq!(now(&engine).await, both("12"));
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_to_go_back_to_is_said_so() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    for (asked, words) in [
+        (rollback(&engine, "a", RollbackTo::Newest).await, "has no snapshot"),
+        (rollback(&engine, "a", RollbackTo::LastGood).await, "has no snapshot from before"),
+        (undo(&engine).await, "nothing to undo"),
+    ] {
+        let refused = asked.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::NotFound);
+        assert!(refused.message.contains(words), "{refused:?}");
+    }
+    leave(engine).await;
+}
