@@ -319,6 +319,9 @@ async fn real_vm_limits_are_in_force_where_they_are_said_to_be() {
     let own = format!("offshoot-{}-g1", plan.vm.simple());
     if limits.iter().any(|limit| limit.starts_with("memory at most")) {
         assert!(groups.contains(&own), "said {limits:?}, is in\n{groups}");
+        let keeper =
+            std::fs::read_to_string(format!("/proc/{}/cgroup", support::keeper(&record).pid)).unwrap();
+        assert!(!keeper.contains(&own), "what the keeper copies would count as the VM's\n{keeper}");
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", vmm.pid)).unwrap();
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");

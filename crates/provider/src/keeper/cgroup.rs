@@ -1,4 +1,5 @@
-//! Control groups for a keeper and its VMM, where this host lets us make them.
+//! Control groups for a VMM, where this host lets us make them. The keeper enters them, starts the VMM there and steps
+//! out again: what it copies of the guest's memory is the daemon's, and must not end the VM for want of memory.
 //!
 //! Unified hierarchy (v2): one group beside our own, because a group with processes in it cannot hand its
 //! controllers down. Legacy hierarchies (v1): one group below our own in each of memory, pids and cpu. What
@@ -39,7 +40,7 @@ struct Setting {
     says: String,
 }
 
-/// Groups we are in. Leaving removes them.
+/// Groups we have entered. Leaving removes them.
 #[derive(Debug, Default)]
 pub(crate) struct Confinement {
     entered: Vec<Planned>,
@@ -182,6 +183,17 @@ impl Planned {
 }
 
 impl Confinement {
+    /// Once the VMM is started: it stays, we go back where we came from.
+    pub fn step_out(&self) -> Vec<String> {
+        let mut failed = Vec::new();
+        for group in &self.entered {
+            if let Err(error) = fs::write(group.home.join("cgroup.procs"), "0") {
+                failed.push(format!("cannot step out of {}: {error}", group.path.display()));
+            }
+        }
+        failed
+    }
+
     /// Only once the VMM is gone.
     pub fn leave(self) -> Vec<String> {
         let mut failed = Vec::new();

@@ -1,7 +1,7 @@
 //! A keeper's life, from its first instruction to its last.
 
 use super::{
-    cgroup::Plan,
+    cgroup::{Confinement, Plan},
     channel::Channel,
     checkpoint::{self, Taken},
     connection,
@@ -200,10 +200,9 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
         log.line(line);
     }
 
-    let limits = confinement.report.clone();
     let started = match Disk::lock(&keeper.spec.disk, keeper.spec.durability) {
         Ok(disk) => {
-            let given = Given { disk, memory: inherited.memory, limits };
+            let given = Given { disk, memory: inherited.memory, confinement: &confinement };
             start(&keeper.spec, &files, &log, given, &mut record).await
         }
         Err(error) => Err(Box::new(failed(error, None, &files))),
@@ -263,24 +262,27 @@ fn bind(files: &Files) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// What a VMM is started with besides its specification.
-struct Given {
+struct Given<'a> {
     disk: Disk,
     memory: PassedMemory,
-    limits: Vec<String>,
+    confinement: &'a Confinement,
 }
 
 async fn start(
     spec: &Spec,
     files: &Files,
     log: &Arc<KeeperLog>,
-    given: Given,
+    given: Given<'_>,
     record: &mut KeeperRecord,
 ) -> Result<Arc<Running>, Box<StartFailed>> {
     let fail = |error, vmm| Box::new(failed(error, vmm, files));
-    let Given { disk, memory: PassedMemory { base, delta }, limits } = given;
+    let Given { disk, memory: PassedMemory { base, delta }, confinement } = given;
     let mapped = mapped(base.as_ref());
     let state = state_to_pass(spec.restore.as_ref(), base).map_err(|error| fail(error, None))?;
     let (vmm, channel) = Vmm::start(spec, files, state, log.clone()).map_err(|error| fail(error, None))?;
+    for failure in confinement.step_out() {
+        log.line(failure);
+    }
     record.vmm = Some(vmm.id().clone());
     let ready = async {
         write_json(&files.keeper(), record, false).map_err(|error| StartError {
@@ -306,7 +308,7 @@ async fn start(
     };
     match ready.await {
         Ok(memory) => {
-            let started = Started { vmm: vmm.id().clone(), limits };
+            let started = Started { vmm: vmm.id().clone(), limits: confinement.report.clone() };
             let (disk, memory_base, log) = (Mutex::new(disk), spec.memory_base, log.clone());
             Ok(Arc::new(Running { vmm, channel, started, disk, memory, memory_base, log }))
         }

@@ -61,7 +61,7 @@ pub(crate) struct Restore {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// Of the VMM and the keeper together.
+    /// Of the VMM.
     pub memory: Bytes,
     pub processes: u32,
     pub cpus: CpuCount,

@@ -17,7 +17,7 @@ pub(super) const HARMLESS: [&str; 2] =
     ["ftruncate: Invalid argument", "qemu-system-x86_64: Expected vmdescription section, but got 0"];
 /// The line of a machine that waits for its state, as `xen-save-devices-state` left it.
 const WAIT_FOR_STATE: [&str; 3] = ["-incoming", "defer", "-S"];
-/// QEMU itself, the kernel file it keeps, buffers of devices, and the keeper.
+/// QEMU itself, the kernel file it keeps, and buffers of devices.
 const OVERHEAD: u64 = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Setting {
         }
     }
 
-    /// What the VMM and its keeper may use together.
+    /// What the VMM may use.
     pub fn memory_limit(&self, memory: MemMib) -> Bytes {
         // Whoever first touches a page that is a hole in a base pays for the page there and for its own copy.
         let copies = match self.start {
