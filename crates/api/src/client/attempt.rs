@@ -38,6 +38,10 @@ pub enum TryEvent {
         status: ExitStatus,
         truncated: bool,
     },
+    PartFailed {
+        part: TryPart,
+        problem: Problem,
+    },
     /// The last event: kept, or undone and why.
     Ended(TryOutcome),
 }
@@ -70,6 +74,7 @@ impl TryEvents {
             TryMessage::PartEnded { part, status, truncated } => {
                 TryEvent::PartEnded { part, status, truncated }
             }
+            TryMessage::PartFailed { part, problem } => TryEvent::PartFailed { part, problem },
             TryMessage::Ended(outcome) => {
                 self.0.told();
                 TryEvent::Ended(outcome)

@@ -110,8 +110,9 @@ pub struct LiveContext {
     pub context: ContextName,
     #[schema(schema_with = schema::language)]
     pub language: Language,
-    /// Inside the guest.
-    pub pid: u32,
+    /// Inside the guest; absent while there is no interpreter: it has died, or the VM does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// It runs code now.
     pub busy: bool,
     /// By the guest's clock.

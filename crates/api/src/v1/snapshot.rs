@@ -89,7 +89,7 @@ pub struct Snapshot {
     /// How long the VM stood still for it, in microseconds; only in the answer to whoever took it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_us: Option<u64>,
-    /// That took it; only in the answer to whoever asked for it.
+    /// That took it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::uuid)]
     pub operation: Option<OperationId>,
@@ -106,7 +106,7 @@ pub struct SnapshotList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RemoveSnapshotQuery {
-    /// Also remove what came of it and is not needed either, rather than refuse.
+    /// Merge it into what depends on it, rather than refuse.
     #[serde(default)]
     pub prune: bool,
 }

@@ -13,7 +13,7 @@
 //! A socket that closes before `ended` rolls the transaction back.
 
 use super::{
-    ErrorBody, ExecRequest, ExitStatus, InvalidField, InvalidFrame, Stream, TransactionEnd,
+    ErrorBody, ExecRequest, ExitStatus, InvalidField, InvalidFrame, Problem, Stream, TransactionEnd,
     exec::{CommandLine, check_signal},
     schema,
 };
@@ -118,6 +118,8 @@ pub enum TryMessage {
         /// Output beyond the limit was dropped.
         truncated: bool,
     },
+    /// The process did not run, or how it ended cannot be known.
+    PartFailed { part: TryPart, problem: Problem },
     /// The last message: kept, or undone and why.
     Ended(TryOutcome),
     /// The last message: it did not begin, or what became of it can no longer be told.

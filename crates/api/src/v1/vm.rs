@@ -1,10 +1,10 @@
 //! VMs: what a caller asks for, and what the daemon knows of them.
 
-use super::{InvalidField, Operation, invalid::parse, schema};
+use super::{Attestations, InvalidField, Operation, Transaction, invalid::parse, schema};
 use jiff::Timestamp;
 use offshoot_types::{
     CpuCount, DiskMib, Generation, ImageDigest, ImageRef, IsolationClass, Labels, Lifetime, MemMib,
-    OperationId, ProviderChoice, ProviderKind, VmId, VmName, VmSpec, VmStateName,
+    OperationId, ProviderChoice, ProviderKind, SnapshotId, VmId, VmName, VmSpec, VmStateName,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -193,6 +193,9 @@ pub struct DestroyQuery {
     /// Answer once the VM is gone (the default), or as soon as that is journaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<bool>,
+    /// Remove the snapshots of it that somebody asked for, too; without this they outlive it.
+    #[serde(default)]
+    pub snapshots: bool,
 }
 
 /// What a change came to. With status 202 the operation has not ended: ask `/v1/operations/{id}?wait_ms=`.
@@ -261,6 +264,23 @@ pub struct Vm {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::uuid)]
     pub operation: Option<OperationId>,
+    /// What it continues from when it is started next; absent if it boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::uuid)]
+    pub suspended_to: Option<SnapshotId>,
+    /// Where it stands in the tree of states: the parent of its next snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::uuid)]
+    pub position: Option<SnapshotId>,
+    /// What its guest said when it was renewed last; absent for one that booted, or since the daemon's start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestations: Option<Attestations>,
+    /// Kept states of it; only in the answers of `list` and `show`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<u64>,
+    /// The outermost open transaction, which owns it; only in the answers of `list` and `show`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transaction: Option<Transaction>,
 }
 
 /// Where a failed VM stands.

@@ -1,4 +1,4 @@
-//! Moving VMs: start, stop, restart, pause, resume, destroy.
+//! Moving VMs: start, stop, restart, pause, resume, suspend, destroy.
 
 use super::{
     error::{ApiError, ChangeErrors},
@@ -48,6 +48,14 @@ pub async fn pause(call: Call, Vm(vm): Vm, Json(change): Json<Change>) -> Result
     carry_out(&call, Command::Pause { vm }, change.wait).await
 }
 
+/// Write a VM's memory to disk and end its process; `start` continues it.
+#[utoipa::path(post, path = "/v1/vms/{vm}/suspend", tag = "vms", operation_id = "suspend_vm", request_body = Change,
+    params(("vm" = String, Path, description = "Name or id")),
+    responses((status = 200, body = Changed), (status = 202, body = Changed), ChangeErrors))]
+pub async fn suspend(call: Call, Vm(vm): Vm, Json(change): Json<Change>) -> Result<Response, ApiError> {
+    carry_out(&call, Command::Suspend { vm }, change.wait).await
+}
+
 /// Let a paused VM run on.
 #[utoipa::path(post, path = "/v1/vms/{vm}/resume", tag = "vms", operation_id = "resume_vm", request_body = Change,
     params(("vm" = String, Path, description = "Name or id")),
@@ -56,7 +64,7 @@ pub async fn resume(call: Call, Vm(vm): Vm, Json(change): Json<Change>) -> Resul
     carry_out(&call, Command::Resume { vm }, change.wait).await
 }
 
-/// Remove a VM with everything of it but the audit.
+/// Remove a VM with everything of it but the audit, and the snapshots that somebody asked for.
 #[utoipa::path(delete, path = "/v1/vms/{vm}", tag = "vms", operation_id = "destroy_vm",
     params(("vm" = String, Path, description = "Name or id"), DestroyQuery),
     responses((status = 200, body = Changed), (status = 202, body = Changed), ChangeErrors))]
@@ -65,11 +73,24 @@ pub async fn destroy(
     Vm(vm): Vm,
     Query(query): Query<DestroyQuery>,
 ) -> Result<Response, ApiError> {
-    carry_out(&call, Command::Destroy { vm }, query.wait).await
+    let permit = call.permit(Command::Destroy { vm }).await?;
+    let operation = match query.snapshots {
+        true => call.engine.destroy_with_snapshots(permit).await?,
+        false => call.engine.submit(permit).await?,
+    };
+    carried_out(&call, operation, query.wait).await
 }
 
 async fn carry_out(call: &Call, command: Command, wait: Option<bool>) -> Result<Response, ApiError> {
-    let mut operation = call.app.engine.submit(call.permit(command).await?).await?;
+    let operation = call.engine.submit(call.permit(command).await?).await?;
+    carried_out(call, operation, wait).await
+}
+
+async fn carried_out(
+    call: &Call,
+    mut operation: Operation,
+    wait: Option<bool>,
+) -> Result<Response, ApiError> {
     if wait.unwrap_or(true) {
         operation = settle(call, operation).await?;
     }
@@ -80,7 +101,7 @@ async fn carry_out(call: &Call, command: Command, wait: Option<bool>) -> Result<
 pub async fn settle(call: &Call, operation: Operation) -> Result<Operation, Failure> {
     let limit = Some(Duration::from_millis(MAX_WAIT_MS));
     let operation = tokio::select! {
-        ended = call.app.engine.wait(operation.id, limit) => ended?,
+        ended = call.engine.wait(operation.id, limit) => ended?,
         () = call.app.shutdown.expired() => return Ok(operation),
     };
     check(&operation).map(|()| operation)

@@ -35,7 +35,7 @@ pub async fn console(
     Vm(vm): Vm,
     Query(query): Query<ConsoleQuery>,
 ) -> Result<Response, ApiError> {
-    let console = call.app.engine.console(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
+    let console = call.engine.console(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
     let follow = if query.follow { Follow::Yes } else { Follow::No };
     let app = call.app;
     let bytes = stream::unfold((console, app), move |(mut console, app)| async move {

@@ -16,13 +16,13 @@ use offshoot_types::{Command, Failure, Lifetime, VmName, VmRef, VmSpec};
 pub async fn create(call: Call, Json(request): Json<CreateVm>) -> Result<Response, ApiError> {
     let NewVm { name, settings, start, wait } = request.try_into()?;
     let spec = specify(&call, name, settings, Lifetime::Kept).await?;
-    let mut operation = call.app.engine.submit(call.permit(Command::Create { spec }).await?).await?;
+    let mut operation = call.engine.submit(call.permit(Command::Create { spec }).await?).await?;
     // The start is judged on the VM as it then is, so its creation has to be over first.
     if wait || start {
         operation = settle(&call, operation).await?;
     }
     if let (true, Some(id)) = (start, operation.vm) {
-        operation = call.app.engine.submit(call.permit(Command::Start { vm: VmRef::Id(id) }).await?).await?;
+        operation = call.engine.submit(call.permit(Command::Start { vm: VmRef::Id(id) }).await?).await?;
         if wait {
             operation = settle(&call, operation).await?;
         }

@@ -38,7 +38,7 @@ pub async fn openapi(call: Call) -> Result<Response, ApiError> {
     responses((status = 200, body = v1::Daemon), ReadErrors))]
 pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
     let _read = call.permit(Command::Inspect { vm: None }).await?;
-    let census = call.app.engine.census();
+    let census = call.engine.census();
     Ok(axum::Json(v1::Daemon {
         record: call.app.record.clone(),
         images_dir: call.app.images.root().to_path_buf(),

@@ -96,9 +96,11 @@ error_sets! {
     /// Defining a VM.
     CreateErrors: [ExecFailed, NotFound, AlreadyExists, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
     /// Moving a VM.
-    ChangeErrors: [NotFound, WrongState, StaleGeneration, Busy, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
+    ChangeErrors: [NotFound, WrongState, StaleGeneration, Busy, InTransaction, InUse, Snapshot, Thaw, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
+    /// Keeping states, and going on from them.
+    BranchErrors: [ExecFailed, NotFound, AlreadyExists, WrongState, StaleGeneration, Busy, InTransaction, InUse, Snapshot, Thaw, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
     /// Anything the guest answers.
-    GuestErrors: [ExecFailed, NotFound, AlreadyExists, WrongState, StaleGeneration, Busy, NoResource, Unavailable, Guest, Timeout, Unsupported, Interrupted];
+    GuestErrors: [ExecFailed, NotFound, AlreadyExists, WrongState, StaleGeneration, Busy, InTransaction, NoResource, Unavailable, Guest, Timeout, Unsupported, Interrupted];
     /// Waiting for a state.
     WaitErrors: [NotFound, WrongState];
     /// Images.

@@ -39,7 +39,7 @@ pub async fn events(
     // A reader of a stream that reconnects says in this header how far it came.
     let seen = header("last-event-id").and_then(|id| id.parse().ok());
     let after = EventId(seen.unwrap_or(query.after));
-    let events = call.app.engine.events(permit, Some(after)).await?;
+    let events = call.engine.events(permit, Some(after)).await?;
     if header(header::ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/event-stream")) {
         let stopping = {
             let app = call.app.clone();

@@ -1,8 +1,9 @@
 //! Processes in a running VM: run and collect, run and stream, list, attach.
 
 use super::{
+    channel::{Channel, Left},
     error::{ApiError, GuestErrors},
-    exec_session::{About, Channel, Left, follow, take_up},
+    exec_session::{About, follow, take_up},
     extract::{Exec, Json, Query, Upgrade, Vm},
     request::Call,
     view, vms,
@@ -31,8 +32,7 @@ pub async fn collect(
     let limit = exec.limits.max_output.unwrap_or(MAX_COLLECTED).min(MAX_COLLECTED);
     exec.limits.max_output = Some(limit);
     let begun = Instant::now();
-    let session =
-        call.app.engine.exec(call.permit(Command::Exec { vm, spec: Box::new(exec) }).await?).await?;
+    let session = call.engine.exec(call.permit(Command::Exec { vm, spec: Box::new(exec) }).await?).await?;
     let (exec, operation) = (session.exec, session.operation);
     let Collected { end, stdout, stderr, lost } = gather(session, input).await?;
     Ok(axum::Json(ExecResult {
@@ -113,7 +113,7 @@ async fn stream_session(call: &Call, channel: &mut Channel, about: &About) -> Re
     let request: ExecRequest = channel.request().await?;
     let spec = Box::new(ExecSpec::try_from(request)?);
     let permit = call.permit(Command::Exec { vm: VmRef::Id(about.vm), spec }).await?;
-    let session = call.app.engine.exec(permit).await?;
+    let session = call.engine.exec(permit).await?;
     follow(call, channel, session, about, Durations::default()).await
 }
 
@@ -122,7 +122,7 @@ async fn stream_session(call: &Call, channel: &mut Channel, about: &About) -> Re
     params(("vm" = String, Path, description = "Name or id")),
     responses((status = 200, body = ExecList), GuestErrors))]
 pub async fn list(call: Call, Vm(vm): Vm) -> Result<axum::Json<ExecList>, ApiError> {
-    let execs = call.app.engine.execs(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
+    let execs = call.engine.execs(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
     Ok(axum::Json(ExecList { execs: execs.into_iter().map(view::exec).collect() }))
 }
 
@@ -140,9 +140,9 @@ pub async fn attach(
     let about = About::from(vms::glance(&call, vm).await?);
     let permit = call.permit(Command::Attach { vm: VmRef::Id(about.vm), exec }).await?;
     let from = AttachFrom { stdout: from.stdout_offset, stderr: from.stderr_offset };
-    let session = call.app.engine.attach(permit, from).await?;
+    let session = call.engine.attach(permit, from).await?;
     let known =
-        call.app.engine.execs(call.permit(Command::Inspect { vm: Some(VmRef::Id(about.vm)) }).await?).await?;
+        call.engine.execs(call.permit(Command::Inspect { vm: Some(VmRef::Id(about.vm)) }).await?).await?;
     let pid = known.into_iter().find(|known| known.id == exec).and_then(|known| known.pid);
     let present = call.app.activity.enter_session()?;
     Ok(upgrade.serve(move |socket| async move {

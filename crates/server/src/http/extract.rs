@@ -133,6 +133,12 @@ path_extractor! {
     Exec("exec": offshoot_types::ExecId);
     /// `{id}` of the path.
     OperationPath("id": offshoot_types::OperationId);
+    /// `{snapshot}` of the path.
+    SnapshotPath("snapshot": offshoot_types::SnapshotRef);
+    /// `{transaction}` of the path.
+    TransactionPath("transaction": offshoot_types::TransactionId);
+    /// `{context}` of the path.
+    ContextPath("context": offshoot_types::ContextName);
     /// `{image}` of the path.
     ImagePath("image": offshoot_types::ImageRef);
 }

@@ -137,7 +137,7 @@ where
     W: AsyncFnOnce(Files) -> Result<T, ClientError>,
 {
     let vm = call.named(&command);
-    let guest = call.app.engine.guest(call.permit(command).await?).await?;
+    let guest = call.engine.guest(call.permit(command).await?).await?;
     let done = work(guest.client().files(user)).await.map_err(|error| guest_failure(&vm, &error));
     guest.complete(done.as_ref().map(drop).map_err(Clone::clone)).await;
     done

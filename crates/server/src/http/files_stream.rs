@@ -36,7 +36,7 @@ pub async fn read(call: Call, Vm(vm): Vm, Query(query): Query<ReadQuery>) -> Res
     let user = query.user()?;
     let command = Command::Files { vm, access: FileAccess::Read, path: query.path.clone() };
     let name = call.named(&command);
-    let guest = call.app.engine.guest(call.permit(command).await?).await?;
+    let guest = call.engine.guest(call.permit(command).await?).await?;
     let opened = guest.client().files(user).read(query.path, query.offset, query.length).await;
     let reader = match opened.map_err(|error| guest_failure(&name, &error)) {
         Ok(reader) => reader,
@@ -109,7 +109,7 @@ async fn store(
     let WriteQuery { path, mode, make_parents, exclusive, .. } = query;
     let command = Command::Files { vm, access: FileAccess::Write, path: path.clone() };
     let name = call.named(&command);
-    let guest = call.app.engine.guest(call.permit(command).await?).await?;
+    let guest = call.engine.guest(call.permit(command).await?).await?;
     let written = async {
         let files = guest.client().files(user);
         let opened = files.write(path, mode, make_parents, exclusive).await;

@@ -23,7 +23,7 @@ pub async fn list(call: Call) -> Result<Json<v1::ImageList>, ApiError> {
     responses((status = 204, description = "Removed"), ImageErrors))]
 pub async fn remove(call: Call, ImagePath(image): ImagePath) -> Result<StatusCode, ApiError> {
     let _manage = call.permit(Command::ManageImage { image: image.to_string() }).await?;
-    let vms = call.app.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
+    let vms = call.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
     let in_use = vms.into_iter().map(|vm| vm.image_digest).collect();
     call.app.images.remove(image, in_use).await?;
     Ok(StatusCode::NO_CONTENT)

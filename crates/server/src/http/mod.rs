@@ -7,7 +7,10 @@
 //! missing from it.
 
 mod changes;
+mod channel;
+mod code_session;
 mod console;
+mod contexts;
 mod create;
 mod daemon;
 mod error;
@@ -17,12 +20,18 @@ mod exec_session;
 mod extract;
 mod files;
 mod files_stream;
+mod forks;
 mod images;
 mod openapi;
 mod operations;
+mod race_session;
 mod request;
+mod rollbacks;
 mod run;
+mod snapshots;
 mod tcp;
+mod transactions;
+mod try_session;
 mod view;
 mod vms;
 
@@ -81,6 +90,23 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(changes::restart))
         .routes(routes!(changes::pause))
         .routes(routes!(changes::resume))
+        .routes(routes!(changes::suspend))
+        .routes(routes!(snapshots::take, snapshots::list_of))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::show, snapshots::remove))
+        .routes(routes!(snapshots::verify))
+        .routes(routes!(forks::fork))
+        .routes(routes!(rollbacks::rollback))
+        .routes(routes!(rollbacks::undo))
+        .routes(routes!(transactions::begin, transactions::list))
+        .routes(routes!(transactions::commit))
+        .routes(routes!(transactions::rollback))
+        .routes(routes!(try_session::attempt))
+        .routes(routes!(race_session::race))
+        .routes(routes!(code_session::run))
+        .routes(routes!(contexts::list))
+        .routes(routes!(contexts::remove))
+        .routes(routes!(contexts::restart))
         .routes(routes!(exec::collect, exec::stream))
         .routes(routes!(exec::list))
         .routes(routes!(exec::attach))

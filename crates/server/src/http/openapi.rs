@@ -14,6 +14,14 @@ use utoipa::{
     v1::RunRequest,
     v1::ClientMessage,
     v1::ServerMessage,
+    v1::TryRequest,
+    v1::TryInput,
+    v1::TryMessage,
+    v1::RaceRequest,
+    v1::RaceMessage,
+    v1::CodeRequest,
+    v1::CodeInput,
+    v1::CodeMessage,
 )))]
 struct Spoken;
 
@@ -22,8 +30,10 @@ pub fn frame() -> Document {
     let mut document = Spoken::openapi();
     let mut info = Info::new("Offshoot", env!("CARGO_PKG_VERSION"));
     info.description = Some(
-        "Micro-VMs for agents: create, run, read, write, destroy. Served on a Unix socket to the user who owns \
-         it. Every error is an `ErrorBody`; every response carries its `x-request-id`."
+        "Micro-VMs for agents: create, run, read, write, snapshot, fork, roll back, destroy. Served on a Unix \
+         socket to the user who owns it. Every error is an `ErrorBody`; every response carries its \
+         `x-request-id`. A request made from within an open transaction carries the transaction's id in the \
+         header `offshoot-transaction`."
             .into(),
     );
     info.license = Some(License::new("Apache-2.0"));

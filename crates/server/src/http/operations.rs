@@ -16,7 +16,7 @@ use offshoot_types::Command;
     responses((status = 200, body = v1::OperationList), ReadErrors))]
 pub async fn list(call: Call) -> Result<Json<v1::OperationList>, ApiError> {
     let permit = call.permit(Command::Inspect { vm: None }).await?;
-    let operations = call.app.engine.operations(permit, OperationPage::default()).await?;
+    let operations = call.engine.operations(permit, OperationPage::default()).await?;
     Ok(Json(v1::OperationList { operations: operations.into_iter().map(Into::into).collect() }))
 }
 
@@ -31,7 +31,7 @@ pub async fn show(
 ) -> Result<Json<v1::Operation>, ApiError> {
     let read = async |wait| {
         let permit = call.permit(Command::InspectOperation { id }).await?;
-        call.app.engine.operation(permit, wait).await
+        call.engine.operation(permit, wait).await
     };
     let operation = match query.wait_ms {
         None => read(None).await?,

@@ -3,16 +3,20 @@
 use super::{
     App,
     error::{ApiError, write_body},
+    vms::stopping,
 };
 use axum::{
     extract::{FromRequestParts, Request},
-    http::{HeaderValue, request::Parts},
+    http::{HeaderMap, HeaderValue, request::Parts},
     middleware::Next,
     response::Response,
 };
-use offshoot_api::v1::REQUEST_ID_HEADER;
+use offshoot_api::v1::{InvalidField, REQUEST_ID_HEADER, TRANSACTION_HEADER};
+use offshoot_engine::Engine;
 use offshoot_policy::{Authorized, Decision};
-use offshoot_types::{Actor, Command, ErrorCode, Failure, Owner, RequestId, Target, VmName, VmRef};
+use offshoot_types::{
+    Actor, Command, ErrorCode, Failure, Owner, RequestId, Target, TransactionId, VmName, VmRef,
+};
 use std::time::Instant;
 use tracing::Instrument;
 
@@ -26,6 +30,9 @@ pub struct Peer {
 #[derive(Debug, Clone)]
 pub struct Call {
     pub app: App,
+    /// Speaks from within the transaction that the request's header names, if it does.
+    pub engine: Engine,
+    pub within: Option<TransactionId>,
     pub actor: Actor,
     pub id: RequestId,
 }
@@ -36,7 +43,7 @@ impl Call {
         let target = command.target();
         match &target {
             Target::Vm(VmRef::Name(name)) | Target::NewVm(name) => name.clone(),
-            _ => match self.app.engine.facts(&self.actor, &target).vm {
+            _ => match self.engine.facts(&self.actor, &target).vm {
                 Some(vm) => vm.name,
                 // Gone in the meantime, or never there; the engine says so.
                 None => "unknown".parse().expect("letters are a valid name"),
@@ -46,12 +53,12 @@ impl Call {
 
     /// Asks policy. The only way from here to the engine. A denial is in the audit before it is answered.
     pub async fn permit(&self, command: Command) -> Result<Authorized<Command>, Failure> {
-        let facts = self.app.engine.facts(&self.actor, &command.target());
+        let facts = self.engine.facts(&self.actor, &command.target());
         match self.app.policy.decide(&self.actor, command, &facts) {
             Decision::Permit(permit) => Ok(permit),
             Decision::Deny(denial) => {
                 tracing::info!(actor = %self.actor, action = %denial.action, code = denial.kind.code(), "denied");
-                self.app.engine.record_denial(&denial).await;
+                self.engine.record_denial(&denial).await;
                 Err(denial.into())
             }
             Decision::Require(required) => {
@@ -63,14 +70,37 @@ impl Call {
     }
 }
 
+impl Call {
+    /// `work`, unless the daemon's time is up first. What the engine has accepted goes on without us.
+    pub async fn until_cut<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.app.shutdown.expired() => Err(stopping()),
+        }
+    }
+}
+
 impl FromRequestParts<App> for Call {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let known = parts.extensions.get::<(Actor, RequestId)>().cloned();
         // `surround` runs before every handler; without it nobody is known to ask.
         let (actor, id) = known.ok_or_else(|| Failure::new(ErrorCode::Denied, "the caller is not known"))?;
-        Ok(Self { app: app.clone(), actor, id })
+        let within = transaction(&parts.headers)?;
+        let engine = match within {
+            Some(transaction) => app.engine.within(transaction),
+            None => app.engine.clone(),
+        };
+        Ok(Self { app: app.clone(), engine, within, actor, id })
     }
+}
+
+/// The open transaction a request belongs to.
+fn transaction(headers: &HeaderMap) -> Result<Option<TransactionId>, InvalidField> {
+    let Some(value) = headers.get(TRANSACTION_HEADER) else { return Ok(None) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    text.parse().map(Some).map_err(|error| InvalidField::new(TRANSACTION_HEADER, error))
 }
 
 /// The outermost layer.

@@ -9,9 +9,10 @@
 
 use super::{
     changes::check,
+    channel::{Channel, Left},
     create::specify,
     error::{ApiError, CreateErrors},
-    exec_session::{About, Channel, Left, follow},
+    exec_session::{About, follow},
     extract::Upgrade,
     files::in_guest,
     request::Call,
@@ -65,7 +66,7 @@ async fn use_machine(
     }
     let about = About::from(vms::glance(call, VmRef::Id(vm)).await?);
     let permit = call.permit(Command::Exec { vm: VmRef::Id(vm), spec: Box::new(exec) }).await?;
-    let session = call.app.engine.exec(permit).await?;
+    let session = call.engine.exec(permit).await?;
     let durations = Durations { create_ms: Some(create_ms), boot_ms: Some(boot_ms), ..Durations::default() };
     follow(call, channel, session, &about, durations).await
 }
@@ -79,11 +80,11 @@ async fn step<T>(
 ) -> Result<(T, u64), Left> {
     let progress =
         |state, duration_ms| ServerMessage::Progress(StepProgress { step: name.into(), state, duration_ms });
-    channel.say(&progress(ProgressState::Begun, None)).await?;
+    channel.sink.say(&progress(ProgressState::Begun, None)).await?;
     let begun = Instant::now();
     let done = channel.while_connected(work).await??;
     let duration = begun.elapsed().as_millis() as u64;
-    channel.say(&progress(ProgressState::Done, Some(duration))).await?;
+    channel.sink.say(&progress(ProgressState::Done, Some(duration))).await?;
     Ok((done, duration))
 }
 
@@ -115,10 +116,10 @@ async fn create(call: &Call, spec: Box<VmSpec>) -> Result<Machine, Failure> {
     let lifetime = spec.lifetime;
     let permit = call.permit(Command::Create { spec }).await?;
     match lifetime {
-        Lifetime::Request => Ok(Machine::Fleeting(call.app.engine.create_for_request(permit).await?)),
+        Lifetime::Request => Ok(Machine::Fleeting(call.engine.create_for_request(permit).await?)),
         Lifetime::Kept => {
-            let operation = call.app.engine.submit(permit).await?;
-            let operation = call.app.engine.wait(operation.id, None).await?;
+            let operation = call.engine.submit(permit).await?;
+            let operation = call.engine.wait(operation.id, None).await?;
             check(&operation)?;
             operation.vm.map(Machine::Kept).ok_or_else(|| {
                 Failure::new(ErrorCode::Internal, format!("operation {} made no VM", operation.id))
@@ -129,8 +130,8 @@ async fn create(call: &Call, spec: Box<VmSpec>) -> Result<Machine, Failure> {
 
 async fn boot(call: &Call, vm: VmId) -> Result<(), Failure> {
     let permit = call.permit(Command::Start { vm: VmRef::Id(vm) }).await?;
-    let operation = call.app.engine.submit(permit).await?;
-    check(&call.app.engine.wait(operation.id, None).await?)
+    let operation = call.engine.submit(permit).await?;
+    check(&call.engine.wait(operation.id, None).await?)
 }
 
 /// Writes what the process needs to find, as root.

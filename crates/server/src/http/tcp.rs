@@ -41,7 +41,7 @@ pub async fn tcp(
     let port = query.port()?;
     let command = Command::Connect { vm, port };
     let name = call.named(&command);
-    let guest = call.app.engine.guest(call.permit(command).await?).await?;
+    let guest = call.engine.guest(call.permit(command).await?).await?;
     let tunnel = guest.client().connect_tcp(port).await.map_err(|error| guest_failure(&name, &error))?;
     let present = call.app.activity.enter_session()?;
     Ok(upgrade.serve(move |socket| async move {

@@ -1,8 +1,11 @@
 //! From what the engine knows to what the wire says.
 
 use offshoot_api::v1;
-use offshoot_engine::{ExecState, ExecView, GuestHealth, VmView};
+use offshoot_engine::{
+    ExecState, ExecView, ForkReport, GuestHealth, RollbackReport, SnapshotView, TransactionView, VmView,
+};
 use offshoot_types::{ExecArgv, Lifetime};
+use std::time::Duration;
 
 pub fn vm(view: VmView) -> v1::Vm {
     v1::Vm {
@@ -41,6 +44,11 @@ pub fn vm(view: VmView) -> v1::Vm {
             cpu_ms: usage.cpu_time.as_millis() as u64,
         }),
         operation: view.operation,
+        suspended_to: view.suspended_to,
+        position: view.position,
+        attestations: view.attestations.map(Into::into),
+        snapshots: None,
+        transaction: None,
     }
 }
 
@@ -64,5 +72,73 @@ pub fn exec(view: ExecView) -> v1::ExecSummary {
         state,
         status,
         problem,
+    }
+}
+
+fn microseconds(span: Duration) -> u64 {
+    span.as_micros() as u64
+}
+
+pub fn snapshot(view: SnapshotView) -> v1::Snapshot {
+    v1::Snapshot {
+        id: view.id,
+        name: view.name,
+        vm: view.vm,
+        vm_name: view.vm_name,
+        kind: view.kind,
+        origin: view.origin,
+        state: view.state,
+        parent: view.parent,
+        quiesced: view.quiesced,
+        note: view.note,
+        size_bytes: view.size.0,
+        memory_mib: view.memory.mib().into(),
+        current: view.current,
+        created: view.created,
+        paused_us: view.paused.map(microseconds),
+        operation: view.operation,
+    }
+}
+
+pub fn forked(report: ForkReport) -> v1::Forked {
+    let fork = |fork: offshoot_engine::ForkedVm| v1::ForkedVm {
+        vm: fork.vm,
+        name: fork.name,
+        generation: fork.generation,
+        attestations: fork.attestations.map(Into::into),
+    };
+    v1::Forked {
+        operation: report.operation,
+        snapshot: report.snapshot,
+        paused_us: report.paused.map(microseconds),
+        forks: report.forks.into_iter().map(fork).collect(),
+    }
+}
+
+pub fn rolled_back(report: RollbackReport) -> v1::RolledBack {
+    v1::RolledBack {
+        operation: report.operation,
+        vm: report.vm,
+        to: report.to,
+        undo: report.undo,
+        generation: report.generation,
+        undone: report.undone,
+        attestations: report.attestations.map(Into::into),
+        warning: report.warning,
+    }
+}
+
+pub fn transaction(view: TransactionView) -> v1::Transaction {
+    v1::Transaction {
+        id: view.id,
+        vm: view.vm,
+        vm_name: view.vm_name,
+        parent: view.parent,
+        snapshot: view.snapshot,
+        state: view.state,
+        end: view.end.map(Into::into),
+        begun: view.begun,
+        deadline: view.deadline,
+        ended: view.ended,
     }
 }

@@ -17,8 +17,23 @@ use std::time::Duration;
 #[utoipa::path(get, path = "/v1/vms", tag = "vms", operation_id = "list_vms",
     responses((status = 200, body = v1::VmList), ReadErrors))]
 pub async fn list(call: Call) -> Result<Json<v1::VmList>, ApiError> {
-    let vms = call.app.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
-    Ok(Json(v1::VmList { vms: vms.into_iter().map(view::vm).collect() }))
+    let vms = call.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
+    let mut vms: Vec<v1::Vm> = vms.into_iter().map(view::vm).collect();
+    add_branches(&call, None, &mut vms).await?;
+    Ok(Json(v1::VmList { vms }))
+}
+
+/// Adds what the record, rather than the VM, knows: kept states and the open transaction.
+async fn add_branches(call: &Call, vm: Option<VmRef>, vms: &mut [v1::Vm]) -> Result<(), Failure> {
+    let inspect = || call.permit(Command::Inspect { vm: vm.clone() });
+    let snapshots = call.engine.snapshots(inspect().await?).await?;
+    let transactions = call.engine.transactions(inspect().await?).await?;
+    for vm in vms {
+        vm.snapshots = Some(snapshots.iter().filter(|snapshot| snapshot.vm == vm.id).count() as u64);
+        let open = transactions.iter().find(|open| open.vm == vm.id && open.parent.is_none());
+        vm.transaction = open.cloned().map(view::transaction);
+    }
+    Ok(())
 }
 
 /// One VM, with its usage measured now.
@@ -26,8 +41,12 @@ pub async fn list(call: Call) -> Result<Json<v1::VmList>, ApiError> {
     params(("vm" = String, Path, description = "Name or id")),
     responses((status = 200, body = v1::Vm), LookupErrors))]
 pub async fn show(call: Call, Vm(vm): Vm) -> Result<Json<v1::Vm>, ApiError> {
-    let found = call.app.engine.vm(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
-    Ok(Json(view::vm(found)))
+    let found = call.engine.vm(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
+    let id = VmRef::Id(found.id);
+    let mut found = [view::vm(found)];
+    add_branches(&call, Some(id), &mut found).await?;
+    let [found] = found;
+    Ok(Json(found))
 }
 
 /// Wait until a VM is in a state, or has moved.
@@ -50,7 +69,7 @@ pub async fn wait(
     }
     let permit = call.permit(Command::Inspect { vm: Some(vm) }).await?;
     let found = tokio::select! {
-        found = call.app.engine.wait_vm(permit, until, Some(limit)) => found?,
+        found = call.engine.wait_vm(permit, until, Some(limit)) => found?,
         () = call.app.shutdown.requested() => return Err(stopping().into()),
     };
     match &found.state {
@@ -79,5 +98,5 @@ pub fn stopping() -> Failure {
 /// The VM as it is now, without measuring anything.
 pub async fn glance(call: &Call, vm: VmRef) -> Result<VmView, Failure> {
     let permit = call.permit(Command::Inspect { vm: Some(vm) }).await?;
-    call.app.engine.wait_vm(permit, VmCondition::default(), Some(Duration::ZERO)).await
+    call.engine.wait_vm(permit, VmCondition::default(), Some(Duration::ZERO)).await
 }

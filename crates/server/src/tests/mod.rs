@@ -1,10 +1,13 @@
 //! The daemon as callers meet it: the real socket, the real typed client, the real engine; only the VMs are
 //! in memory.
 
+mod branches;
+mod contexts;
 mod daemons;
 mod execs;
 mod files;
 mod fixture;
 mod refusals;
 mod runs;
+mod transactions;
 mod vms;

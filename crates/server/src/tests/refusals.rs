@@ -114,7 +114,7 @@ async fn another_user_is_denied_on_every_route() {
             walked += 1;
         }
     }
-    assert!(walked >= 35, "{walked} routes");
+    assert!(walked >= 52, "{walked} routes");
     let body = refused(daemon.client.run(&RunRequest::default()).await.map(drop), ErrorCode::Denied);
     assert!(body.message.contains(&stranger.to_string()), "{}", body.message);
     daemon.vanish().await;
@@ -128,18 +128,22 @@ async fn ask_as_stranger(place: &Place, method: &str, path: &str) -> String {
         path if path.contains("/files") => "?path=/etc/hostname",
         _ => "",
     };
+    let words = [("{vm}", "web"), ("{image}", "base"), ("{context}", "main"), ("{snapshot}", "web@first")];
+    let ids = ["{exec}", "{id}", "{transaction}"].map(|word| (word, id.as_str()));
     let filled =
-        path.replace("{vm}", "web").replace("{exec}", &id).replace("{id}", &id).replace("{image}", "base");
+        words.into_iter().chain(ids).fold(path.to_owned(), |path, (word, with)| path.replace(word, with));
     let body = match path.rsplit('/').next().unwrap() {
         "vms" => r#"{"name":"web"}"#,
         "exec" => r#"{"exec":{"argv":["true"]}}"#,
+        "forks" => r#"{"source":"web"}"#,
         "rename" => r#"{"from":"/a","to":"/b"}"#,
         "symlink" => r#"{"target":"/a","path":"/b"}"#,
         "chmod" => r#"{"path":"/a","mode":420}"#,
         "mkdir" | "remove" => r#"{"path":"/a"}"#,
         _ => "",
     };
-    let websocket = ["/v1/run", "/exec", "/attach", "/tcp"].iter().any(|end| path.ends_with(end));
+    let sockets = ["/v1/run", "/exec", "/attach", "/tcp", "/try", "/race", "/code"];
+    let websocket = sockets.iter().any(|end| path.ends_with(end));
     let upgrade = match (method, websocket) {
         ("get", true) => {
             "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nconnection: upgrade\r\n"
