@@ -64,6 +64,24 @@ pub async fn see_through(
         .await
 }
 
+/// Asks by `request`, whose answer is its end. Interrupted, or once time is up, it goes on in the daemon, and the
+/// person is told so.
+pub async fn answered<T>(
+    context: &Context,
+    what: &str,
+    request: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T> {
+    let progress = context.printer.progress(what);
+    let request = Box::pin(async { Ok(request.await?) });
+    match context.interrupt.race(progress.during(context.bounded(what, request))).await {
+        Ok(done) => done,
+        Err(_) => {
+            context.printer.note(&format!("{what} goes on in the daemon"));
+            Err(Stop::Interrupted)
+        }
+    }
+}
+
 /// A request body that asks for an answer as soon as the change is journaled.
 pub fn unwaited() -> Change {
     Change { wait: Some(false), ..Change::default() }
@@ -115,7 +133,9 @@ async fn take_back(context: &Context, client: &Client, what: &str, undo: Undo, o
                 return Ok(());
             }
             Undo::Stop => client.stop(&vm, &Change { grace_ms: Some(0), wait: Some(false) }).await?,
-            Undo::Destroy => client.destroy(&vm, &DestroyQuery { wait: Some(false) }).await?,
+            Undo::Destroy => {
+                client.destroy(&vm, &DestroyQuery { wait: Some(false), snapshots: false }).await?
+            }
         };
         let ended = client.settle(changed.operation.id, Some(UNDO_WITHIN)).await?;
         succeeded(&ended).map_err(|failure| ClientError::Io {

@@ -2,10 +2,12 @@
 
 use crate::{
     commands::{
-        completion, cp, create, daemon, destroy, doctor, exec, image, keeper, list, logs, pause, restart,
-        resume, run, serve, shell, start, status, stop, wait,
+        completion, context, cp, create, daemon, destroy, doctor, exec, fork, image, keeper, list, logs,
+        pause, race, restart, resume, rollback, run, serve, shell, snapshot, start, status, stop, suspend,
+        r#try, tx, undo, wait,
     },
     duration::Span,
+    options::Within,
     printer::ColorChoice,
 };
 use clap::{
@@ -28,7 +30,7 @@ Start with:
 Precedence: an option wins over its environment variable, that over the default.
 
 Exit status: 0 done, 1 a check failed, 2 usage, 3 not found, 4 exists or wrong state, 5 denied, 6 timeout, \
-7 no resource, 8 backend, 130 interrupted. `run` and `exec` pass the program's own status through, and use \
+7 no resource, 8 backend, 130 interrupted. `run`, `exec` and `try` pass the program's own status through, and use \
 124 for its timeout, 127 for a program that cannot be executed, and 125 for any failure that is not the \
 program's.";
 
@@ -54,6 +56,9 @@ pub struct Global {
     /// Give up after this long, such as `500ms`, `30s` or `2m` [default: wait as long as it takes]
     #[arg(long, global = true, value_name = "DURATION")]
     pub timeout: Option<Span>,
+    /// Act from within this open transaction
+    #[arg(long, global = true, env = "OFFSHOOT_TRANSACTION", value_name = "ID", hide_env_values = true)]
+    pub transaction: Option<Within>,
     /// Say what happens, on standard error; twice for every step
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
@@ -77,12 +82,21 @@ pub enum Verb {
     Restart(restart::Args),
     Pause(pause::Args),
     Resume(resume::Args),
+    Suspend(suspend::Args),
     Destroy(destroy::Args),
     List(list::Args),
     Status(status::Args),
     Exec(exec::Args),
+    Context(context::Args),
     Shell(shell::Args),
     Cp(cp::Args),
+    Snapshot(snapshot::Args),
+    Fork(fork::Args),
+    Rollback(rollback::Args),
+    Undo(undo::Args),
+    Try(r#try::Args),
+    Tx(tx::Args),
+    Race(race::Args),
     Logs(logs::Args),
     Wait(wait::Args),
     Image(image::Args),
@@ -97,7 +111,7 @@ pub enum Verb {
 /// What can be told of a command line that does not parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guess {
-    /// `run` or `exec`: failures of ours are 125, since 2 may be the program's own status.
+    /// `run`, `exec` or `try`: failures of ours are 125, since 2 may be the program's own status.
     pub passes_status: bool,
     pub json: bool,
 }
@@ -111,11 +125,11 @@ impl Guess {
             match word.as_ref() {
                 "--" => break,
                 "--json" => guess.json = true,
-                "--state-dir" | "--timeout" | "--color" => drop(words.next()),
+                "--state-dir" | "--timeout" | "--transaction" | "--color" => drop(words.next()),
                 option if option.starts_with('-') => {}
                 verb if !verb_seen => {
                     verb_seen = true;
-                    guess.passes_status = matches!(verb, "run" | "exec");
+                    guess.passes_status = matches!(verb, "run" | "exec" | "try");
                 }
                 _ => {}
             }
@@ -146,6 +160,7 @@ mod tests {
         assert_eq!(guess("offshoot --json --state-dir run list --bogus"), (false, true));
         assert_eq!(guess("offshoot --timeout 3s exec --bogus"), (true, false));
         assert_eq!(guess("offshoot exec web -- x --json"), (true, false));
+        assert_eq!(guess("offshoot --transaction exec try web --bogus"), (true, false));
         assert_eq!(guess("offshoot"), (false, false));
     }
 

@@ -9,7 +9,7 @@ use crate::{
     trace::TraceEvent,
 };
 use offshoot_api::Client;
-use offshoot_types::{ErrorCode, Failure};
+use offshoot_types::{ErrorCode, Failure, TransactionId};
 use std::{future::Future, time::Duration};
 
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct Context {
     pub paths: Paths,
     /// `--timeout`, for the verb as a whole. `run` and `exec` give it to the guest instead.
     pub deadline: Option<Duration>,
+    /// `--transaction`: what is asked of the daemon is asked from within it.
+    pub transaction: Option<TransactionId>,
     pub autostart: Autostart,
     pub interrupt: Interrupt,
     pub verbose: u8,
@@ -26,7 +28,11 @@ pub struct Context {
 impl Context {
     /// The daemon of the state directory, started if need be.
     pub async fn client(&self) -> Result<Client> {
-        daemon::connect(self).await
+        let client = daemon::connect(self).await?;
+        Ok(match self.transaction {
+            Some(transaction) => client.within(transaction),
+            None => client,
+        })
     }
 
     /// The daemon of the state directory if one runs.

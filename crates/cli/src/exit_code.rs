@@ -3,7 +3,7 @@
 //! | status | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | no: `doctor` found a failure, or the person asked declined |
+//! | 1 | no: a check found a fault, code in a live context raised an error, nobody won a race, the person declined |
 //! | 2 | usage: an option, name or size that cannot be |
 //! | 3 | no such VM, operation or image |
 //! | 4 | exists already, or is in the wrong state for the verb |
@@ -11,12 +11,12 @@
 //! | 6 | a deadline passed |
 //! | 7 | out of memory, disk or another resource |
 //! | 8 | the VMM, the image or the guest failed, the host lacks something, or a defect of ours |
-//! | 124 | `run`, `exec`: the program's time was up |
-//! | 125 | `run`, `exec`: any failure of ours, whatever it is elsewhere |
-//! | 127 | `run`, `exec`: the program is not in the VM, or cannot be executed there |
+//! | 124 | `run`, `exec`, `try`: the program's time was up |
+//! | 125 | `run`, `exec`, `try`: any failure of ours, whatever it is elsewhere |
+//! | 127 | `run`, `exec`, `try`: the program is not in the VM, or cannot be executed there |
 //! | 130 | interrupted by Ctrl-C, SIGTERM or SIGHUP |
 //!
-//! `run`, `exec` and `shell` otherwise pass the guest program's own status through, 128 + N for signal N.
+//! `run`, `exec`, `try` and `shell` otherwise pass the guest program's own status through, 128 + N for signal N.
 
 use offshoot_types::{ErrorCode, ExecStatus};
 
@@ -47,13 +47,17 @@ impl From<ErrorCode> for ExitCode {
             ErrorCode::AlreadyExists
             | ErrorCode::WrongState
             | ErrorCode::StaleGeneration
-            | ErrorCode::Busy => Self::Conflict,
+            | ErrorCode::Busy
+            | ErrorCode::InTransaction
+            | ErrorCode::InUse => Self::Conflict,
             ErrorCode::Denied => Self::Denied,
             ErrorCode::Timeout => Self::Timeout,
             ErrorCode::NoResource => Self::NoResource,
             ErrorCode::Unavailable
             | ErrorCode::Backend
             | ErrorCode::Image
+            | ErrorCode::Snapshot
+            | ErrorCode::Thaw
             | ErrorCode::Guest
             | ErrorCode::ExecFailed
             | ErrorCode::Unsupported
@@ -116,11 +120,15 @@ mod tests {
         a_taken_name_exits_4: AlreadyExists => 4;
         a_wrong_state_exits_4: WrongState => 4;
         a_busy_vm_exits_4: Busy => 4;
+        a_vm_in_a_transaction_exits_4: InTransaction => 4;
+        a_needed_snapshot_exits_4: InUse => 4;
         a_denial_exits_5: Denied => 5;
         a_passed_deadline_exits_6: Timeout => 6;
         an_exhausted_ledger_exits_7: NoResource => 7;
         a_failed_vmm_exits_8: Backend => 8;
         a_broken_image_exits_8: Image => 8;
+        a_broken_snapshot_exits_8: Snapshot => 8;
+        a_guest_that_is_not_renewed_exits_8: Thaw => 8;
         a_missing_program_exits_8: Unavailable => 8;
         an_interruption_exits_130: Interrupted => 130;
     }

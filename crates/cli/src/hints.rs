@@ -18,6 +18,14 @@ const fn for_code(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::WrongState => Some("`offshoot status` shows the state"),
         ErrorCode::StaleGeneration => Some("the VM has moved on: look again with `offshoot status`"),
         ErrorCode::Busy => Some("try again, or see what is under way with `offshoot status`"),
+        ErrorCode::InTransaction => {
+            Some("name the transaction with `--transaction`, or end it: `offshoot tx list NAME` shows it")
+        }
+        ErrorCode::InUse => Some("`offshoot snapshot list --tree` shows what depends on what"),
+        ErrorCode::Snapshot => Some("`offshoot snapshot verify` tells what is damaged"),
+        ErrorCode::Thaw => {
+            Some("nothing was handed out: try again, or look at `offshoot logs NAME --console`")
+        }
         ErrorCode::Timeout => Some("`offshoot status` shows how far it came; `--timeout` gives it longer"),
         ErrorCode::NoResource => Some("`offshoot destroy` what is no longer needed, or ask for less"),
         ErrorCode::Unavailable | ErrorCode::Backend => Some("`offshoot doctor` shows what this host lacks"),

@@ -14,6 +14,7 @@
 
 mod agent;
 mod ask;
+mod branches;
 mod change;
 mod cli;
 mod commands;
@@ -66,7 +67,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> std::process::Exit
         Verb::Keeper(args) => offshoot_provider::keeper::main(&args.spec),
         Verb::Serve(args) => commands::serve::run(&global, args).into(),
         verb => {
-            let passes_status = matches!(verb, Verb::Run(_) | Verb::Exec(_));
+            let passes_status = matches!(verb, Verb::Run(_) | Verb::Exec(_) | Verb::Try(_));
             let printer = global.printer();
             let outcome = perform(&global, &printer, verb);
             conclude(&printer, outcome, passes_status).into()
@@ -105,6 +106,7 @@ fn perform(global: &Global, printer: &Printer, verb: Verb) -> Result<Status> {
             printer: printer.clone(),
             paths: global.paths()?,
             deadline: global.timeout.map(|span| span.0),
+            transaction: global.transaction.and_then(|within| within.0),
             autostart: if global.no_autostart { Autostart::Refused } else { Autostart::Allowed },
             interrupt: Interrupt::install().map_err(|error| host("cannot listen to signals", &error))?,
             verbose: global.verbose,

@@ -3,7 +3,10 @@
 use crate::{duration::Span, session};
 use clap::Args;
 use offshoot_api::v1::{ExecLimits, ExecRequest, PtySize};
-use offshoot_types::{Bytes, CpuCount, DiskMib, ImageRef, IsolationClass, Labels, MemMib, ProviderChoice};
+use offshoot_types::{
+    Bytes, CpuCount, DiskMib, ImageRef, InvalidId, IsolationClass, Labels, MemMib, ProviderChoice,
+    TransactionId,
+};
 use std::{collections::BTreeMap, str::FromStr};
 
 /// What a new VM is to be.
@@ -55,6 +58,20 @@ impl VmOptions {
             cpus: Some(self.cpus.get().into()),
             disk_mib: self.disk.map(|disk| disk.mib().into()),
             labels: pairs(&self.labels),
+        }
+    }
+}
+
+/// The transaction a verb acts from within. An empty variable names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Within(pub Option<TransactionId>);
+
+impl FromStr for Within {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        match text {
+            "" => Ok(Self(None)),
+            id => id.parse().map(|id| Self(Some(id))),
         }
     }
 }
@@ -163,6 +180,14 @@ impl Variable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_variable_names_no_transaction_and_a_wrong_one_is_refused() {
+        assert_eq!("".parse(), Ok(Within(None)));
+        let id = TransactionId::new();
+        assert_eq!(id.to_string().parse(), Ok(Within(Some(id))));
+        assert!("web".parse::<Within>().is_err());
+    }
 
     #[test]
     fn a_variable_is_given_or_passed_on() {

@@ -8,6 +8,7 @@
 
 use crate::progress;
 use offshoot_api::v1;
+use offshoot_types::TransactionId;
 use std::{fmt, io, path::Path, time::Duration};
 use tracing::level_filters::LevelFilter;
 
@@ -21,6 +22,12 @@ pub enum TraceEvent<'a> {
     ProcessStarted(&'a v1::Started),
     ProcessEnded(&'a v1::Ended),
     VmEvent(&'a v1::Event),
+    Renewed { name: &'a str, said: &'a v1::Attestations },
+    StoodStill { micros: u64 },
+    Begun { transaction: TransactionId },
+    Ended { end: &'a str },
+    Racing { racer: u32, name: &'a str },
+    Scored { racer: u32, score: f64 },
     SignalForwarded { number: i32 },
     ProcessKilled,
     Copied { path: &'a str, bytes: u64 },
@@ -43,6 +50,12 @@ impl TraceEvent<'_> {
             | Self::ProcessStarted(_)
             | Self::ProcessEnded(_)
             | Self::VmEvent(_)
+            | Self::Renewed { .. }
+            | Self::StoodStill { .. }
+            | Self::Begun { .. }
+            | Self::Ended { .. }
+            | Self::Racing { .. }
+            | Self::Scored { .. }
             | Self::SignalForwarded { .. }
             | Self::ProcessKilled
             | Self::ImageStage { .. } => Level::Info,
@@ -83,6 +96,16 @@ impl fmt::Display for TraceEvent<'_> {
                 ended.durations.guest_wall_us as f64 / 1000.0
             ),
             Self::VmEvent(event) => f.write_str(&crate::view::event_line(event)),
+            Self::Renewed { name, said } => {
+                write!(f, "`{name}` renewed: {}", crate::branches::attested(said))
+            }
+            Self::StoodStill { micros } => {
+                write!(f, "it stood still for {:.1} ms", *micros as f64 / 1000.0)
+            }
+            Self::Begun { transaction } => write!(f, "transaction {transaction} begun"),
+            Self::Ended { end } => write!(f, "transaction {end}"),
+            Self::Racing { racer, name } => write!(f, "racer {racer} runs as `{name}`"),
+            Self::Scored { racer, score } => write!(f, "racer {racer} scored {score}"),
             Self::SignalForwarded { number } => write!(f, "signal {number} passed to the process"),
             Self::ProcessKilled => f.write_str("the process did not end: killed"),
             Self::Copied { path, bytes } => write!(f, "copied {path} ({bytes} bytes)"),

@@ -2,7 +2,7 @@
 
 use crate::printer::visible;
 use jiff::Timestamp;
-use offshoot_api::v1::{Daemon, Event, EventDetail, OutcomeName, Vm};
+use offshoot_api::v1::{Daemon, Event, EventDetail, OutcomeName, TransactionEnd, Vm};
 use offshoot_types::Bytes;
 use std::fmt::Write;
 
@@ -47,15 +47,20 @@ impl Table {
 
 /// One line per VM.
 pub fn vm_table(vms: &[Vm], now: Timestamp) -> String {
-    let mut table = Table::new(&["NAME", "STATE", "IMAGE", "ISOLATION", "MEMORY", "CPUS", "CREATED"]);
+    let heading = ["NAME", "STATE", "IMAGE", "ISOLATION", "MEMORY", "CPUS", "SNAPSHOTS", "CREATED"];
+    let mut table = Table::new(&heading);
     for vm in vms {
         table.row([
             vm.name.to_string(),
-            vm.state.to_string(),
+            match vm.transaction {
+                Some(_) => format!("{}, in transaction", vm.state),
+                None => vm.state.to_string(),
+            },
             vm.image.to_string(),
             vm.isolation.to_string(),
             mebibytes(vm.memory_mib),
             vm.cpus.to_string(),
+            vm.snapshots.map_or_else(|| "-".into(), |count| count.to_string()),
             format!("{} ago", age(vm.created, now)),
         ]);
     }
@@ -85,6 +90,19 @@ pub fn vm_details(vm: &Vm, now: Timestamp) -> String {
             "uses",
             format!("{} of host memory, {:.1} s of CPU", size(usage.pss_bytes), usage.cpu_ms as f64 / 1000.0),
         ));
+    }
+    if let Some(open) = &vm.transaction {
+        let left = (open.deadline.as_second() - now.as_second()).max(0);
+        lines.push(("transaction", format!("{}, rolled back in {left} s unless it ends before", open.id)));
+    }
+    if let Some(count) = vm.snapshots.filter(|count| *count > 0) {
+        lines.push(("snapshots", format!("{count}: `offshoot snapshot list {}` shows them", vm.name)));
+    }
+    if let Some(snapshot) = vm.suspended_to {
+        lines.push(("continues", format!("from snapshot {snapshot} when it is started")));
+    }
+    if let Some(said) = &vm.attestations {
+        lines.push(("renewed", crate::branches::attested(said)));
     }
     if !vm.labels.is_empty() {
         let labels: Vec<String> = vm.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -144,9 +162,35 @@ pub fn event_line(event: &Event) -> String {
         }
         EventDetail::GuestHealth { responsive: true } => "the guest answers".into(),
         EventDetail::GuestHealth { responsive: false } => "the guest does not answer".into(),
+        EventDetail::SnapshotTaken { snapshot, name, origin } => {
+            let name = name.as_ref().map_or_else(String::new, |name| format!(" `{name}`"));
+            format!("{origin} snapshot{name} taken: {snapshot}")
+        }
+        EventDetail::SnapshotChanged { snapshot, state, origin } => {
+            format!("{origin} snapshot {snapshot} is {state}")
+        }
+        EventDetail::SnapshotRemoved { snapshot } => format!("snapshot {snapshot} removed"),
+        EventDetail::RolledBack { to, undo, generation } => {
+            let undo = undo.map_or_else(String::new, |undo| format!(", left behind as {undo}"));
+            format!("continues from snapshot {to} (generation {generation}){undo}")
+        }
+        EventDetail::Forked { from } => format!("forked from snapshot {from}"),
+        EventDetail::TransactionBegun { transaction } => format!("transaction {transaction} begun"),
+        EventDetail::TransactionEnded { transaction, end } => {
+            format!("transaction {transaction} {}", ended(end))
+        }
         EventDetail::Warning { message } => format!("warning: {message}"),
     };
     visible(&format!("{} {subject}{what}", seconds(event.at))).replace('\n', " ")
+}
+
+/// How a transaction ended: `committed`, `rolled back: the command exited with 1`.
+pub fn ended(end: &TransactionEnd) -> String {
+    match (end.committed, &end.reason) {
+        (true, _) => "committed".into(),
+        (false, Some(reason)) => format!("rolled back: {reason}"),
+        (false, None) => "rolled back".into(),
+    }
 }
 
 /// A size with one unit, rounded: `1.5 GiB`.
@@ -157,16 +201,16 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-fn mebibytes(mib: u64) -> String {
+pub fn mebibytes(mib: u64) -> String {
     Bytes(mib.saturating_mul(1 << 20)).to_string()
 }
 
-fn seconds(at: Timestamp) -> String {
+pub fn seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
 /// How long ago, in the largest unit that fits. A clock that went back reads as `0 s`.
-fn age(then: Timestamp, now: Timestamp) -> String {
+pub fn age(then: Timestamp, now: Timestamp) -> String {
     let seconds = (now.as_second() - then.as_second()).max(0);
     match seconds {
         0..=119 => format!("{seconds} s"),

@@ -1,25 +1,34 @@
 //! The verbs, one file each: options, help, and what is done.
 
 pub mod completion;
+pub mod context;
 pub mod cp;
 pub mod create;
 pub mod daemon;
 pub mod destroy;
 pub mod doctor;
 pub mod exec;
+pub mod fork;
 pub mod image;
 pub mod keeper;
 pub mod list;
 pub mod logs;
 pub mod pause;
+pub mod race;
 pub mod restart;
 pub mod resume;
+pub mod rollback;
 pub mod run;
 pub mod serve;
 pub mod shell;
+pub mod snapshot;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod suspend;
+pub mod r#try;
+pub mod tx;
+pub mod undo;
 pub mod wait;
 
 use crate::{cli::Verb, context::Context, exit_code::Status, failure::Result};
@@ -36,7 +45,16 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
         Verb::Restart(args) => restart::run(context, args).await,
         Verb::Pause(args) => pause::run(context, args).await,
         Verb::Resume(args) => resume::run(context, args).await,
+        Verb::Suspend(args) => suspend::run(context, args).await,
         Verb::Destroy(args) => destroy::run(context, args).await,
+        Verb::Snapshot(args) => snapshot::run(context, args).await,
+        Verb::Fork(args) => fork::run(context, args).await,
+        Verb::Rollback(args) => rollback::run(context, args).await,
+        Verb::Undo(args) => undo::run(context, args).await,
+        Verb::Try(args) => r#try::run(context, args).await,
+        Verb::Tx(args) => tx::run(context, args).await,
+        Verb::Race(args) => race::run(context, args).await,
+        Verb::Context(args) => context::run(context, args).await,
         Verb::Image(args) => image::run(context, args).await,
         Verb::List(args) => context.abandonable("the list", list::run(context, args)).await,
         Verb::Status(args) => context.abandonable("the status", status::run(context, args)).await,

@@ -9,7 +9,7 @@ use offshoot_types::VmRef;
 const EXAMPLES: &str = "Examples:
   offshoot resume web";
 
-/// Let a paused VM run on
+/// Let a paused or suspended VM run on
 ///
 /// Nothing inside notices but the clock.
 #[derive(Debug, clap::Args)]

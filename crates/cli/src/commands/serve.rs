@@ -8,7 +8,7 @@ use crate::{
 use offshoot_api::v1::{DaemonMode, StartReport};
 use offshoot_image::Store;
 use offshoot_server::{LogFormat, Providers, ReadyPipe, ServeOptions, serve};
-use offshoot_types::{ErrorCode, Failure};
+use offshoot_types::{Bytes, ErrorCode, Failure};
 use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
 
 const EXAMPLES: &str = "Examples:
@@ -17,7 +17,9 @@ const EXAMPLES: &str = "Examples:
 
 It takes over from a daemon that was started by a verb, VMs included, and is refused where \
 another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
-takes them up.";
+takes them up.
+
+A daemon that is started by a verb takes its quotas from the environment of that verb.";
 
 /// Run the daemon in the foreground, logging to standard error
 #[derive(Debug, clap::Args)]
@@ -26,6 +28,12 @@ pub struct Args {
     /// How to log: for people or for machines
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     log_format: Format,
+    /// Refuse snapshots once all of them together take so much, such as `50G` [default: no limit]
+    #[arg(long, value_name = "SIZE", env = "OFFSHOOT_SNAPSHOT_QUOTA", hide_env_values = true)]
+    snapshot_quota: Option<Bytes>,
+    /// The same for the snapshots of any one VM
+    #[arg(long, value_name = "SIZE", env = "OFFSHOOT_SNAPSHOT_QUOTA_PER_VM", hide_env_values = true)]
+    snapshot_quota_per_vm: Option<Bytes>,
     /// Listen for TCP connections too (not built yet)
     #[arg(long, value_name = "ADDRESS", hide = true)]
     listen: Option<String>,
@@ -90,6 +98,8 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
     let providers = Providers::Host { offshoot_exe };
     let mut options = ServeOptions::new(state_dir, images_dir, agent::binary()?, providers, mode);
     options.log = Some(log);
+    options.limits.snapshots = args.snapshot_quota;
+    options.limits.snapshots_per_vm = args.snapshot_quota_per_vm;
     Ok(options)
 }
 

@@ -34,8 +34,16 @@ pub enum Stdin {
 pub enum Message {
     Signal(i32),
     Kill,
-    /// Close the connection, whatever the process does.
+    /// Close the connection, whatever the process does; or as [`Leaving`] says.
     Leave,
+}
+
+/// How to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    Close,
+    /// Ask for it and stay: what became of it is still to be heard.
+    RollBack,
 }
 
 /// Where everything comes from that goes to the process.
@@ -45,6 +53,7 @@ pub struct Feeder {
     escape: Option<Escape>,
     resized: Option<Signal>,
     orders: UnboundedReceiver<Message>,
+    leaving: Leaving,
 }
 
 impl Feeder {
@@ -60,7 +69,11 @@ impl Feeder {
             Stdin::Empty => None,
             Stdin::Forwarded => Some(read_stdin()?),
         };
-        Ok(Self { stdin, escape: raw.then(Escape::default), resized, orders })
+        Ok(Self { stdin, escape: raw.then(Escape::default), resized, orders, leaving: Leaving::Close })
+    }
+
+    pub fn leaving(self, leaving: Leaving) -> Self {
+        Self { leaving, ..self }
     }
 }
 
@@ -75,7 +88,10 @@ pub async fn feed(mut input: ExecInput, mut feeder: Feeder) {
                 Message::Kill => input.kill().await,
                 Message::Leave => {
                     // If it cannot be said, the connection is closed already.
-                    let _ = input.close().await;
+                    let _ = match feeder.leaving {
+                        Leaving::Close => input.close().await,
+                        Leaving::RollBack => input.roll_back().await,
+                    };
                     return pending().await;
                 }
             },

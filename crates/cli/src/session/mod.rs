@@ -10,10 +10,13 @@
 //! the process gets the same signal; after 5 s its whole tree is killed. A second signal ends this program at
 //! once: a VM of `run` is then destroyed because its connection closes, a process of `exec` runs on.
 
+pub mod attempt;
+pub mod code;
 mod document;
 mod escape;
 mod input;
 mod output;
+pub mod race;
 
 pub use document::Program;
 pub use input::Stdin;

@@ -2,7 +2,7 @@
 
 use crate::Home;
 
-const VERBS: [&str; 20] = [
+const VERBS: [&str; 29] = [
     "run",
     "create",
     "start",
@@ -10,12 +10,21 @@ const VERBS: [&str; 20] = [
     "restart",
     "pause",
     "resume",
+    "suspend",
     "destroy",
     "list",
     "status",
     "exec",
+    "context",
     "shell",
     "cp",
+    "snapshot",
+    "fork",
+    "rollback",
+    "undo",
+    "try",
+    "tx",
+    "race",
     "logs",
     "wait",
     "image",

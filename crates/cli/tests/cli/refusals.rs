@@ -43,6 +43,19 @@ fn unknown_verbs_options_and_values_are_usage_errors() {
         &["cp", "a:relative", "."],
         &["image"],
         &["completion", "nosuchshell"],
+        &["snapshot"],
+        &["snapshot", "web", "list"],
+        &["snapshot", "show", "web"],
+        &["snapshot", "--disk-only", "list"],
+        &["fork"],
+        &["fork", "web", "--name", "Not A Name"],
+        &["rollback", "web", "before", "--last-good"],
+        &["context"],
+        &["context", "rm", "web"],
+        &["tx"],
+        &["tx", "commit", "web"],
+        &["race", "web"],
+        &["list", "--transaction", "web"],
         &[],
     ] {
         let ended = Home::new().run(line);
@@ -53,9 +66,19 @@ fn unknown_verbs_options_and_values_are_usage_errors() {
 
 #[test]
 fn where_the_status_is_the_programs_a_usage_error_is_125() {
-    for line in
-        [&["run"][..], &["exec", "web"], &["run", "--memory", "0", "-c", "1"], &["exec", "Web", "--", "ls"]]
-    {
+    for line in [
+        &["run"][..],
+        &["exec", "web"],
+        &["run", "--memory", "0", "-c", "1"],
+        &["exec", "Web", "--", "ls"],
+        &["exec", "web", "--context", "main"],
+        &["exec", "web", "-c", "1"],
+        &["exec", "web", "--context", "main", "-c", "1", "--", "ls"],
+        &["exec", "web", "--context", "main", "-c", "1", "--lang", "cobol"],
+        &["exec", "web", "--context", "main", "-c", "1", "--env", "A=b"],
+        &["try", "web"],
+        &["try", "web", "--check"],
+    ] {
         assert_eq!(Home::new().run(line).status, 125, "{line:?}");
     }
 }
@@ -96,4 +119,18 @@ fn a_file_whose_language_nobody_knows_needs_it_named() {
     let ended = home.run(&["run", "script"]);
     assert_eq!(ended.status, 125);
     assert!(ended.stderr.contains("hint: name it with `--lang`"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_vm_called_like_a_command_of_snapshot_is_reached_by_the_long_form() {
+    insta::assert_snapshot!(refused(&["snapshot", "web", "list"]));
+}
+
+#[test]
+fn an_end_of_no_transaction_is_explained_and_an_empty_variable_names_none() {
+    insta::assert_snapshot!(refused(&["tx", "commit", "web"]));
+    let home = Home::new();
+    let mut command = home.command(&["tx", "commit", "web"]);
+    command.env("OFFSHOOT_TRANSACTION", "");
+    assert_eq!(Home::end(command).status, 2);
 }

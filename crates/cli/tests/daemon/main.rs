@@ -1,5 +1,7 @@
 //! The real binary against a real daemon whose VMs are in memory: what verbs print, keep and exit with.
 
+mod attempts;
+mod branches;
 mod copies;
 mod fixture;
 mod lifecycle;

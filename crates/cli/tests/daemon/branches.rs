@@ -1,0 +1,90 @@
+//! `snapshot`, `fork`, `rollback`, `undo`, `suspend`, and what `destroy` leaves of them.
+
+use crate::fixture::World;
+
+fn booted() -> World {
+    let world = World::new();
+    world.run(&["create", "web", "--start"]).exits(0);
+    world
+}
+
+fn write(world: &World, vm: &str, text: &str) {
+    world.run(&["exec", vm, "--", "sh", "-c", &format!("echo {text} > /data")]).exits(0);
+}
+
+#[track_caller]
+fn reads(world: &World, vm: &str, text: &str) {
+    world.run(&["exec", vm, "--", "cat", "/data"]).exits(0).prints(&format!("{text}\n"));
+}
+
+#[test]
+fn a_snapshot_is_named_on_stdout_as_it_is_referred_to_and_gone_back_to() {
+    let world = booted();
+    write(&world, "web", "one");
+    world.run(&["snapshot", "web", "one", "--note", "the first"]).exits(0).prints("web@one\n");
+    write(&world, "web", "two");
+    let unnamed = world.run(&["snapshot", "web"]).exits(0).stdout;
+    world.run(&["snapshot", "web", "one"]).exits(4);
+    let shown = world.run(&["snapshot", "show", unnamed.trim(), "--json"]).exits(0).json();
+    assert_eq!(shown["id"], unnamed.trim());
+    let tree = world.run(&["snapshot", "list", "web", "--tree"]).exits(0).stdout;
+    assert!(tree.contains("web@one") && tree.contains(&format!("└ {}", unnamed.trim())), "{tree}");
+    let verified = world.run(&["snapshot", "verify", "web@one"]).exits(0);
+    assert!(verified.stdout.contains("every byte as it was written"), "{verified:#?}");
+    world.run(&["snapshot", "rm", unnamed.trim()]).exits(0).prints(&unnamed);
+    world.run(&["snapshot", "rm", unnamed.trim()]).exits(3);
+
+    let back = world.run(&["rollback", "web", "one"]).exits(0).prints("web\n");
+    assert!(back.stderr.contains("offshoot undo web"), "{back:#?}");
+    reads(&world, "web", "one");
+    world.run(&["undo", "web"]).exits(0).prints("web\n");
+    reads(&world, "web", "two");
+    world.run(&["rollback", "web", "ghost"]).exits(3);
+    let status = world.run(&["status", "web"]).exits(0).stdout;
+    assert!(status.contains("snapshots"), "{status}");
+}
+
+#[test]
+fn forks_are_named_one_a_line_and_what_they_attest_is_told_when_asked() {
+    let world = booted();
+    write(&world, "web", "shared");
+    let forked = world.run(&["-v", "fork", "web", "--count", "2"]).exits(0).prints("web-1\nweb-2\n");
+    assert!(forked.stderr.contains("`web-1` renewed: random reseeded"), "{forked:#?}");
+    reads(&world, "web-2", "shared");
+    let document = world.run(&["fork", "web", "--name", "trial", "--json"]).exits(0).json();
+    assert_eq!(document["forks"][0]["name"], "trial");
+    assert_eq!(document["forks"][0]["attestations"]["hostname"], "trial");
+    world.run(&["fork", "ghost"]).exits(3);
+    world.run(&["fork", "web", "--name", "trial"]).exits(4);
+    world.run(&["fork", "web", "--count", "0"]).exits(2);
+}
+
+#[test]
+fn a_suspended_vm_is_shown_as_such_and_runs_on() {
+    let world = booted();
+    write(&world, "web", "kept");
+    world.run(&["suspend", "web"]).exits(0).prints("web\n");
+    let list = world.run(&["list"]).exits(0).stdout;
+    assert!(list.contains("suspended"), "{list}");
+    world.run(&["exec", "web", "--", "true"]).exits(125);
+    world.run(&["resume", "web"]).exits(0);
+    reads(&world, "web", "kept");
+}
+
+#[test]
+fn destroy_keeps_what_was_asked_for_unless_told_otherwise() {
+    let world = booted();
+    world.run(&["snapshot", "web", "one"]).exits(0);
+    let destroyed = world.run(&["destroy", "web"]).exits(0).prints("web\n");
+    assert!(destroyed.stderr.contains("1 snapshot of it stays"), "{destroyed:#?}");
+    let left = world.run(&["snapshot", "list", "--json"]).exits(0).json();
+    assert_eq!(left["snapshots"].as_array().map(Vec::len), Some(1), "{left}");
+
+    world.run(&["create", "other", "--start"]).exits(0);
+    world.run(&["snapshot", "other", "one"]).exits(0);
+    world.run(&["snapshot", "other", "two"]).exits(0);
+    let gone = world.run(&["destroy", "other", "--snapshots", "--json"]).exits(0).json();
+    assert_eq!(gone["snapshots_kept"].as_array().map(Vec::len), Some(0), "{gone}");
+    let left = world.run(&["snapshot", "list", "--json"]).exits(0).json();
+    assert_eq!(left["snapshots"].as_array().map(Vec::len), Some(1), "only that of the first: {left}");
+}
