@@ -59,6 +59,26 @@ async fn the_vm_continues_as_the_first_success_and_undo_goes_back() {
     leave(engine).await;
 }
 
+/// What the winner left behind is all the VM has: nothing of it goes with the racer.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_winner_outlives_its_racer_the_daemon_and_a_suspend() {
+    let fake = Fake::new();
+    let (engine, _) = fake.running().await;
+    value(&engine, "main", "x = 41; x").await;
+    all(race(&engine, 2, "echo won > /f", None).await.unwrap()).await;
+    only_a_is_left(&fake, &engine).await;
+    engine.crash().await;
+    let engine = fake.stage.engine().await;
+    assert_eq!(value(&engine, "main", "x += 1; x").await, "42");
+    run(&engine, Command::Suspend { vm: named("a") }).await.unwrap();
+    leave(engine).await;
+    let engine = fake.stage.engine().await;
+    run(&engine, Command::Start { vm: named("a") }).await.unwrap();
+    assert_eq!(file(&engine, "/f").await.as_deref(), Some("won"));
+    assert_eq!(value(&engine, "main", "x").await, "42");
+    leave(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_highest_score_wins_and_streams_are_labelled() {
     let fake = Fake::new();

@@ -8,9 +8,9 @@ use offshoot_provider::{
     fake::{BootFault, CheckpointFault},
 };
 use offshoot_types::{
-    AutoSnapshot, Command, ErrorCode, ExecArgv, ExecStatus, Failure, FileAccess, OperationKind,
-    OperationOutcome, OperationState, RollbackCause, RollbackTo, SnapshotOrigin, SnapshotPolicy,
-    TransactionEnd, TransactionId, TransactionState, TrySpec, VmStateName,
+    AutoSnapshot, Command, ErrorCode, ExecArgv, ExecStatus, Failure, FileAccess, ForkSource, OperationKind,
+    OperationOutcome, OperationState, RollbackCause, RollbackTo, SnapshotKind, SnapshotOrigin,
+    SnapshotPolicy, TransactionEnd, TransactionId, TransactionState, TrySpec, VmStateName,
 };
 use std::time::{Duration, Instant};
 
@@ -133,6 +133,13 @@ async fn an_open_transaction_owns_its_vm() {
         );
     }
     assert_eq!(begin_for(&engine, LONG).await.unwrap_err().code, ErrorCode::InTransaction);
+    // Neither kept nor copied: what is not committed is nobody else's.
+    let (kind, name, note) = (SnapshotKind::Full, None, None);
+    let keep = Command::Snapshot { vm: named("a"), name, kind, note };
+    assert_eq!(engine.snapshot(permit(&engine, keep)).await.unwrap_err().code, ErrorCode::InTransaction);
+    let copy = Command::Fork { source: ForkSource::Vm(named("a")), name: None, count: 1 };
+    assert_eq!(engine.fork(permit(&engine, copy)).await.unwrap_err().code, ErrorCode::InTransaction);
+    assert_eq!(undo(&engine).await.unwrap_err().code, ErrorCode::InTransaction);
     let code = run_code(&engine, code("main", "1")).await.unwrap_err();
     assert_eq!(code.code, ErrorCode::InTransaction);
     let write = Command::Files { vm: named("a"), access: FileAccess::Write, path: "/f".into() };
@@ -300,6 +307,31 @@ async fn the_death_of_the_daemon_rolls_back_before_the_next_request() {
         operations.iter().filter(|operation| operation.kind == OperationKind::Transaction).collect();
     assert_eq!(transactions.len(), 2);
     assert!(transactions.iter().all(|operation| operation.state == undone), "{transactions:?}");
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_that_fails_at_the_daemons_start_keeps_the_vm_owned_and_is_tried_again() {
+    let fake = Fake::new();
+    let (engine, _) = fake.running().await;
+    sh(&engine, "echo 0 > /f").await;
+    let (within, view) = begin(&engine).await;
+    sh(&within, "echo 1 > /f").await;
+    drop(within);
+    engine.crash().await;
+    // Of the start's own attempt and of the first one after it.
+    fake.host.inject_restore(BootFault::Fail(BootStep::Vmm));
+    fake.host.inject_restore(BootFault::Fail(BootStep::Vmm));
+    let engine = fake.stage.engine().await;
+    let refused = sh_in(&engine, "a", "true").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::InTransaction, "{refused:?}");
+    assert_eq!(open(&engine).await[0].state, TransactionState::RollingBack);
+    all_ended(&engine).await;
+    let free = async { while sh_in(&engine, "a", "true").await.is_err() {} };
+    tokio::time::timeout(SOON, free).await.expect("the VM is given back");
+    assert_eq!(file(&engine, "/f").await.as_deref(), Some("0"));
+    let ended = commit(&engine, view.id).await.unwrap_err();
+    assert!(ended.message.contains("the daemon ended in the middle of it"), "{ended:?}");
     leave(engine).await;
 }
 

@@ -93,7 +93,11 @@ impl Core {
                     Ok(watched) => watched,
                     Err(ticket) => {
                         let failure = error::vm_gone(&handle.name);
-                        self.close_all(ticket, &OperationOutcome::Failed { failure: failure.clone() }).await;
+                        self.close_all(
+                            ticket.map(|ticket| *ticket),
+                            &OperationOutcome::Failed { failure: failure.clone() },
+                        )
+                        .await;
                         return Err(failure);
                     }
                 };

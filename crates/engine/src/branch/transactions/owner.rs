@@ -171,14 +171,14 @@ impl Claim<'_> {
         self,
         snapshot: Option<SnapshotId>,
         ticket: Option<Ticket>,
-    ) -> Result<Watched, Option<Ticket>> {
+    ) -> Result<Watched, Option<Box<Ticket>>> {
         let mut stack = self.ownership.stack();
         match stack.iter_mut().find(|level| level.claimant.id == self.id) {
             Some(level) => {
                 (level.phase, level.snapshot, level.ticket) = (Phase::Open, snapshot, ticket);
                 Ok(level.watched())
             }
-            None => Err(ticket),
+            None => Err(ticket.map(Box::new)),
         }
     }
 }
