@@ -223,6 +223,8 @@ impl Driver {
                     }
                 }
                 self.core.close(ticket, OperationOutcome::Interrupted { undone }).await;
+                // As long as it was unfinished the layers it made were needed.
+                self.core.collect_layers().await;
             }
             OnCrash::Complete => {
                 let outcome = if begun {

@@ -8,7 +8,7 @@ use crate::{
     trouble::Met,
     verdict::Verdict,
 };
-use offshoot_types::{SnapshotId, SnapshotKind, SnapshotOrigin, VmStateName};
+use offshoot_types::{SnapshotId, SnapshotKind, SnapshotOrigin, SnapshotState, VmStateName};
 use std::collections::BTreeMap;
 
 /// What was asked for in a step, what became of it, and what went wrong meanwhile.
@@ -30,6 +30,7 @@ impl Asked<'_> {
 
 impl Model {
     pub fn take_over(&mut self, asked: &Asked<'_>, facts: &Facts) -> Result<(), String> {
+        self.steps += 1;
         let old = std::mem::take(&mut self.vms);
         let mut expected: BTreeMap<String, Content> =
             old.iter().map(|(name, machine)| (name.clone(), machine.content.clone())).collect();
@@ -87,7 +88,9 @@ impl Model {
             verb if verb.rolls_back() => {
                 let to = match verb {
                     Verb::Undo => self.newest_undo(&deed.vm),
-                    Verb::RollbackNewest => old.get(&deed.vm).and_then(|machine| machine.position),
+                    Verb::RollbackNewest => {
+                        old.get(&deed.vm).and_then(|machine| self.newest(machine.position))
+                    }
                     _ => deed.snapshot,
                 };
                 match kept(to) {
@@ -157,10 +160,14 @@ impl Model {
             }
         }
         for snapshot in &facts.snapshots {
-            let (manual, undo) =
-                (snapshot.origin == SnapshotOrigin::Manual, snapshot.origin == SnapshotOrigin::Undo);
+            let manual = snapshot.origin == SnapshotOrigin::Manual;
+            let passing = matches!(snapshot.origin, SnapshotOrigin::Fork | SnapshotOrigin::Suspend);
+            let damaged = snapshot.state == SnapshotState::Damaged;
+            let undo = (snapshot.origin == SnapshotOrigin::Undo).then_some(self.steps);
             if let Some(kept) = self.kept.get_mut(&snapshot.id) {
-                (kept.manual, kept.undo) = (manual, undo);
+                kept.undo = kept.undo.or(undo).filter(|_| undo.is_some());
+                (kept.manual, kept.passing, kept.damaged, kept.parent) =
+                    (manual, passing, damaged, snapshot.parent);
                 continue;
             }
             let vm = snapshot.vm_name.to_string();
@@ -170,7 +177,17 @@ impl Model {
             let full = snapshot.kind == SnapshotKind::Full;
             let content = if full { machine.content.clone() } else { machine.content.booted() };
             self.ever += 1;
-            let kept = Kept { ordinal: self.ever, vm, manual, undo, quiesced: snapshot.quiesced, content };
+            let kept = Kept {
+                ordinal: self.ever,
+                vm,
+                manual,
+                undo,
+                passing,
+                damaged,
+                parent: snapshot.parent,
+                quiesced: snapshot.quiesced,
+                content,
+            };
             self.kept.insert(snapshot.id, kept);
         }
         Ok(())
@@ -204,7 +221,9 @@ fn check_state(
             // Switched without a process, and started if there is a memory; that may fail.
             _ => vec![Some(Running), Some(Suspended), Some(Stopped), Some(Failed)],
         },
-        (Verb::Start, Some(false)) => vec![was, Some(Stopped), Some(Suspended), Some(Failed)],
+        (Verb::Start | Verb::Resume, Some(false)) if was != Some(Paused) => {
+            vec![was, Some(Stopped), Some(Suspended), Some(Failed)]
+        }
         // What the VMM was told may have been done.
         (Verb::Pause, Some(false)) => vec![was, Some(Paused)],
         (Verb::Resume, Some(false)) => vec![was, Some(Running)],

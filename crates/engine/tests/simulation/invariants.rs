@@ -3,7 +3,9 @@
 use crate::world::{World, permit};
 use offshoot_engine::{Engine, SnapshotView, VmView};
 use offshoot_store::{InstanceRow, LayerRecord, SnapshotRecord};
-use offshoot_types::{Command, Failure, Operation, OperationKind, SnapshotState, VmStateName};
+use offshoot_types::{
+    Command, Failure, Operation, OperationKind, SnapshotId, SnapshotOrigin, SnapshotState, VmStateName,
+};
 use std::{
     collections::BTreeSet,
     fmt::Debug,
@@ -31,6 +33,8 @@ struct Record {
     unused: usize,
     snapshots: Vec<SnapshotRecord>,
     unfinished: Vec<Operation>,
+    /// Snapshots that somebody needs.
+    used: BTreeSet<SnapshotId>,
 }
 
 /// The facts, or the first thing that does not hold (yet).
@@ -43,7 +47,14 @@ pub async fn check(world: &World, engine: &Engine) -> Result<Facts, String> {
         operations: engine.operations(inspect(), Default::default()).await.map_err(refused)?,
     };
     let read = engine.store().read(|view| {
+        let mut used = BTreeSet::new();
+        for snapshot in view.snapshots(None)? {
+            if !view.snapshot_users(snapshot.id)?.is_empty() {
+                used.insert(snapshot.id);
+            }
+        }
         Ok(Record {
+            used,
             instances: view.instances()?,
             layers: view.layers()?,
             unused: view.unused_layers()?.len(),
@@ -52,14 +63,14 @@ pub async fn check(world: &World, engine: &Engine) -> Result<Facts, String> {
         })
     });
     let record = read.await.map_err(|error| format!("the record cannot be read: {error}"))?;
-    at_rest(&facts)?;
+    at_rest(&facts, &record)?;
     operations(&facts, &record)?;
     machines(world, &facts, &record)?;
     files(world, &facts, &record)?;
     Ok(facts)
 }
 
-fn at_rest(facts: &Facts) -> Result<(), String> {
+fn at_rest(facts: &Facts, record: &Record) -> Result<(), String> {
     use VmStateName::{Failed, Paused, Running, Stopped, Suspended};
     for vm in &facts.vms {
         if !matches!(vm.state.name(), Running | Paused | Stopped | Suspended | Failed) {
@@ -69,10 +80,18 @@ fn at_rest(facts: &Facts) -> Result<(), String> {
             return Err(format!("{} is suspended without a memory", vm.name));
         }
     }
-    match facts.snapshots.iter().find(|snapshot| snapshot.state != SnapshotState::Durable) {
-        Some(snapshot) => Err(format!("a snapshot of {} is {}", snapshot.vm_name, snapshot.state)),
-        None => Ok(()),
+    for snapshot in &facts.snapshots {
+        // Forks run on from what could not be written any more.
+        let needed = snapshot.origin == SnapshotOrigin::Fork && record.used.contains(&snapshot.id);
+        match snapshot.state {
+            SnapshotState::Durable => {}
+            SnapshotState::Damaged if needed => {}
+            state => {
+                return Err(format!("a {} snapshot of {} is {state}", snapshot.origin, snapshot.vm_name));
+            }
+        }
     }
+    Ok(())
 }
 
 /// Only a process runs on, and only as long as its VM.
@@ -134,7 +153,8 @@ fn files(world: &World, facts: &Facts, record: &Record) -> Result<(), String> {
     let layers: BTreeSet<PathBuf> = record.layers.iter().map(|layer| state.join(&layer.path)).collect();
     let on_disk = names(&state.join("disks")).iter().map(|name| state.join("disks").join(name)).collect();
     same("disk layers", &on_disk, &layers)?;
-    let kept: BTreeSet<_> = record.snapshots.iter().map(|snapshot| snapshot.id.simple()).collect();
+    let durable = record.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Durable);
+    let kept: BTreeSet<_> = durable.map(|snapshot| snapshot.id.simple()).collect();
     same("directories of snapshots", &names(&state.join("snapshots")), &kept)?;
     let tails: BTreeSet<_> = ids.iter().map(|id| id[id.len() - DIGITS..].to_owned()).collect();
     let runtime = names(&world.runtime());

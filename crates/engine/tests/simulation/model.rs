@@ -98,8 +98,13 @@ pub struct Kept {
     pub vm: String,
     /// Somebody asked for it: only somebody who asks removes it.
     pub manual: bool,
-    /// What an undo goes back to.
-    pub undo: bool,
+    /// What an undo goes back to, since the n-th step.
+    pub undo: Option<usize>,
+    /// Kept for forks or to suspend to, rather than to be gone back to.
+    pub passing: bool,
+    /// Never written: forks run from it, nobody else can.
+    pub damaged: bool,
+    pub parent: Option<SnapshotId>,
     /// The guest stood still: only such a snapshot is forked.
     pub quiesced: bool,
     pub content: Content,
@@ -111,12 +116,27 @@ pub struct Model {
     pub kept: BTreeMap<SnapshotId, Kept>,
     /// Snapshots that there ever were.
     pub ever: usize,
+    pub steps: usize,
 }
 
 impl Model {
     /// Where an undo of a VM goes.
     pub fn newest_undo(&self, vm: &str) -> Option<SnapshotId> {
-        let mut own = self.kept.iter().filter(|(_, kept)| kept.undo && kept.vm == vm);
-        own.next_back().map(|(id, _)| *id)
+        let own = self.kept.iter().filter(|(_, kept)| kept.undo.is_some() && kept.vm == vm);
+        own.max_by_key(|(_, kept)| kept.undo).map(|(id, _)| *id)
+    }
+
+    /// Where a rollback goes that names no snapshot: the nearest above `position` that was kept to be gone back to.
+    pub fn newest(&self, position: Option<SnapshotId>) -> Option<SnapshotId> {
+        let (mut at, mut passing) = (position, None);
+        while let Some((id, kept)) = at.and_then(|id| Some((id, self.kept.get(&id)?))) {
+            match (kept.damaged, kept.passing) {
+                (true, _) => {}
+                (false, false) => return Some(id),
+                (false, true) => passing = passing.or(Some(id)),
+            }
+            at = kept.parent;
+        }
+        passing
     }
 }

@@ -242,7 +242,7 @@ impl Run {
 
     /// Everything that was kept can be continued from, everything can be let go of, and nothing is left.
     async fn end(mut self) -> Result<(), String> {
-        for (id, kept) in self.model.kept.clone() {
+        for (id, kept) in self.model.kept.clone().into_iter().filter(|(_, kept)| !kept.damaged) {
             self.continue_from(id, kept).await?;
         }
         for (name, machine) in self.model.vms.clone() {

@@ -2,7 +2,9 @@
 
 use crate::{acts::Deed, invariants::Facts, schedule::Verb};
 use offshoot_engine::Engine;
-use offshoot_types::{ErrorCode, Failure, Operation, OperationId, OperationOutcome, OperationState};
+use offshoot_types::{
+    ErrorCode, Failure, Operation, OperationId, OperationKind, OperationOutcome, OperationState,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -45,10 +47,15 @@ pub async fn judge(
         found.push((operation, vm.map(|vm| vm.name.to_string()).unwrap_or_default()));
     }
     let verdict_of = |(index, deed): (usize, &Deed)| {
-        let is_same = |other: &&Deed| other.kind() == deed.kind() && (other.vm == deed.vm || !by_vm(deed));
+        let starts = |deed: &Deed| matches!(deed.verb, Verb::Start | Verb::Resume);
+        let alike = |other: &Deed| other.kind() == deed.kind() || (starts(other) && starts(deed));
+        let is_same = |other: &&Deed| alike(other) && (other.vm == deed.vm || !by_vm(deed));
         let twins = deeds.iter().filter(is_same).count();
         let is_own = |(operation, vm): &&(&Operation, String)| {
-            operation.kind == deed.kind() && (!by_vm(deed) || *vm == deed.vm)
+            // A suspended VM is resumed by a start.
+            let kind = operation.kind == deed.kind()
+                || (deed.verb == Verb::Resume && operation.kind == OperationKind::Start);
+            kind && (!by_vm(deed) || *vm == deed.vm)
         };
         // The first: what follows from it, such as a second destroy by the reaper, comes later.
         let operation = found.iter().filter(is_own).next_back().map(|(operation, _)| *operation);
