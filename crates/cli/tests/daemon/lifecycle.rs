@@ -113,7 +113,7 @@ fn every_verb_answers_with_one_document_of_a_known_shape() {
         &["context", "restart", "web", "main"],
         &["context", "rm", "web", "main"],
         &["try", "web", "--", "true"],
-        &["race", "web", "-n", "2", "--", "true"],
+        &["race", "web", "-n", "1", "--", "true"],
         &["tx", "list", "web"],
         &["status", "web"],
         &["stop", "web"],
