@@ -105,6 +105,10 @@ pub enum TraceEvent<'a> {
         snapshot: &'a str,
         error: &'a str,
     },
+    /// The disks of new forks could not be flushed: a crash of the host may lose them.
+    NotFlushed {
+        error: &'a str,
+    },
     LayerRemoved {
         path: &'a str,
     },
@@ -160,6 +164,7 @@ impl TraceEvent<'_> {
             | Self::NotQuiesced { .. }
             | Self::NotUnfrozen { .. }
             | Self::NotPersisted { .. }
+            | Self::NotFlushed { .. }
             | Self::NotCollected { .. }
             | Self::TasksAbandoned
             | Self::GuestSilent => Level::Warn,
@@ -212,6 +217,7 @@ impl TraceEvent<'_> {
             Self::NotQuiesced { .. } => "not-quiesced",
             Self::NotUnfrozen { .. } => "not-unfrozen",
             Self::NotPersisted { .. } => "not-persisted",
+            Self::NotFlushed { .. } => "not-flushed",
             Self::LayerRemoved { .. } => "layer-removed",
             Self::NotCollected { .. } => "not-collected",
             Self::StrayRemoved { .. } => "stray-removed",

@@ -21,9 +21,11 @@ use crate::{
     manager::VmHandle,
     operations::Ticket,
     request::Request,
-    saga::Input,
+    saga::{Input, create},
     snapshots::Source,
+    state_dir::Layout,
     tasks::TaskKind,
+    trace::{Scope, TraceEvent},
 };
 use offshoot_policy::{Authorized, Grant};
 use offshoot_provider::Durability;
@@ -33,7 +35,7 @@ use offshoot_types::{
     OperationOutcome, Owner, SnapshotId, SnapshotKind, SnapshotOrigin, TransactionId, VmId, VmName, VmRef,
     VmState, VmStateName,
 };
-use std::{sync::Arc, time::Duration};
+use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 /// More at once are refused: a typing error must not take the host down.
@@ -194,9 +196,13 @@ impl Core {
         for row in rows {
             self.drive(row, Vec::new(), Beginning::AtRest);
         }
-        let made = match self.start_forks(&ids, &origin.source, authority).await {
+        let made = match self.start_forks(&ids, &origin.source, order.lifetime, authority).await {
             Ok(forks) if order.lifetime == Lifetime::Kept => {
-                self.keep_forks(&ids, operation, actor).await.map(|()| forks)
+                let kept = self.keep_forks(&ids, operation, actor).await;
+                if kept.is_ok() {
+                    self.flush_later(&ids);
+                }
+                kept.map(|()| forks)
             }
             Ok(forks) => {
                 let ended = self.store.end_operation(operation, OperationOutcome::Done).await;
@@ -264,7 +270,7 @@ impl Core {
         let (below, size, name) =
             (self.layout.state.join(&below.path), parent.spec.disk, parent.name.clone());
         let made = tokio::task::spawn_blocking(move || {
-            // What is in them is worth nothing before the forks run, and is flushed by them.
+            // Worth nothing before the forks run; flushed in the background when they are kept.
             let durability = Durability::Volatile;
             paths
                 .iter()
@@ -309,11 +315,12 @@ impl Core {
         &self,
         ids: &[VmId],
         source: &Arc<Source>,
+        lifetime: Lifetime,
         authority: &Authority,
     ) -> Result<Vec<ForkedVm>, Failure> {
         let starts = ids.iter().map(|id| async move {
             let handle = self.manager.get(*id).ok_or_else(error::shutting_down)?;
-            self.start_fork(&handle, source, authority).await
+            self.start_fork(&handle, source, lifetime, authority).await
         });
         futures::future::try_join_all(starts).await
     }
@@ -322,9 +329,10 @@ impl Core {
         &self,
         handle: &VmHandle,
         source: &Arc<Source>,
+        lifetime: Lifetime,
         authority: &Authority,
     ) -> Result<ForkedVm, Failure> {
-        let ask = Arc::new(ForkAsk::new(source.clone()));
+        let ask = Arc::new(ForkAsk::new(source.clone(), create::durability(lifetime)));
         let asked = Asked {
             kind: OperationKind::Start,
             request: RequestKind::Start,
@@ -347,6 +355,28 @@ impl Core {
             generation: view.generation,
             attestations: ask.thawed(),
         })
+    }
+
+    /// Has the host's disk hold the files of new forks: what their guests flush into them is worth no more than that.
+    fn flush_later(self: &Arc<Self>, ids: &[VmId]) {
+        let (disks, state) = (self.layout.disks(), self.layout.state.clone());
+        let names: Vec<String> =
+            ids.iter().map(|id| Layout::layer_name(LayerId::from_uuid(*id.as_uuid()))).collect();
+        self.tasks.spawn(TaskKind::Persister, Scope::default(), async move {
+            let flushed = tokio::task::spawn_blocking(move || {
+                let flush = |path: &Path| File::open(path).and_then(|file| file.sync_all());
+                names.iter().map(|name| state.join(name)).try_for_each(|path| match flush(&path) {
+                    // Destroyed again meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    flushed => flushed,
+                })?;
+                flush(&disks)
+            });
+            if let Ok(Err(error)) = flushed.await {
+                let error = error.to_string();
+                TraceEvent::NotFlushed { error: &error }.emit(&Scope::default());
+            }
+        });
     }
 
     /// From here on they are VMs like any other; the operation that made them has ended in the same instant.

@@ -13,8 +13,10 @@ use crate::{
     tasks::TaskKind,
 };
 use offshoot_policy::Authorized;
-use offshoot_types::{Command, ErrorCode, Failure, OperationKind, RollbackTo, TransactionId, VmStateName};
-use std::{sync::Arc, time::Duration};
+use offshoot_types::{
+    Command, ErrorCode, Failure, OperationId, OperationKind, RollbackTo, TransactionId, VmStateName,
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 impl Engine {
     /// The VM continues from an earlier state ([`Command::Rollback`], [`Command::Undo`]). If that fails it runs on as
@@ -40,6 +42,23 @@ impl Engine {
                 core.roll_back(&handle, authority, Some(command), within, to).await
             })
             .await
+    }
+}
+
+impl Engine {
+    /// Operations of the VM named ([`Command::Inspect`]) that its present state does not hold, each with the one that
+    /// took it back.
+    pub async fn undone(
+        &self,
+        permit: Authorized<Command>,
+    ) -> Result<BTreeMap<OperationId, OperationId>, Failure> {
+        let vm = match permit.get() {
+            Command::Inspect { vm: Some(vm) } => {
+                self.core().manager.find(vm, &permit.grant().actor().owner())?.id
+            }
+            other => return Err(error::wrong_permit("undone", other.action())),
+        };
+        Ok(self.core().store.read(move |view| view.undone(vm)).await?)
     }
 }
 

@@ -201,13 +201,16 @@ fn reclaim<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
     Box::pin(machine.reclaim_instances())
 }
 
-fn boot<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
+fn boot<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         if machine.live.is_some() {
             return Ok(());
         }
         let begun = Instant::now();
-        let plan = plan(machine, generation(machine), &machine.chain)?;
+        let mut plan = plan(machine, generation(machine), &machine.chain)?;
+        if let Input::Fork(fork) = &change.input {
+            plan.durability = fork.durability;
+        }
         let until = begun + plan.boot_deadline;
         let provider = machine.core.provider(machine.row.provider)?;
         let source = machine.source.clone();

@@ -81,6 +81,8 @@ async fn kill9_everywhere() {
                 else {
                     panic!("{name}: {ended:?}")
                 };
+                // What a rollback left is ended once it is kept.
+                eventually("one process at most", || stage.host.processes().len() <= 1).await;
                 assert_whole(&stage, &engine, &name);
                 let now = state(&engine).map(|state| state.name());
                 if undone {

@@ -38,6 +38,8 @@ async fn forks_of_a_running_vm_go_on_from_its_state_as_machines_of_their_own() {
         let process = stage.host.process(made.vm);
         entropy.insert(process.guest.thaws.lock().unwrap()[0].entropy.0.to_vec());
         assert!(!process.guest.is_frozen());
+        // It is kept, so what its guest flushes is flushed.
+        assert_eq!(process.durability, offshoot_provider::Durability::Flushed);
         program(&engine, name, &["note", "+1"]).await;
         assert_eq!(program(&engine, name, &["notes"]).await, "41+1");
         program(&engine, name, &["save", name]).await;

@@ -58,6 +58,7 @@ pub struct Faults {
 pub struct Process {
     pub record: InstanceRecord,
     pub guest: Arc<Guest>,
+    pub durability: offshoot_provider::Durability,
     memory: Bytes,
     exit: watch::Sender<Option<Exit>>,
     paused: watch::Sender<bool>,
@@ -155,7 +156,15 @@ impl Host {
         guest.set_mute(faults.guest_mute);
         let paused = watch::Sender::new(false);
         let memory = plan.memory.bytes();
-        let process = Arc::new(Process { record, guest, memory, exit, paused, channel: Mutex::default() });
+        let process = Arc::new(Process {
+            record,
+            guest,
+            durability: plan.durability,
+            memory,
+            exit,
+            paused,
+            channel: Mutex::default(),
+        });
         self.started(&process);
         process
     }

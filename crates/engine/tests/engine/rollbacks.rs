@@ -115,6 +115,8 @@ async fn an_exec_of_the_state_that_was_left_ends_with_the_reason_and_history_mar
     let ExecEvent::Failed(failure) = end else { panic!("{end:?}") };
     assert!(failure.message.contains("taken back to an earlier state"), "{failure:?}");
     assert_eq!(back.undone, [operation]);
+    let marked = engine.undone(permit(&engine, Command::Inspect { vm: Some(named("a")) })).await.unwrap();
+    assert_eq!(marked.get(&operation), Some(&back.operation));
     leave(engine).await;
 }
 
