@@ -3,6 +3,7 @@
 use super::Check;
 use crate::{context::Context, paths::Paths, view};
 use offshoot_api::v1::Vm;
+use offshoot_types::VmId;
 use rustix::fs::statvfs;
 use std::{
     collections::BTreeSet,
@@ -14,7 +15,20 @@ use std::{
 /// Below this a VM soon finds its disk full.
 const LITTLE_SPACE: u64 = 1 << 30;
 /// What belongs into a state directory, besides backups of what is set aside.
-const OURS: [&str; 6] = ["autostart.lock", "daemon.json", "daemon.lock", "daemon.log", "daemon.log.1", "vms"];
+const OURS: [&str; 9] = [
+    "autostart.lock",
+    "daemon.json",
+    "daemon.lock",
+    "daemon.log",
+    "daemon.log.1",
+    "disks",
+    "keys",
+    "snapshots",
+    "vms",
+];
+/// A disk in a VM's directory may be a layer of snapshots and forks that outlive the VM. Whether it is, the daemon knows
+/// and says in its events; it is no matter of tidying up.
+const DISK: &str = "disk.qcow2";
 
 /// Permissions and space.
 pub fn state_dir(paths: &Paths) -> Vec<Check> {
@@ -107,11 +121,12 @@ pub fn strays(paths: &Paths, vms: Option<&[Vm]>) -> Check {
             strays.push(name);
         }
     }
-    for name in names(&paths.state_dir.join("vms")) {
-        let known = known
-            .as_ref()
-            .map_or_else(|| name.parse::<offshoot_types::VmId>().is_ok(), |known| known.contains(&name));
-        if !known {
+    let vms_dir = paths.state_dir.join("vms");
+    for name in names(&vms_dir) {
+        let known =
+            known.as_ref().map_or_else(|| name.parse::<VmId>().is_ok(), |known| known.contains(&name));
+        let layer = name.parse::<VmId>().is_ok() && vms_dir.join(&name).join(DISK).exists();
+        if !known && !layer {
             strays.push(format!("vms/{name}"));
         }
     }
@@ -138,7 +153,6 @@ fn names(dir: &Path) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::doctor::Verdict;
-    use offshoot_types::VmId;
 
     fn paths(dir: &Path) -> Paths {
         Paths { state_dir: dir.to_owned() }
@@ -147,9 +161,11 @@ mod tests {
     #[test]
     fn a_file_nobody_owns_is_named_and_our_own_are_not() {
         let dir = tempfile::tempdir().unwrap();
-        for ours in ["offshoot.db", "offshoot.db-wal", "daemon.log", "vms"] {
-            let path = dir.path().join(ours);
-            if ours == "vms" { fs::create_dir(path).unwrap() } else { fs::write(path, "").unwrap() }
+        for ours in ["offshoot.db", "offshoot.db-wal", "daemon.log"] {
+            fs::write(dir.path().join(ours), "").unwrap();
+        }
+        for ours in ["disks", "keys", "snapshots", "vms"] {
+            fs::create_dir(dir.path().join(ours)).unwrap();
         }
         fs::create_dir(dir.path().join("vms").join(VmId::new().simple())).unwrap();
         assert_eq!(strays(&paths(dir.path()), None).verdict, Verdict::Ok);
@@ -160,6 +176,14 @@ mod tests {
         assert!(found.detail.starts_with("todo, vms/notes.txt in "), "{}", found.detail);
         let with_daemon = strays(&paths(dir.path()), Some(&[]));
         assert!(with_daemon.detail.matches("vms/").count() == 2, "a VM nobody knows: {}", with_daemon.detail);
+        let layer = dir.path().join("vms").join(VmId::new().simple());
+        fs::create_dir(&layer).unwrap();
+        fs::write(layer.join(DISK), "").unwrap();
+        let with_layer = strays(&paths(dir.path()), Some(&[]));
+        assert_eq!(
+            with_layer.detail, with_daemon.detail,
+            "what snapshots may rest on is never called a stray"
+        );
     }
 
     #[test]
