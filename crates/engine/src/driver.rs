@@ -40,7 +40,8 @@ use offshoot_policy::{Decision, Facts, VmFacts};
 use offshoot_provider::{Exit, UndoReport};
 use offshoot_store::SnapshotRecord;
 use offshoot_types::{
-    ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause, VmState, VmStateName,
+    Command, ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause, VmState,
+    VmStateName,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -347,6 +348,8 @@ impl Driver {
         if let Authority::Granted(_) = authority {
             let (ownership, within) = (&self.machine.shared.ownership, request.within());
             let owned = match command {
+                // Asked when it was accepted: by now it has cut off whatever was under way.
+                Some(Command::Destroy { .. }) => Ok(()),
                 Some(command) => ownership.admit(within, Access::of(command)),
                 None => ownership.admit_part(within),
             };

@@ -3,7 +3,8 @@
 use crate::{fake::*, stage::*};
 use offshoot_engine::{CodeEvent, CodeSession, Engine, OnShutdown, OperationPage};
 use offshoot_types::{
-    Command, ContextCode, ErrorCode, Language, OperationKind, OperationOutcome, OperationState, VmRef,
+    Command, ContextCode, ErrorCode, Language, OperationKind, OperationOutcome, OperationState, RollbackTo,
+    SnapshotKind, VmRef,
 };
 use std::time::{Duration, Instant};
 
@@ -207,5 +208,24 @@ async fn code_of_a_daemon_that_died_is_recorded_as_interrupted_and_its_context_l
     let OperationState::Ended { outcome } = &ended.state else { panic!("{ended:?}") };
     assert_ne!(*outcome, OperationOutcome::Done);
     assert_eq!(value(&engine, "main", "x").await, "3");
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_raised_an_error_is_a_failure_to_go_back_before() {
+    let fake = Fake::new();
+    let (engine, _) = fake.running().await;
+    value(&engine, "main", "x = 1; x").await;
+    let keep = || Command::Snapshot { vm: named("a"), name: None, kind: SnapshotKind::Full, note: None };
+    let good = engine.snapshot(permit(&engine, keep())).await.unwrap();
+    let session = begin(&engine, code("main", "x = 2; fail")).await;
+    let operation = session.operation;
+    rest(session).await;
+    engine.wait(operation, Some(SOON)).await.unwrap();
+    engine.snapshot(permit(&engine, keep())).await.unwrap();
+    let command = Command::Rollback { vm: named("a"), to: RollbackTo::LastGood };
+    let report = engine.rollback(permit(&engine, command)).await.unwrap();
+    assert_eq!(report.to, good.id, "not the newer one, which holds what failed");
+    assert_eq!(value(&engine, "main", "x").await, "1");
     leave(engine).await;
 }
