@@ -47,7 +47,8 @@ async fn session(call: &Call, channel: &mut Channel) -> Result<(), Left> {
     let NewRun { name, settings, lifetime, files, exec } = request.try_into()?;
     let spec = specify(call, name.unwrap_or_else(made_up_name), settings, lifetime).await?;
     let (machine, create_ms) = step(channel, "create", create(call, spec)).await?;
-    let outcome = use_machine(call, channel, machine.id(), files, exec, create_ms).await;
+    // On the heap: making the VM needs none of its room.
+    let outcome = Box::pin(use_machine(call, channel, machine.id(), files, exec, create_ms)).await;
     let released = machine.release().await;
     outcome.and(released.map_err(Left::Failed))
 }
@@ -62,7 +63,8 @@ async fn use_machine(
 ) -> Result<(), Left> {
     let ((), boot_ms) = step(channel, "boot", boot(call, vm)).await?;
     if !files.is_empty() {
-        step(channel, "files", place(call, vm, files)).await?;
+        // On the heap: most runs bring no files, and need no room for writing them.
+        Box::pin(step(channel, "files", place(call, vm, files))).await?;
     }
     let about = About::from(vms::glance(call, VmRef::Id(vm)).await?);
     let permit = call.permit(Command::Exec { vm: VmRef::Id(vm), spec: Box::new(exec) }).await?;
