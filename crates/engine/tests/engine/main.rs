@@ -18,3 +18,4 @@ mod snapshots;
 mod stage;
 mod suspend;
 mod transactions;
+mod transactions_of_execs;

@@ -5,7 +5,6 @@ use offshoot_engine::{Engine, ExecEvent, Limits, RaceEnd, RaceEvent, RaceSession
 use offshoot_types::{
     Bytes, Command, ErrorCode, ExecArgv, ExecStatus, Failure, OperationKind, OperationOutcome, OperationState,
 };
-use std::time::Duration;
 
 async fn race(
     engine: &Engine,
@@ -205,6 +204,5 @@ async fn as_many_run_at_once_as_the_ledger_has_room_for() {
     assert_eq!(all_ran, 3, "those that had to wait ran too");
     let wrong = race(&engine, 0, "true", None).await.unwrap_err();
     assert_eq!(wrong.code, ErrorCode::InvalidArgument);
-    tokio::time::sleep(Duration::ZERO).await;
     leave(engine).await;
 }
