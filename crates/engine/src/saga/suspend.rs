@@ -37,6 +37,8 @@ fn prepare<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
 fn abandon<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         if machine.state() == VmStateName::Suspended {
+            // It is kept: the next change must not take it for a state it has taken itself.
+            machine.capture = None;
             return Ok(());
         }
         capture::abandon(machine, change).await

@@ -1,16 +1,18 @@
 //! One command, from the permit to its end.
 
 use crate::{schedule::Verb, world::permit};
-use offshoot_engine::{CodeEvent, Engine, ExecEvent};
+use offshoot_engine::{CodeEvent, Engine, ExecEvent, TryEvent};
 use offshoot_guest_proto::client::ClientError;
 use offshoot_types::{
     Command, ContextCode, CpuCount, DiskMib, ErrorCode, ExecArgv, ExecLimits, ExecSpec, Failure, FileAccess,
     ForkSource, Lifetime, MemMib, OperationKind, OperationOutcome, OperationState, ProviderChoice,
-    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotRef, VmRef, VmSpec,
+    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotRef, TransactionEnd, TrySpec, VmRef, VmSpec,
 };
 use std::time::Duration;
 
 const GRACE: Duration = Duration::from_secs(5);
+/// Of a transaction: longer than what is done in it.
+const DEADLINE: Duration = Duration::from_secs(600);
 
 /// A command whose time has come: what it names is chosen.
 #[derive(Debug, Clone)]
@@ -44,6 +46,9 @@ impl Deed {
             Verb::RollbackNewest | Verb::RollbackTo | Verb::Undo => OperationKind::Rollback,
             Verb::Suspend => OperationKind::Suspend,
             Verb::Fork | Verb::ForkSnapshot => OperationKind::Fork,
+            Verb::Try | Verb::TryAndFail | Verb::TransactAndCommit | Verb::TransactAndRollBack => {
+                OperationKind::Transaction
+            }
         }
     }
 
@@ -98,6 +103,41 @@ impl Deed {
                 let snapshot = SnapshotRef::Id(self.snapshot.expect("chosen"));
                 self.fork(engine, ForkSource::Snapshot(snapshot)).await
             }
+            Verb::Try => self.attempt(engine, "exit 0").await,
+            Verb::TryAndFail => self.attempt(engine, "exit 3").await,
+            Verb::TransactAndCommit | Verb::TransactAndRollBack => self.transact(engine).await,
+        }
+    }
+
+    async fn attempt(&self, engine: &Engine, end: &str) -> Result<(), Failure> {
+        let script = format!("echo -n {} > {}; {end}", self.value, self.file);
+        let spec = TrySpec { exec: program(ExecArgv::Shell(script)), check: None, timeout: None };
+        let command = Command::Try { vm: named(&self.vm), spec: Box::new(spec) };
+        let mut session = engine.try_exec(permit(engine, command)).await?;
+        while let Some(event) = session.next().await {
+            match event {
+                TryEvent::Begun { .. } | TryEvent::Exec(_) | TryEvent::Check(_) => {}
+                TryEvent::Ended(end) if end.end == TransactionEnd::Committed => return Ok(()),
+                TryEvent::Ended(end) => {
+                    return Err(Failure::new(ErrorCode::Interrupted, format!("{:?}", end.end)));
+                }
+                TryEvent::Failed(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::new(ErrorCode::Interrupted, "the session ended without a last event"))
+    }
+
+    async fn transact(&self, engine: &Engine) -> Result<(), Failure> {
+        let vm = named(&self.vm);
+        let begin = Command::Begin { vm: vm.clone(), parent: None, deadline: DEADLINE };
+        let transaction = engine.begin_transaction(permit(engine, begin)).await?.id;
+        let written = write(&engine.within(transaction), vm.clone(), self.file, &self.value).await;
+        if written.is_ok() && self.verb == Verb::TransactAndCommit {
+            engine.commit_transaction(permit(engine, Command::Commit { vm, transaction })).await.map(drop)
+        } else {
+            let roll_back = Command::RollbackTransaction { vm, transaction };
+            engine.rollback_transaction(permit(engine, roll_back)).await?;
+            written
         }
     }
 
@@ -148,15 +188,7 @@ enum Until {
 }
 
 async fn exec(engine: &Engine, vm: VmRef, words: &[&str], until: Until) -> Result<(), Failure> {
-    let spec = Box::new(ExecSpec {
-        argv: ExecArgv::Argv(words.iter().map(ToString::to_string).collect()),
-        env: Default::default(),
-        cwd: None,
-        user: "root".into(),
-        pty: None,
-        stdin: false,
-        limits: ExecLimits::default(),
-    });
+    let spec = Box::new(program(ExecArgv::Argv(words.iter().map(ToString::to_string).collect())));
     let mut session = engine.exec(permit(engine, Command::Exec { vm, spec })).await?;
     while let Some(event) = session.next().await {
         match event {
@@ -171,6 +203,18 @@ async fn exec(engine: &Engine, vm: VmRef, words: &[&str], until: Until) -> Resul
         }
     }
     Err(Failure::new(ErrorCode::Interrupted, "the session ended without a last event"))
+}
+
+fn program(argv: ExecArgv) -> ExecSpec {
+    ExecSpec {
+        argv,
+        env: Default::default(),
+        cwd: None,
+        user: "root".into(),
+        pty: None,
+        stdin: false,
+        limits: ExecLimits::default(),
+    }
 }
 
 async fn write(engine: &Engine, vm: VmRef, path: &str, value: &str) -> Result<(), Failure> {

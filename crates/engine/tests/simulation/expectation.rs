@@ -30,7 +30,6 @@ impl Asked<'_> {
 
 impl Model {
     pub fn take_over(&mut self, asked: &Asked<'_>, facts: &Facts) -> Result<(), String> {
-        self.steps += 1;
         let old = std::mem::take(&mut self.vms);
         let mut expected: BTreeMap<String, Content> =
             old.iter().map(|(name, machine)| (name.clone(), machine.content.clone())).collect();
@@ -52,9 +51,14 @@ impl Model {
             } else if asked.met.ended {
                 content.may_forget_variable();
             }
-            self.vms.insert(name, Machine { state: vm.state.name(), position: vm.position, content });
+            let (state, position) = (vm.state.name(), facts.positions.get(&name).copied().flatten());
+            let undo = facts.undo.get(&name).copied().flatten();
+            let doomed = old.get(&name).is_some_and(|machine| machine.doomed)
+                || asked.any(|deed| deed.verb == Verb::Destroy && deed.vm == name);
+            self.vms.insert(name, Machine { state, position, undo, doomed, content });
         }
-        for name in old.keys().filter(|name| !self.vms.contains_key(*name)) {
+        for (name, _) in old.iter().filter(|(name, machine)| !self.vms.contains_key(*name) && !machine.doomed)
+        {
             if !asked.any(|deed| deed.verb == Verb::Destroy && deed.vm == *name) {
                 return Err(format!("{name} is gone"));
             }
@@ -82,12 +86,14 @@ impl Model {
         let Some(content) = expected.get_mut(&deed.vm) else { return Ok(()) };
         let mut after = content.clone();
         match deed.verb {
-            Verb::Write => after.set_file(deed.file, &deed.value),
+            Verb::Write | Verb::Try | Verb::TransactAndCommit => after.set_file(deed.file, &deed.value),
+            // What is not committed is undone, whatever happened on the way.
+            Verb::TryAndFail | Verb::TransactAndRollBack => {}
             Verb::SetVariable => after.set_variable(&deed.value),
             Verb::Stop | Verb::Restart => after.forget_variable(),
             verb if verb.rolls_back() => {
                 let to = match verb {
-                    Verb::Undo => self.newest_undo(&deed.vm),
+                    Verb::Undo => old.get(&deed.vm).and_then(|machine| machine.undo),
                     Verb::RollbackNewest => {
                         old.get(&deed.vm).and_then(|machine| self.newest(machine.position))
                     }
@@ -159,13 +165,21 @@ impl Model {
                 _ => {}
             }
         }
+        for (deed, verdict) in asked.each().filter(|(deed, _)| deed.verb.rolls_back()) {
+            let left = facts.snapshots.iter().find(|snapshot| {
+                let new = !self.kept.contains_key(&snapshot.id) && snapshot.vm_name.as_str() == deed.vm;
+                new && snapshot.origin == SnapshotOrigin::Undo
+            });
+            let undo = facts.undo.get(&deed.vm).copied().flatten();
+            if verdict == Verdict::Done && left.is_some_and(|left| undo != Some(left.id)) {
+                return Err(format!("an undo of {} would not go back to what its rollback left", deed.vm));
+            }
+        }
         for snapshot in &facts.snapshots {
             let manual = snapshot.origin == SnapshotOrigin::Manual;
             let passing = matches!(snapshot.origin, SnapshotOrigin::Fork | SnapshotOrigin::Suspend);
             let damaged = snapshot.state == SnapshotState::Damaged;
-            let undo = (snapshot.origin == SnapshotOrigin::Undo).then_some(self.steps);
             if let Some(kept) = self.kept.get_mut(&snapshot.id) {
-                kept.undo = kept.undo.or(undo).filter(|_| undo.is_some());
                 (kept.manual, kept.passing, kept.damaged, kept.parent) =
                     (manual, passing, damaged, snapshot.parent);
                 continue;
@@ -174,14 +188,19 @@ impl Model {
             let Some(machine) = old.get(&vm) else {
                 return Err(format!("a {} snapshot of {vm}, which was not there", snapshot.origin));
             };
-            let full = snapshot.kind == SnapshotKind::Full;
-            let content = if full { machine.content.clone() } else { machine.content.booted() };
+            let mut content = machine.content.clone();
+            // A transaction keeps what it began with, and a rollback of it what was done in it.
+            for deed in asked.deeds.iter().filter(|deed| deed.verb.transacts() && deed.vm == vm) {
+                let mut after = content.clone();
+                after.set_file(deed.file, &deed.value);
+                content.or(&after);
+            }
+            let content = if snapshot.kind == SnapshotKind::Full { content } else { content.booted() };
             self.ever += 1;
             let kept = Kept {
                 ordinal: self.ever,
                 vm,
                 manual,
-                undo,
                 passing,
                 damaged,
                 parent: snapshot.parent,
@@ -213,6 +232,8 @@ fn check_state(
         (Verb::Stop | Verb::Restart | Verb::Destroy, Some(false)) if begun => return Ok(()),
         (Verb::Create | Verb::Stop, Some(true)) => vec![Some(Stopped)],
         (Verb::Start | Verb::Restart | Verb::Resume, Some(true)) => vec![Some(Running)],
+        // A rollback goes on with a VM that was paused.
+        (verb, Some(true)) if verb.transacts() => vec![was, Some(Running)],
         (Verb::Pause, Some(true)) => vec![Some(Paused)],
         (Verb::Suspend, Some(true)) => vec![Some(Suspended)],
         (Verb::Destroy, Some(true)) => vec![None],
@@ -234,7 +255,8 @@ fn check_state(
         // A machine that ended by itself, or an undo that failed.
         allowed.extend([Some(Failed), Some(Stopped)]);
     }
-    if allowed.contains(&is) {
+    let reaped = is.is_none() && old.get(&deed.vm).is_some_and(|machine| machine.doomed);
+    if allowed.contains(&is) || reaped {
         return Ok(());
     }
     let Deed { verb, vm, .. } = deed;

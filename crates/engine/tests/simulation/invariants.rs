@@ -2,12 +2,12 @@
 
 use crate::world::{World, permit};
 use offshoot_engine::{Engine, SnapshotView, VmView};
-use offshoot_store::{InstanceRow, LayerRecord, SnapshotRecord};
+use offshoot_store::{InstanceRow, LayerRecord, SnapshotRecord, StoreError, VmRecord};
 use offshoot_types::{
     Command, Failure, Operation, OperationKind, SnapshotId, SnapshotOrigin, SnapshotState, VmStateName,
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     path::{Path, PathBuf},
 };
@@ -19,6 +19,9 @@ pub struct Facts {
     pub snapshots: Vec<SnapshotView>,
     /// The newest hundred, newest first.
     pub operations: Vec<Operation>,
+    /// By VM: the parent of its next snapshot, and where an undo goes.
+    pub positions: BTreeMap<String, Option<SnapshotId>>,
+    pub undo: BTreeMap<String, Option<SnapshotId>>,
 }
 
 impl Facts {
@@ -28,33 +31,29 @@ impl Facts {
 }
 
 struct Record {
+    vms: Vec<(VmRecord, Option<SnapshotId>)>,
     instances: Vec<InstanceRow>,
     layers: Vec<LayerRecord>,
     unused: usize,
     snapshots: Vec<SnapshotRecord>,
     unfinished: Vec<Operation>,
-    /// Snapshots that somebody needs.
-    used: BTreeSet<SnapshotId>,
 }
 
 /// The facts, or the first thing that does not hold (yet).
 pub async fn check(world: &World, engine: &Engine) -> Result<Facts, String> {
     let inspect = || permit(engine, Command::Inspect { vm: None });
     let refused = |failure: Failure| format!("a read is refused: {failure:?}");
-    let facts = Facts {
+    let mut facts = Facts {
+        positions: BTreeMap::new(),
+        undo: BTreeMap::new(),
         vms: engine.vms(inspect()).map_err(refused)?,
         snapshots: engine.snapshots(inspect()).await.map_err(refused)?,
         operations: engine.operations(inspect(), Default::default()).await.map_err(refused)?,
     };
     let read = engine.store().read(|view| {
-        let mut used = BTreeSet::new();
-        for snapshot in view.snapshots(None)? {
-            if !view.snapshot_users(snapshot.id)?.is_empty() {
-                used.insert(snapshot.id);
-            }
-        }
+        let undo = |vm: VmRecord| Ok((vm.clone(), view.newest_undo(vm.id)?.map(|snapshot| snapshot.id)));
         Ok(Record {
-            used,
+            vms: view.vms()?.into_iter().map(undo).collect::<Result<_, StoreError>>()?,
             instances: view.instances()?,
             layers: view.layers()?,
             unused: view.unused_layers()?.len(),
@@ -63,14 +62,22 @@ pub async fn check(world: &World, engine: &Engine) -> Result<Facts, String> {
         })
     });
     let record = read.await.map_err(|error| format!("the record cannot be read: {error}"))?;
-    at_rest(&facts, &record)?;
+    for (vm, undo) in &record.vms {
+        facts.positions.insert(vm.name.to_string(), vm.position);
+        facts.undo.insert(vm.name.to_string(), *undo);
+    }
+    let open = engine.transactions(inspect()).await.map_err(refused)?;
+    if let Some(open) = open.first() {
+        return Err(format!("a transaction of {} is still {:?}", open.vm_name, open.state));
+    }
+    at_rest(&facts)?;
     operations(&facts, &record)?;
     machines(world, &facts, &record)?;
     files(world, &facts, &record)?;
     Ok(facts)
 }
 
-fn at_rest(facts: &Facts, record: &Record) -> Result<(), String> {
+fn at_rest(facts: &Facts) -> Result<(), String> {
     use VmStateName::{Failed, Paused, Running, Stopped, Suspended};
     for vm in &facts.vms {
         if !matches!(vm.state.name(), Running | Paused | Stopped | Suspended | Failed) {
@@ -81,11 +88,10 @@ fn at_rest(facts: &Facts, record: &Record) -> Result<(), String> {
         }
     }
     for snapshot in &facts.snapshots {
-        // Forks run on from what could not be written any more.
-        let needed = snapshot.origin == SnapshotOrigin::Fork && record.used.contains(&snapshot.id);
         match snapshot.state {
             SnapshotState::Durable => {}
-            SnapshotState::Damaged if needed => {}
+            // Forks run on from what could not be written any more; it goes with the first collection after them.
+            SnapshotState::Damaged if snapshot.origin == SnapshotOrigin::Fork => {}
             state => {
                 return Err(format!("a {} snapshot of {} is {state}", snapshot.origin, snapshot.vm_name));
             }

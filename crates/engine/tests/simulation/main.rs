@@ -52,6 +52,8 @@ fn simulate(seed: u64) -> Vec<String> {
         .max_blocking_threads(1)
         // What woke on the blocking thread comes after everything that woke here.
         .global_queue_interval(u32::MAX)
+        // Timers that are due and tasks that yield have their turn after every task, not when a batch happens to end.
+        .event_interval(1)
         .build()
         .expect("a runtime");
     let log = log::Log::default();

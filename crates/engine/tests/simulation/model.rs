@@ -88,6 +88,10 @@ pub struct Machine {
     pub state: VmStateName,
     /// The parent of its next snapshot.
     pub position: Option<SnapshotId>,
+    /// Where an undo goes.
+    pub undo: Option<SnapshotId>,
+    /// A destroy of it failed, and is tried again by itself.
+    pub doomed: bool,
     pub content: Content,
 }
 
@@ -98,8 +102,6 @@ pub struct Kept {
     pub vm: String,
     /// Somebody asked for it: only somebody who asks removes it.
     pub manual: bool,
-    /// What an undo goes back to, since the n-th step.
-    pub undo: Option<usize>,
     /// Kept for forks or to suspend to, rather than to be gone back to.
     pub passing: bool,
     /// Never written: forks run from it, nobody else can.
@@ -116,16 +118,9 @@ pub struct Model {
     pub kept: BTreeMap<SnapshotId, Kept>,
     /// Snapshots that there ever were.
     pub ever: usize,
-    pub steps: usize,
 }
 
 impl Model {
-    /// Where an undo of a VM goes.
-    pub fn newest_undo(&self, vm: &str) -> Option<SnapshotId> {
-        let own = self.kept.iter().filter(|(_, kept)| kept.undo.is_some() && kept.vm == vm);
-        own.max_by_key(|(_, kept)| kept.undo).map(|(id, _)| *id)
-    }
-
     /// Where a rollback goes that names no snapshot: the nearest above `position` that was kept to be gone back to.
     pub fn newest(&self, position: Option<SnapshotId>) -> Option<SnapshotId> {
         let (mut at, mut passing) = (position, None);

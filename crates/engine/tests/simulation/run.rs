@@ -8,7 +8,7 @@ use crate::{
     model::{Content, FILES, Kept, Model},
     schedule::{Act, Schedule, Step, Verb, When},
     trouble::Met,
-    verdict::judge,
+    verdict::{Verdict, judge},
     world::{World, permit},
 };
 use offshoot_engine::{Engine, OnShutdown};
@@ -83,7 +83,11 @@ impl Run {
         }
         let met = self.world.board.calm().await;
         let facts = self.rest(met).await?;
-        let verdicts = judge(self.engine(), &deeds, answers.as_deref(), mark, &facts).await?;
+        let mut verdicts = judge(self.engine(), &deeds, answers.as_deref(), mark, &facts).await?;
+        for verdict in verdicts.iter_mut().filter(|verdict| met.failed && **verdict == Verdict::Completed) {
+            // Or not taken back, because an undo failed.
+            *verdict = Verdict::Unsure;
+        }
         for (words, verdict) in words.iter().zip(&verdicts) {
             self.log.line(format!("    {words} -> {verdict:?}"));
         }
@@ -97,13 +101,14 @@ impl Run {
     /// The answers, or `None` if the daemon is to die before all are there.
     async fn perform(&self, deeds: &[Deed]) -> Result<Option<Answers>, String> {
         let engine = self.engine().clone();
-        let all = futures::future::join_all(deeds.iter().map(|deed| deed.perform(&engine)));
+        let each = deeds.iter().map(async |deed| {
+            let ended = tokio::time::timeout(STUCK, deed.perform(&engine)).await;
+            ended.map_err(|_elapsed| format!("{} is stuck", self.words(deed)))
+        });
         tokio::select! {
             biased;
             () = self.world.board.crashed() => Ok(None),
-            ended = tokio::time::timeout(STUCK, all) => {
-                ended.map(Some).map_err(|_elapsed| "a command is stuck".to_owned())
-            }
+            ended = futures::future::join_all(each) => ended.into_iter().collect::<Result<_, _>>().map(Some),
         }
     }
 
@@ -196,6 +201,7 @@ impl Run {
         let ordinal = deed.snapshot.and_then(|id| self.model.kept.get(&id)).map_or(0, |kept| kept.ordinal);
         match verb {
             Verb::Write => format!("{verb:?} {vm} {}={}", deed.file, deed.value),
+            verb if verb.transacts() => format!("{verb:?} {vm} {}={}", deed.file, deed.value),
             Verb::SetVariable => format!("{verb:?} {vm} x={}", deed.value),
             Verb::Snapshot | Verb::SnapshotDisk => format!("{verb:?} {vm}@{}", deed.name),
             Verb::RemoveSnapshot => format!("{verb:?} #{ordinal}"),

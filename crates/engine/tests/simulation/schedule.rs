@@ -54,6 +54,11 @@ pub enum Verb {
     Suspend,
     Fork,
     ForkSnapshot,
+    /// A write that is kept, or that fails and is undone; as one command, and as begin, write, end.
+    Try,
+    TryAndFail,
+    TransactAndCommit,
+    TransactAndRollBack,
 }
 
 impl Verb {
@@ -72,6 +77,9 @@ impl Verb {
     }
     pub const fn forks(self) -> bool {
         matches!(self, Self::Fork | Self::ForkSnapshot)
+    }
+    pub const fn transacts(self) -> bool {
+        matches!(self, Self::Try | Self::TryAndFail | Self::TransactAndCommit | Self::TransactAndRollBack)
     }
     pub const fn rolls_back(self) -> bool {
         matches!(self, Self::RollbackNewest | Self::RollbackTo | Self::Undo)
@@ -148,7 +156,7 @@ fn step(random: &mut ChaCha8Rng) -> Step {
     Step { acts, troubles: (0..troubles).map(|_| (when(random), trouble(random))).collect() }
 }
 
-const VERBS: [(Verb, u32); 20] = [
+const VERBS: [(Verb, u32); 24] = [
     (Verb::Create, 3),
     (Verb::Start, 8),
     (Verb::Stop, 2),
@@ -169,6 +177,10 @@ const VERBS: [(Verb, u32); 20] = [
     (Verb::Suspend, 4),
     (Verb::Fork, 4),
     (Verb::ForkSnapshot, 2),
+    (Verb::Try, 2),
+    (Verb::TryAndFail, 3),
+    (Verb::TransactAndCommit, 2),
+    (Verb::TransactAndRollBack, 2),
 ];
 
 fn weighted<T: Copy>(random: &mut ChaCha8Rng, of: &[(T, u32)]) -> T {

@@ -43,6 +43,8 @@ pub struct Met {
     /// A machine may have ended by itself.
     pub ended: bool,
     pub full: bool,
+    /// A step or its undo counted as failed.
+    pub failed: bool,
     /// Anything at all.
     pub any: bool,
 }
@@ -143,7 +145,10 @@ impl Board {
                     self.0.crash.notify_one();
                     std::future::pending::<()>().await;
                 }
-                Trouble::Fail => return Fault::Fail(Failure::new(ErrorCode::Backend, "on purpose")),
+                Trouble::Fail => {
+                    self.state().met.failed = true;
+                    return Fault::Fail(Failure::new(ErrorCode::Backend, "on purpose"));
+                }
                 Trouble::Repeat => return Fault::Repeat,
                 trouble => self.cause(trouble).await,
             }

@@ -87,6 +87,10 @@ fn verdict(
         // A process that runs on.
         return Ok(if deed.verb == Verb::Sleep { Verdict::Done } else { Verdict::Unsure });
     };
+    // What a transaction did is kept if that was said, and else perhaps.
+    if deed.verb.transacts() {
+        return Ok(if acknowledged { Verdict::Done } else { Verdict::Unsure });
+    }
     let within = matches!(deed.verb, Verb::Echo | Verb::Sleep | Verb::Write | Verb::SetVariable);
     match outcome {
         OperationOutcome::Done => Ok(Verdict::Done),
