@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 /// After a daemon died: every listed VM is in a state with a meaning, and every process belongs to a listed VM.
 #[track_caller]
-fn assert_consistent(env: &TestEnv) {
+pub(crate) fn assert_consistent(env: &TestEnv) {
     // The new daemon serves while it mends what was cut off; that must come to an end.
     let settled = |vm: &Value| {
-        ["stopped", "running", "paused", "failed"].contains(&vm["state"].as_str().expect("a state"))
+        ["stopped", "running", "paused", "suspended", "failed"]
+            .contains(&vm["state"].as_str().expect("a state"))
     };
     let vms = wait_for_value("no VM to be left half way", Duration::from_secs(20), || {
         let listed = env.run(&["list", "--json"]).success().json();
@@ -115,22 +116,39 @@ fn a_killed_keeper_takes_its_vmm_along_and_the_vm_is_failed() {
     env.finish();
 }
 
+/// Random numbers whose seed a failing test has printed.
+#[derive(Debug)]
+pub(crate) struct Dice {
+    pub seed: u32,
+    state: u64,
+}
+
+impl Dice {
+    pub fn new() -> Self {
+        let seed = std::process::id();
+        eprintln!("seed {seed}");
+        Self { seed, state: u64::from(seed) | 1 }
+    }
+
+    /// Below `bound`.
+    pub fn roll(&mut self, bound: u64) -> u64 {
+        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators", 2016.
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        (self.state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
+    }
+}
+
 /// The long form of scenario 42: random verbs and kills for a while (`OFFSHOOT_SOAK_SECONDS`, default 120).
 #[test]
 fn heavy_soak_random_verbs_and_kills() {
     let seconds = std::env::var("OFFSHOOT_SOAK_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(120);
     let end = Instant::now() + Duration::from_secs(seconds);
     let env = TestEnv::new();
-    let seed = std::process::id();
-    eprintln!("seed {seed}");
-    let mut state = u64::from(seed) | 1;
-    let mut next = move |bound: u64| {
-        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators", 2016.
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    };
+    let mut dice = Dice::new();
+    let seed = dice.seed;
+    let mut next = |bound| dice.roll(bound);
     let names = ["p", "q"];
     let mut rounds = 0;
     while Instant::now() < end {

@@ -3,6 +3,8 @@
 //!
 //! Numbers in names are those of the project's scenario list, which predecessors' documents share.
 
+mod branch;
+mod branch_soak;
 mod cli;
 mod crash;
 mod faults;

@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_macros, reason = "a command-line program of the project, not the product")]
 
+mod branch;
 mod machine;
 mod offshoot;
 mod peers;

@@ -50,6 +50,7 @@ pub async fn measure(
             files(plan, &client, &vm, rows).await?;
         }
     }
+    crate::branch::measure(plan, &client, &env, wanted, rows).await?;
     env.finish();
     Ok(())
 }
