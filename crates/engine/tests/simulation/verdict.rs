@@ -58,7 +58,7 @@ pub async fn judge(
             kind && (!by_vm(deed) || *vm == deed.vm)
         };
         // The first: what follows from it, such as a second destroy by the reaper, comes later.
-        let operation = found.iter().filter(is_own).next_back().map(|(operation, _)| *operation);
+        let operation = found.iter().rfind(is_own).map(|(operation, _)| *operation);
         let answer = answers.map(|answers| &answers[index]);
         // Of several that look the same nobody can tell which is whose.
         if twins > 1 { Ok(Verdict::Unsure) } else { verdict(deed, operation, answer) }
