@@ -23,6 +23,9 @@ pub fn run(args: &Args) -> Result<()> {
                 "soak",
                 "--package",
                 "offshoot-testkit",
+                // Thousands of seeded schedules of engine, record and fake host.
+                "--package",
+                "offshoot-engine",
                 "--locked",
                 "-E",
                 "test(heavy_soak)",

@@ -126,7 +126,7 @@ impl Core {
         };
         for layer in unused {
             let path = self.layout.state.join(&layer.path);
-            let removed = tokio::task::spawn_blocking({
+            let removed = offshoot_store::blocking({
                 let path = path.clone();
                 move || {
                     remove_file(&path)?;

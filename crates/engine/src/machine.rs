@@ -677,7 +677,7 @@ impl Machine {
         &self,
         work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        match tokio::task::spawn_blocking(work).await {
+        match offshoot_store::blocking(work).await {
             Ok(done) => done,
             Err(_) => Err(Failure::new(ErrorCode::Internal, "a file operation did not come to its end")),
         }

@@ -158,13 +158,9 @@ fn prepare(dir: &Path) -> Result<(), StartError> {
 
 async fn open_store(layout: &Layout, options: &Options) -> Result<Store, StartError> {
     let path = layout.database();
-    let store_options = offshoot_store::Options {
-        path: path.clone(),
-        limits: options.limits,
-        clock: options.clock.clone(),
-        wait: options.checkpoints.store_wait(),
-    };
-    let opened = tokio::task::spawn_blocking(move || Store::open(store_options)).await;
+    let store_options =
+        offshoot_store::Options { path: path.clone(), limits: options.limits, clock: options.clock.clone() };
+    let opened = offshoot_store::blocking(move || Store::open(store_options)).await;
     match opened {
         Ok(Ok(store)) => Ok(store),
         Ok(Err(source)) => Err(StartError::Store { path, source }),

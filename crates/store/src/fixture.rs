@@ -2,7 +2,7 @@
 
 use crate::{
     AuditDecision, AuditEntry, Clock, Limits, Move, NewInstance, NewLayer, NewOperation, NewSnapshot, NewVm,
-    Options, Store, StoreError, Switch, Wait,
+    Options, Store, StoreError, Switch,
 };
 use jiff::{SignedDuration, Timestamp};
 use offshoot_types::*;
@@ -44,14 +44,13 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("offshoot.db");
         let clock = Arc::new(ManualClock(AtomicI64::new(1_700_000_000_000_000)));
-        let options = Options { path: path.clone(), limits, clock: clock.clone(), wait: Wait::default() };
+        let options = Options { path: path.clone(), limits, clock: clock.clone() };
         Self { store: Store::open(options).unwrap(), clock, path, limits, _folder: folder }
     }
     pub async fn reopen(&mut self) {
         self.store.close().await;
         let (path, limits) = (self.path.clone(), self.limits);
-        self.store =
-            Store::open(Options { path, limits, clock: self.clock.clone(), wait: Wait::default() }).unwrap();
+        self.store = Store::open(Options { path, limits, clock: self.clock.clone() }).unwrap();
     }
     /// A VM that is `Stopped`, and its generation.
     pub async fn stopped(&self, name: &str) -> (VmId, Generation) {

@@ -15,6 +15,7 @@
 
 mod audit;
 mod audit_chain;
+mod blocking;
 mod clock;
 mod contexts;
 mod database;
@@ -52,6 +53,7 @@ mod model_test;
 
 pub use audit::{AuditDecision, AuditEntry, AuditRow};
 pub use audit_chain::{AuditFault, AuditHead, AuditReport, AuditVerdict};
+pub use blocking::{block_in_place, blocking};
 pub use clock::{Clock, SystemClock};
 pub use contexts::ContextRecord;
 pub use error::{OpenError, StoreError};
@@ -66,7 +68,7 @@ pub use snapshot_removal::SnapshotUser;
 pub use snapshot_retention::SnapshotRetention;
 pub use snapshots::{NewSnapshot, SnapshotRecord};
 pub use steps::{Step, StepState};
-pub use store::{Options, Store, Wait};
+pub use store::{Options, Store};
 pub use switch::Switch;
 pub use transactions::{NewTransaction, TransactionRecord};
 pub use tx::{Tx, View};

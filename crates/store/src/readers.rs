@@ -1,6 +1,6 @@
 //! Read-only connections. In WAL mode each sees the last commit and waits for no writer.
 
-use crate::{OpenError, StoreError, View, database, tx::fault};
+use crate::{OpenError, StoreError, View, blocking, database, tx::fault};
 use rusqlite::{Connection, TransactionBehavior};
 use std::{
     path::{Path, PathBuf},
@@ -32,7 +32,7 @@ impl Readers {
     {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let readers = Arc::clone(self);
-        let task = tokio::task::spawn_blocking(move || {
+        let task = blocking(move || {
             // Both go back when the closure ends, even if the caller stopped waiting.
             let _permit = permit;
             let lent = Lent::borrow(&readers)?;

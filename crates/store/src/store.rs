@@ -4,7 +4,9 @@ use crate::{
     AuditEntry, AuditHead, AuditRow, AuditVerdict, Begun, Clock, ContextRecord, EventPage, InstanceRow,
     LayerRecord, LedgerUse, Limits, Move, NewEvent, NewInstance, NewLayer, NewOperation, NewSnapshot,
     NewTransaction, NewVm, OpenError, OperationFilter, Pruned, Retention, SnapshotRecord, SnapshotRetention,
-    SnapshotUser, Step, StoreError, Switch, SystemClock, TransactionRecord, Tx, View, VmRecord, database,
+    SnapshotUser, Step, StoreError, Switch, SystemClock, TransactionRecord, Tx, View, VmRecord,
+    blocking::is_in_place,
+    database,
     readers::Readers,
     writer::{Message, QUEUE, Request, Writer},
 };
@@ -28,23 +30,12 @@ pub struct Options {
     pub path: PathBuf,
     pub limits: Limits,
     pub clock: Arc<dyn Clock>,
-    pub wait: Wait,
 }
 
 impl Options {
     pub fn new(path: impl Into<PathBuf>, limits: Limits) -> Self {
-        Self { path: path.into(), limits, clock: Arc::new(SystemClock), wait: Wait::default() }
+        Self { path: path.into(), limits, clock: Arc::new(SystemClock) }
     }
-}
-
-/// Where a caller waits for the writer's answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Wait {
-    #[default]
-    InItsTask,
-    /// On a blocking thread of the runtime, as reads and file work are done: while one is busy tokio's paused clock
-    /// stands still, and if there is only one, all of it happens in the order it was asked for. For simulations.
-    OnABlockingThread,
 }
 
 /// The record. Cheap to clone; the file is closed when the last clone is gone, or by [`Store::close`].
@@ -57,13 +48,12 @@ pub struct Store {
     readers: Arc<Readers>,
     last_event: watch::Receiver<EventId>,
     limits: Limits,
-    wait: Wait,
 }
 
 impl Store {
     /// Opens or makes the record. Blocks for some milliseconds, more if pages must be checked or migrated.
     pub fn open(options: Options) -> Result<Self, OpenError> {
-        let Options { path, limits, clock, wait } = options;
+        let Options { path, limits, clock } = options;
         let connection = database::open_writer(&path)?;
         let readers = Arc::new(Readers::open(&path)?);
         let last = View { connection: &connection, path: &path }.last_event().map_err(|error| {
@@ -76,7 +66,7 @@ impl Store {
         std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(messages)).map_err(
             |error| OpenError::Io { operation: "start the writer of", path, source: Box::new(error) },
         )?;
-        Ok(Self { queue, readers, last_event, limits, wait })
+        Ok(Self { queue, readers, last_event, limits })
     }
 
     /// Finishes what is queued, closes the file and refuses everything after. Repeating it is harmless.
@@ -93,20 +83,18 @@ impl Store {
         message: Message,
         answer: oneshot::Receiver<T>,
     ) -> Result<T, StoreError> {
-        match self.wait {
-            Wait::InItsTask => {
-                self.queue.send(message).await.map_err(|_| StoreError::Closed)?;
-                answer.await.map_err(|_| StoreError::Closed)
-            }
-            Wait::OnABlockingThread => {
-                let queue = self.queue.clone();
-                let asked = tokio::task::spawn_blocking(move || {
-                    queue.blocking_send(message).ok()?;
-                    answer.blocking_recv().ok()
-                });
-                asked.await.ok().flatten().ok_or(StoreError::Closed)
-            }
+        if !is_in_place() {
+            self.queue.send(message).await.map_err(|_| StoreError::Closed)?;
+            return answer.await.map_err(|_| StoreError::Closed);
         }
+        // A thread of a runtime may not wait by itself.
+        let queue = self.queue.clone();
+        let ask = move || {
+            queue.blocking_send(message).ok()?;
+            answer.blocking_recv().ok()
+        };
+        let asked = std::thread::scope(|scope| scope.spawn(ask).join());
+        asked.ok().flatten().ok_or(StoreError::Closed)
     }
 
     /// What the ledger admits up to.
@@ -555,18 +543,14 @@ mod tests {
     }
 
     #[test]
-    fn on_a_blocking_thread_a_paused_clock_stands_still_while_the_writer_works() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .max_blocking_threads(1)
-            .build()
-            .unwrap();
+    fn in_place_a_paused_clock_stands_still_while_the_writer_works() {
+        crate::block_in_place();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("offshoot.db");
-            let options = Options { wait: Wait::OnABlockingThread, ..Options::new(path, Limits::UNBOUNDED) };
-            let store = Store::open(options).unwrap();
+            let store = Store::open(Options::new(path, Limits::UNBOUNDED)).unwrap();
             let before = tokio::time::Instant::now();
             // The writer stands still until this has waited; a deadline of an hour would pass at once.
             let (slow, told) = (operation(OperationKind::Exec, None), blocking::channel::<()>());

@@ -269,7 +269,7 @@ impl Core {
         let paths: Vec<_> = plans.iter().map(|(_, layer, _)| self.layout.state.join(&layer.path)).collect();
         let (below, size, name) =
             (self.layout.state.join(&below.path), parent.spec.disk, parent.name.clone());
-        let made = tokio::task::spawn_blocking(move || {
+        let made = offshoot_store::blocking(move || {
             // Worth nothing before the forks run; flushed in the background when they are kept.
             let durability = Durability::Volatile;
             paths
@@ -363,7 +363,7 @@ impl Core {
         let names: Vec<String> =
             ids.iter().map(|id| Layout::layer_name(LayerId::from_uuid(*id.as_uuid()))).collect();
         self.tasks.spawn(TaskKind::Persister, Scope::default(), async move {
-            let flushed = tokio::task::spawn_blocking(move || {
+            let flushed = offshoot_store::blocking(move || {
                 let flush = |path: &Path| File::open(path).and_then(|file| file.sync_all());
                 names.iter().map(|name| state.join(name)).try_for_each(|path| match flush(&path) {
                     // Destroyed again meanwhile.

@@ -2,7 +2,6 @@
 //! was just done. In production nobody stands there.
 
 use futures::future::BoxFuture;
-use offshoot_store::Wait;
 use offshoot_types::{Failure, OperationKind};
 use std::{fmt, sync::Arc};
 
@@ -44,28 +43,15 @@ type Visit = dyn Fn(Checkpoint) -> BoxFuture<'static, Fault> + Send + Sync;
 
 /// Visits every checkpoint. A visit that never resolves hangs the step, as a stuck system call would.
 #[derive(Clone, Default)]
-pub struct Checkpoints {
-    visit: Option<Arc<Visit>>,
-    wait: Wait,
-}
+pub struct Checkpoints(Option<Arc<Visit>>);
 
 impl Checkpoints {
     pub fn new(visit: impl Fn(Checkpoint) -> BoxFuture<'static, Fault> + Send + Sync + 'static) -> Self {
-        Self { visit: Some(Arc::new(visit)), wait: Wait::default() }
-    }
-
-    /// For an engine that lives in tokio's paused time: that stands still while the store works.
-    #[must_use = "the time of the one it is called on goes on"]
-    pub fn in_virtual_time(self) -> Self {
-        Self { wait: Wait::OnABlockingThread, ..self }
-    }
-
-    pub(crate) const fn store_wait(&self) -> Wait {
-        self.wait
+        Self(Some(Arc::new(visit)))
     }
 
     pub(crate) async fn visit(&self, checkpoint: Checkpoint) -> Fault {
-        match &self.visit {
+        match &self.0 {
             None => Fault::Continue,
             Some(visit) => visit(checkpoint).await,
         }
@@ -73,6 +59,6 @@ impl Checkpoints {
 }
 impl fmt::Debug for Checkpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.visit.is_some() { "Checkpoints(visited)" } else { "Checkpoints" })
+        f.write_str(if self.0.is_some() { "Checkpoints(visited)" } else { "Checkpoints" })
     }
 }

@@ -280,7 +280,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
+    match offshoot_store::blocking(work).await {
         Ok(done) => done,
         Err(_) => Err(crate::error::shutting_down()),
     }

@@ -60,7 +60,7 @@ impl Core {
     pub(super) async fn remove_snapshot_files(&self, id: SnapshotId) {
         let dirs = [self.layout.new_snapshot(id), self.layout.snapshot(id), self.old_snapshot(id)];
         let removed =
-            tokio::task::spawn_blocking(move || dirs.iter().try_for_each(|dir| remove_tree(dir))).await;
+            offshoot_store::blocking(move || dirs.iter().try_for_each(|dir| remove_tree(dir))).await;
         if let Ok(Err(failure)) = removed {
             let event = TraceEvent::NotCollected { path: &id.to_string(), error: &failure.message };
             event.emit(&Scope::default());
@@ -239,7 +239,7 @@ fn entries(dir: PathBuf) -> Vec<PathBuf> {
 
 /// `false` if there was nothing to rename.
 async fn rename(from: PathBuf, to: PathBuf) -> Result<bool, Failure> {
-    let renamed = tokio::task::spawn_blocking(move || match fs::rename(&from, &to) {
+    let renamed = offshoot_store::blocking(move || match fs::rename(&from, &to) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(crate::machine::io_failure("rename", &from, &error)),

@@ -140,7 +140,7 @@ impl Core {
         self.host_key().await?;
         let id = snapshot.id;
         let path = self.layout.snapshot(id).join(FILE);
-        let read = tokio::task::spawn_blocking({
+        let read = offshoot_store::blocking({
             let path = path.clone();
             move || fs::read(&path)
         });
@@ -162,7 +162,7 @@ impl Core {
     pub(super) async fn host_key(&self) -> Result<&key::HostKey, Failure> {
         let dir = self.layout.keys();
         let load = async {
-            match tokio::task::spawn_blocking(move || key::HostKey::load(&dir)).await {
+            match offshoot_store::blocking(move || key::HostKey::load(&dir)).await {
                 Ok(loaded) => loaded,
                 Err(_cancelled) => Err(crate::error::shutting_down()),
             }
@@ -192,7 +192,7 @@ impl Core {
             };
             parts.into_iter().map(|(path, part)| (path.clone(), verify(&path, &part))).collect()
         };
-        tokio::task::spawn_blocking(work).await.map_err(|_| crate::error::shutting_down())
+        offshoot_store::blocking(work).await.map_err(|_| crate::error::shutting_down())
     }
 
     /// Writes down that a snapshot is damaged, so that nothing continues from it any more.
@@ -261,7 +261,7 @@ impl Core {
         below: Option<Arc<Base>>,
         delta: Arc<Delta>,
     ) -> Result<Arc<Base>, Failure> {
-        let built = tokio::task::spawn_blocking(move || Base::build(id, below.as_deref(), &delta)).await;
+        let built = offshoot_store::blocking(move || Base::build(id, below.as_deref(), &delta)).await;
         let base = built.map_err(|_| crate::error::shutting_down())?;
         let base = Arc::new(base.map_err(|error| memory_failure(id, &error))?);
         self.snapshots.memories.keep_base(id, &base);
@@ -284,7 +284,7 @@ impl Core {
         };
         let path = self.layout.snapshot(id).join(RAM_DELTA);
         let trusted = self.snapshots.trusted.clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = offshoot_store::blocking(move || {
             let known = trusted.identity(&path, &part);
             let (delta, identity) = Delta::read(&path, &part, known.as_ref())?;
             trusted.remember(&path, &part, identity);

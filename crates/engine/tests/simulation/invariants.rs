@@ -4,7 +4,8 @@ use crate::world::{World, permit};
 use offshoot_engine::{Engine, SnapshotView, VmView};
 use offshoot_store::{InstanceRow, LayerRecord, SnapshotRecord, StoreError, VmRecord};
 use offshoot_types::{
-    Command, Failure, Operation, OperationKind, SnapshotId, SnapshotOrigin, SnapshotState, VmStateName,
+    Command, Failure, Lifetime, Operation, OperationKind, SnapshotId, SnapshotOrigin, SnapshotState,
+    VmStateName,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -82,6 +83,9 @@ fn at_rest(facts: &Facts) -> Result<(), String> {
     for vm in &facts.vms {
         if !matches!(vm.state.name(), Running | Paused | Stopped | Suspended | Failed) {
             return Err(format!("{} is in between: {:?}", vm.name, vm.state));
+        }
+        if vm.lifetime == Lifetime::Request {
+            return Err(format!("{} outlives its request", vm.name));
         }
         if vm.state.name() == Suspended && vm.suspended_to.is_none() {
             return Err(format!("{} is suspended without a memory", vm.name));

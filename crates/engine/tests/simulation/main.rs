@@ -12,10 +12,9 @@
 //!   at rest --> invariants (invariants.rs) and what the model expects (model.rs) --> lines of the log
 //! ```
 //! **What is deterministic.** All tasks run on one thread with tokio's paused clock, which moves on only when nothing
-//! can run; everything that blocks (SQLite, files) runs on one blocking thread in the order it was asked for, and time
-//! stands still meanwhile. Tasks that wake because of it queue behind those that wake each other, in the same order. So
-//! the order of everything the engine does follows from the seed. The log has names and ordinals for ids and no times,
-//! and the same seed gives the same log: that is a test below.
+//! can run, and what blocks (SQLite, files) is done in place by the task that asks for it. So the order of everything
+//! the engine does follows from the seed. The log has names and ordinals for ids and no times, and the same seed gives
+//! the same log: that is a test below.
 //!
 //! **What is not.** The ids themselves, and with them the names of files; the host's clock, which only file times and
 //! the guest's own clock show; how the writer groups its commits. None of them decides anything here.
@@ -46,19 +45,15 @@ const FEW: u64 = 60;
 
 /// Runs one schedule to its end on a runtime of its own and returns its log.
 fn simulate(seed: u64) -> Vec<String> {
+    offshoot_store::block_in_place();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
-        .max_blocking_threads(1)
-        // What woke on the blocking thread comes after everything that woke here.
-        .global_queue_interval(u32::MAX)
-        // Timers that are due and tasks that yield have their turn after every task, not when a batch happens to end.
-        .event_interval(1)
         .build()
         .expect("a runtime");
     let log = log::Log::default();
     let schedule = Schedule::new(seed);
-    // In a task of its own: the future of `block_on` is polled at times that depend on the other thread.
+    // In a task of its own, so that a panic of it is told with the log.
     let ended = runtime.block_on(runtime.spawn(run::run(schedule, log.clone())));
     let broken = match ended {
         Ok(Ok(())) => return log.lines(),

@@ -258,7 +258,14 @@ impl Run {
                 _ => Command::Start { vm },
             };
             let begun = acts::submit(self.engine(), begin).await;
-            begun.map_err(|failure| format!("{name} does not start: {failure:?}"))?;
+            match begun {
+                // The destroy that failed has succeeded meanwhile.
+                Err(failure) if machine.doomed && failure.code == ErrorCode::NotFound => {
+                    self.model.vms.remove(&name);
+                    continue;
+                }
+                begun => begun.map_err(|failure| format!("{name} does not start: {failure:?}"))?,
+            }
             look_at(self.engine(), &name, &mut content).await?;
         }
         for name in self.model.vms.keys() {

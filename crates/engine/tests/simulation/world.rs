@@ -107,7 +107,7 @@ impl World {
             deadlines: Deadlines::default(),
             clock: self.wall.clone(),
             node: NodeName::default(),
-            checkpoints: checkpoints.in_virtual_time(),
+            checkpoints,
         };
         let engine = Engine::start(lock, options).await.map_err(|error| format!("no start: {error}"))?;
         self.board.attend(engine.store().clone());

@@ -173,7 +173,13 @@ impl Track {
 
     async fn start(&self, racer: &Racer, spec: ExecSpec, sink: session::Sink) -> Result<(), Failure> {
         let command = Command::Exec { vm: VmRef::Id(racer.handle.id), spec: Box::new(spec.clone()) };
-        self.core.exec_into(&racer.handle, self.authority.clone(), command, spec, None, sink).await.map(drop)
+        let (core, handle, authority) = (self.core.clone(), racer.handle.clone(), self.authority.clone());
+        // Also if the race ends meanwhile: what was written down of it is brought to an end.
+        self.core
+            .detached(TaskKind::Acceptor, async move {
+                core.exec_into(&handle, authority, command, spec, None, sink).await.map(drop)
+            })
+            .await
     }
 
     async fn scored(&self, racer: &Racer, program: &ExecArgv) -> Result<f64, Failure> {

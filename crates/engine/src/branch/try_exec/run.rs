@@ -219,7 +219,14 @@ impl Undoable {
 
     async fn start(&self, spec: ExecSpec, sink: Sink) -> Result<OperationId, Failure> {
         let command = Command::Exec { vm: VmRef::Id(self.handle.id), spec: Box::new(spec.clone()) };
-        self.core.exec_into(&self.handle, self.authority.clone(), command, spec, Some(self.id), sink).await
+        let (core, handle, authority) = (self.core.clone(), self.handle.clone(), self.authority.clone());
+        let within = Some(self.id);
+        // Also if the transaction ends meanwhile: what was written down of it is brought to an end.
+        self.core
+            .detached(TaskKind::Acceptor, async move {
+                core.exec_into(&handle, authority, command, spec, within, sink).await
+            })
+            .await
     }
 
     /// Passes events on; returns the last one.
