@@ -1,7 +1,10 @@
 //! What a snapshot says of itself: enough to check every byte of it before anything of it is used.
 
 use super::key::HostKey;
-use offshoot_provider::parts::{Hash, Part};
+use offshoot_provider::{
+    facts::Facts,
+    parts::{Hash, Part},
+};
 use offshoot_types::{
     CpuCount, DiskMib, ErrorCode, Failure, ImageDigest, LayerId, MemMib, ProviderKind, SnapshotId,
     SnapshotKind, VmId,
@@ -23,11 +26,9 @@ pub(crate) struct Manifest {
     pub vm: VmId,
     pub parent: Option<SnapshotId>,
     pub kind: SnapshotKind,
-    /// Of the host it was taken on.
-    pub arch: String,
     pub provider: ProviderKind,
-    /// Name and version of the VMM, as it said.
-    pub vmm: Option<String>,
+    /// What its memory and device state are bound to; `None` for a snapshot of the disk only.
+    pub machine: Option<Facts>,
     pub image: ImageDigest,
     pub memory: MemMib,
     /// The snapshot whose complete memory `ram_delta` is against; `None`: zeros.
@@ -87,9 +88,6 @@ impl Manifest {
         if manifest.id != id {
             return Err(refused(&format!("is the one of snapshot {}", manifest.id)));
         }
-        if manifest.arch != std::env::consts::ARCH {
-            return Err(refused(&format!("is of a machine with {} CPUs", manifest.arch)));
-        }
         Ok(manifest)
     }
 }
@@ -109,9 +107,8 @@ mod tests {
             vm: VmId::new(),
             parent: None,
             kind: SnapshotKind::Full,
-            arch: std::env::consts::ARCH.into(),
             provider: ProviderKind::Fake,
-            vmm: None,
+            machine: None,
             image: "0a".repeat(32).parse().unwrap(),
             memory: MemMib::from_mib(128).unwrap(),
             memory_base: None,

@@ -22,6 +22,7 @@ use crate::{
 };
 use offshoot_provider::{
     disk::{self, DiskError},
+    facts::Facts,
     memory::Delta,
     parts::{Part, PartError, Trusted, hash_file},
 };
@@ -44,7 +45,7 @@ struct Job {
     chain: Vec<LayerRecord>,
     /// Of layers that an earlier snapshot hashed.
     known: HashMap<LayerId, Part>,
-    vmm: Option<String>,
+    machine: Option<Facts>,
     delta: Option<Arc<Delta>>,
     dir: PathBuf,
     state: PathBuf,
@@ -130,10 +131,13 @@ impl Core {
                 Ok((snapshot, vm, chain, known))
             })
             .await?;
-        let vmm = self.provider(vm.provider)?.capabilities().await.vmm;
+        let machine = match snapshot.kind {
+            SnapshotKind::DiskOnly => None,
+            SnapshotKind::Full => Some(self.machine(vm.provider).await?),
+        };
         let (dir, state) = (self.layout.new_snapshot(id), self.layout.state.clone());
         let trusted = self.snapshots.trusted.clone();
-        Ok(Job { snapshot, vm, chain, known, vmm, delta, dir, state, trusted })
+        Ok(Job { snapshot, vm, chain, known, machine, delta, dir, state, trusted })
     }
 
     /// Takes back a snapshot that could not be written.
@@ -207,9 +211,8 @@ impl Job {
             vm: self.vm.id,
             parent: self.snapshot.parent,
             kind: self.snapshot.kind,
-            arch: std::env::consts::ARCH.into(),
             provider: self.vm.provider,
-            vmm: self.vmm,
+            machine: self.machine,
             image: spec.image_digest.clone(),
             memory: spec.memory,
             memory_base: self.snapshot.memory_base,

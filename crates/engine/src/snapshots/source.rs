@@ -6,11 +6,14 @@ use super::{
 };
 use crate::{core::Core, machine::io_failure};
 use offshoot_provider::{
+    facts::Facts,
     memory::{Base, Delta, Memory, MemoryError},
     parts::{PartError, Trusted},
 };
 use offshoot_store::{LayerRecord, SnapshotRecord};
-use offshoot_types::{Bytes, ErrorCode, Failure, MemMib, SnapshotId, SnapshotKind, SnapshotState};
+use offshoot_types::{
+    Bytes, ErrorCode, Failure, MemMib, ProviderKind, SnapshotId, SnapshotKind, SnapshotState,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -101,20 +104,16 @@ impl Core {
     /// That every byte of a durable snapshot is what was written, and that it fits this host.
     async fn check(&self, snapshot: &SnapshotRecord, chain: &[LayerRecord]) -> Result<(), Failure> {
         let manifest = self.manifest(snapshot).await?;
-        let provider = self.provider(manifest.provider)?;
-        let here = provider.capabilities().await.vmm;
-        if snapshot.kind == SnapshotKind::Full && manifest.vmm != here {
-            let words = |vmm: &Option<String>| vmm.clone().unwrap_or_else(|| "another VMM".into());
-            return Err(Failure::new(
-                ErrorCode::Snapshot,
-                format!(
-                    "snapshot {} was taken with {}, and this host has {}",
-                    snapshot.id,
-                    words(&manifest.vmm),
-                    words(&here)
-                ),
-            )
-            .hint("its memory loads only into the program that saved it; its disk is intact"));
+        if let Some(saved) = &manifest.machine {
+            let differs = saved.mismatches(&self.machine(manifest.provider).await?);
+            if !differs.is_empty() {
+                let differs: Vec<String> = differs.iter().map(ToString::to_string).collect();
+                return Err(Failure::new(
+                    ErrorCode::Snapshot,
+                    format!("snapshot {} is of another machine: {}", snapshot.id, differs.join(", ")),
+                )
+                .hint("a memory loads only into the machine that saved it; its disk is intact"));
+            }
         }
         let expected: Vec<_> = chain.iter().map(|layer| layer.id).collect();
         let listed: Vec<_> = manifest.layers.iter().map(|layer| layer.layer).collect();
@@ -126,6 +125,14 @@ impl Core {
             None => Ok(()),
             Some(error) => Err(self.found_damaged(snapshot.id, &crate::link::chain(&error)).await),
         }
+    }
+
+    /// What a state saved here is bound to.
+    pub(super) async fn machine(&self, provider: ProviderKind) -> Result<Facts, Failure> {
+        self.provider(provider)?.facts().await.map_err(|why| {
+            Failure::new(ErrorCode::Unavailable, format!("provider `{provider}` does not work here: {why}"))
+                .hint("`offshoot doctor` says what is missing and how to get it")
+        })
     }
 
     /// Of a durable snapshot, authenticated.

@@ -11,7 +11,9 @@ use offshoot_provider::{
     Adoption, AfterCheckpoint, BootError, BootPlan, BootStep, Capabilities, Checkpoint, CheckpointPlan,
     Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, Provider, ReclaimReport,
     RestorePlan, StopReport, StopStep, UndoReport, Usage,
+    facts::Facts,
     memory::{DeltaWriter, PAGE},
+    parts::Part,
 };
 use offshoot_types::{Bytes, Generation, IsolationClass, ProviderKind, SnapshotId, VmId};
 use std::{
@@ -49,6 +51,8 @@ pub struct Faults {
     pub reclaim_fails: bool,
     pub checkpoint_fails: bool,
     pub restore_fails: bool,
+    /// The VMM was upgraded.
+    pub another_vmm: bool,
     /// Restored guests refuse to be renewed.
     pub guest_stale: bool,
     /// The guest ignores a shutdown, and so does the VMM until it is killed.
@@ -199,6 +203,18 @@ impl Provider for MemoryProvider {
             pause: true,
             live_snapshot: true,
         }
+    }
+
+    async fn facts(&self) -> Result<Facts, String> {
+        Ok(Facts {
+            arch: std::env::consts::ARCH.into(),
+            vmm: if self.host.faults().another_vmm { "another".into() } else { "one".into() },
+            vmm_digest: Part::of(b"none").root,
+            isolation: IsolationClass::EmulatedVm,
+            machine: "memory".into(),
+            cpu: "none".into(),
+            tsc_khz: 1,
+        })
     }
 
     async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError> {

@@ -182,6 +182,26 @@ async fn a_flipped_byte_anywhere_is_refused_by_name_and_the_vm_runs_on() {
     }
 }
 
+/// Nothing of the VM is touched: the VMM that would load the state never starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn restore_preflight() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    let id = create_running(&engine, "a").await;
+    snapshot(&engine, "a", Some("good")).await.unwrap();
+    engine.crash().await;
+    stage.host.set_faults(Faults { another_vmm: true, ..Faults::default() });
+    let engine = stage.engine().await;
+    let (process, boots) = (stage.host.process(id), stage.host.boots());
+    let refused = rollback(&engine, "a", RollbackTo::Newest).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Snapshot);
+    assert!(refused.message.contains("the VMM was one, here it is another"), "{refused:?}");
+    assert!(process.is_alive() && !process.guest.is_frozen() && stage.host.boots() == boots);
+    stage.host.set_faults(Faults::default());
+    rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+    leave(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_reads_every_part_of_a_good_snapshot() {
     let stage = Stage::new();

@@ -26,7 +26,7 @@ pub use host::{BootFault, CheckpointFault, FakeHost, FakeMachine, GuestFault};
 
 use crate::{
     Adoption, BootError, BootPlan, BootStep, Capabilities, Exit, Instance, InstanceError, InstanceRecord,
-    Provider, ReclaimReport, RestorePlan, UndoReport, memory::Base,
+    Provider, ReclaimReport, RestorePlan, UndoReport, facts::Facts, memory::Base, parts::Part,
 };
 use async_trait::async_trait;
 use devices::Devices;
@@ -99,6 +99,18 @@ impl Provider for FakeProvider {
             pause: true,
             live_snapshot: true,
         }
+    }
+
+    async fn facts(&self) -> Result<Facts, String> {
+        Ok(Facts {
+            arch: std::env::consts::ARCH.into(),
+            vmm: "none".into(),
+            vmm_digest: Part::of(b"none").root,
+            isolation: self.host.isolation(),
+            machine: "memory".into(),
+            cpu: "none".into(),
+            tsc_khz: 1,
+        })
     }
 
     async fn boot(&self, plan: &BootPlan) -> Result<Box<dyn Instance>, BootError> {
