@@ -196,7 +196,7 @@ async fn an_interrupt_and_a_timeout_stop_the_code_and_keep_the_variables() {
         let seen = bench.start(timed).await.unwrap().see().await;
         assert!(seen.interrupted && seen.error.is_some(), "{seen:?}");
         let after = bench.run(language, get).await;
-        assert_eq!((after.created, after.stdout.as_str()), (false, "42\n"), "{language:?}");
+        assert_eq!((after.created, after.stdout.as_str()), (false, "42\n"), "{language:?}: {after:?}");
     }
     bench.end().await;
 }

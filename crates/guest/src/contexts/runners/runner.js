@@ -52,6 +52,37 @@
     }
   };
 
+  // An interrupt in the middle of a write would leave node's own stream waiting for ever, and all later output in it:
+  // here nothing is kept from one write to the next.
+  const clock = new Int32Array(new SharedArrayBuffer(4));
+  const writeAll = (fd, bytes) => {
+    for (let at = 0; at < bytes.length;) {
+      try {
+        at += fs.writeSync(fd, bytes, at);
+      } catch (error) {
+        if (error.code !== 'EAGAIN') throw error;
+        Atomics.wait(clock, 0, 0, 1);
+      }
+    }
+  };
+  for (const [name, fd] of [['stdout', 1], ['stderr', 2]]) {
+    const { get } = Object.getOwnPropertyDescriptor(process, name);
+    const made = () => {
+      const stream = get.call(process);
+      if (!Object.hasOwn(stream, 'write')) {
+        stream.write = (chunk, encoding, done) => {
+          const text = typeof encoding === 'string' ? encoding : 'utf8';
+          writeAll(fd, typeof chunk === 'string' ? Buffer.from(chunk, text) : chunk);
+          const then = typeof encoding === 'function' ? encoding : done;
+          if (typeof then === 'function') process.nextTick(then);
+          return true;
+        };
+      }
+      return stream;
+    };
+    Object.defineProperty(process, name, { get: made, configurable: true, enumerable: true });
+  }
+
   const control = new net.Socket({ fd: CONTROL, readable: true, writable: true });
   const send = (kind, ...texts) => {
     const blobs = texts.map((text) => Buffer.from(String(text)));
