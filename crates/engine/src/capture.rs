@@ -17,6 +17,7 @@ use crate::{
     state_dir::{Layout, make_private_dir},
     trace::TraceEvent,
 };
+use offshoot_guest_proto::client::ClientError;
 use offshoot_provider::{Adoption, AfterCheckpoint, Checkpoint, CheckpointPlan, vm::Adopted};
 use offshoot_store::{NewSnapshot, SnapshotRecord, StoreError, Tx};
 use offshoot_types::{
@@ -27,8 +28,10 @@ use serde_json::Value;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// How long the guest may take to have its processes stand still.
-const FREEZE: Duration = Duration::from_millis(20);
+/// How long the guest may take to have its processes stand still, attempt after attempt: a process in the middle of a
+/// `fork` on a busy host takes longer than an idle one, and a state that is not quiesced cannot be forked.
+const FREEZE: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(200), Duration::from_millis(500)];
 
 /// A disk of the VMM has at most so many layers, and a rollback adds one more.
 const MOST_LAYERS: usize = offshoot_provider::disk::MAX_LAYERS - 2;
@@ -199,16 +202,23 @@ pub(crate) async fn freeze(machine: &mut Machine, change: &Change) -> Result<(),
     // From here on it may stand still, whatever is heard of it.
     machine.frozen = true;
     let Ok(client) = link.client(Instant::now()).await else { return Ok(()) };
-    match client.freeze(FREEZE).await {
-        Ok(_) => {
-            if let Some(capture) = &mut machine.capture {
-                capture.quiesced = true;
+    for (attempt, limit) in FREEZE.into_iter().enumerate() {
+        let error = match client.freeze(limit).await {
+            Ok(_) => {
+                if let Some(capture) = &mut machine.capture {
+                    capture.quiesced = true;
+                }
+                return Ok(());
             }
+            Err(error) => error,
+        };
+        // Only a guest that answered will answer again; it has set its processes going meanwhile.
+        if matches!(error, ClientError::Guest(_)) && attempt + 1 < FREEZE.len() {
+            continue;
         }
-        Err(error) => {
-            let error = crate::link::chain(&error);
-            TraceEvent::NotQuiesced { error: &error }.emit(&machine.scope(change));
-        }
+        let error = crate::link::chain(&error);
+        TraceEvent::NotQuiesced { error: &error }.emit(&machine.scope(change));
+        break;
     }
     Ok(())
 }
