@@ -36,8 +36,12 @@ use offshoot_types::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
+
+/// Before each attempt to learn from a VMM which state it is in: an answer may be lost.
+const LOOK_AGAIN: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(500)];
 
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -631,12 +635,21 @@ impl Machine {
             return;
         }
         let limit = self.core.options.deadlines.pause;
-        let found = tokio::time::timeout(limit, self.find_process()).await;
+        let mut found = None;
+        for pause in LOOK_AGAIN {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            found = tokio::time::timeout(limit, self.find_process()).await.ok();
+            if !matches!(found, Some(Found::Unknown(_))) {
+                break;
+            }
+        }
         let observed = match (self.state(), found) {
-            (VmStateName::Running, Ok(Found::Paused)) => {
+            (VmStateName::Running, Some(Found::Paused)) => {
                 self.observe(VmState::Paused, "found paused after a pause that was cut off").await
             }
-            (VmStateName::Paused, Ok(Found::Running)) => {
+            (VmStateName::Paused, Some(Found::Running)) => {
                 self.observe(VmState::Running, "found running after a resume that was cut off").await
             }
             // An exit is seen by the driver; what could not be told now is asked again by the next move.
