@@ -13,7 +13,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message, error::ProtocolError};
 
 /// The direction to the daemon.
 #[derive(Debug)]
@@ -111,7 +111,10 @@ impl Hearing {
 fn broken(operation: &'static str, error: SocketError) -> ClientError {
     match error {
         SocketError::Io(source) => ClientError::Io { operation, source },
-        SocketError::ConnectionClosed | SocketError::AlreadyClosed => early_close(operation),
+        // The last is what the death of a daemon looks like.
+        SocketError::ConnectionClosed
+        | SocketError::AlreadyClosed
+        | SocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => early_close(operation),
         other => ClientError::protocol(operation, other),
     }
 }

@@ -101,7 +101,10 @@ fn a_transaction_cut_by_the_death_of_the_daemon_is_found_rolled_back() {
     let refused = env.run(&["exec", "a", "--", "true"]).exits(125);
     assert!(refused.stderr.contains("transaction"), "an open transaction owns the VM: {refused}");
     env.kill_daemon();
-    assert!(!tried.child.wait().expect("the caller ends").success());
+    let tried = tried.child.wait_with_output().expect("the caller ends");
+    assert_eq!(tried.status.code(), Some(125));
+    let said = String::from_utf8_lossy(&tried.stderr);
+    assert!(said.contains("the connection to the daemon broke") && !said.contains("defect"), "{said}");
     assert_eq!(shell(&env, "a", "cat /workspace/file"), "kept");
     assert_eq!(vm(&env, "a")["id"], id.as_str(), "the same VM");
     env.finish();
