@@ -98,6 +98,7 @@ pub(crate) async fn start(
     });
     // Before the VMs are read: what is taken back moves them in their tree.
     let read = async {
+        core.settle_merges().await?;
         let left = core.discard_volatile().await?;
         let (known, orphans) = read(&core.store).await?;
         Ok::<_, StoreError>((left, known, orphans))

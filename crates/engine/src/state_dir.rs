@@ -4,7 +4,8 @@
 //! <state>/daemon.lock                      flock, held as long as an engine lives
 //! <state>/offshoot.db                      the store
 //! <state>/disks/<layer>.qcow2              one layer of a data disk, kept while a VM or a snapshot needs it
-//! <state>/snapshots/<id>/                  manifest.json, device.state, ram.delta; `.new-<id>` until it is durable
+//! <state>/snapshots/<id>/                  manifest.json, device.state, ram.delta; `.new-<id>` until it is durable,
+//!                                          `.merged-<id>` while some of it is replaced
 //! <state>/keys/                            what manifests are authenticated with
 //! <state>/vms/<id>/g<generation>/          one boot: console.log, the provider's records
 //! <runtime>/<12 hex of the id>/g<generation>/  sockets of one boot
@@ -29,6 +30,8 @@ pub(crate) const KEYS: &str = "keys";
 /// Where the first layer of VMs made by an early version lies, in the VM's own directory.
 pub(crate) const DATA_DISK: &str = "disk.qcow2";
 pub(crate) const NEW_SNAPSHOT: &str = ".new-";
+/// What is to take the place of a snapshot's files, or has.
+pub(crate) const MERGED_SNAPSHOT: &str = ".merged-";
 pub(crate) const RUNTIME_DIGITS: usize = 12;
 pub(crate) const CONSOLE: &str = "console.log";
 
@@ -141,6 +144,10 @@ impl Layout {
     /// A snapshot that is being taken or written.
     pub fn new_snapshot(&self, id: SnapshotId) -> PathBuf {
         self.snapshots().join(format!("{NEW_SNAPSHOT}{}", id.simple()))
+    }
+    /// What is to take the place of a snapshot's files.
+    pub fn merged_snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.snapshots().join(format!("{MERGED_SNAPSHOT}{}", id.simple()))
     }
     pub fn keys(&self) -> PathBuf {
         self.state.join(KEYS)

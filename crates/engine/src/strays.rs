@@ -3,7 +3,7 @@
 //! ```text
 //! vms/<id>           of a VM that the record says is destroyed     removed: a leftover of ours
 //! <runtime>/<12 hex> with nothing but empty directories in it      removed: sockets come back with a boot
-//! snapshots/.new-<id>, .old-<id>                                   removed: half written, or half removed
+//! snapshots/.new-<id>, .old-<id>, .merged-<id>                     removed: half written, removed or replaced
 //! disks/<layer>.qcow2 nobody ever wrote to and the record does not know   removed
 //! anything else                                                    kept, and reported as a warning
 //! ```

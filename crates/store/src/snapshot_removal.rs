@@ -59,9 +59,37 @@ impl View<'_> {
         })?);
         Ok(users)
     }
+
+    /// The snapshots that came directly after this one, in the order they were taken.
+    pub fn snapshots_after(&self, id: SnapshotId) -> Result<Vec<SnapshotId>, StoreError> {
+        let sql = "SELECT id FROM snapshots WHERE parent = ?1 ORDER BY taken";
+        self.many("find what came after a snapshot", sql, params![id.to_string()], |row| parsed(row, "id"))
+    }
 }
 
 impl Tx<'_> {
+    /// As [`remove_snapshot`](Self::remove_snapshot), and refused while the tree goes on from it, whether or not what
+    /// comes after it needs its bytes: for whoever did not say that the tree is to be joined.
+    pub fn remove_last_snapshot(
+        &self,
+        id: SnapshotId,
+        operation: OperationId,
+        actor: &Actor,
+    ) -> Result<Option<SnapshotRecord>, StoreError> {
+        let after = self.snapshots_after(id)?;
+        if after.is_empty() {
+            return self.remove_snapshot(id, operation, actor);
+        }
+        let users = self.snapshot_users(id)?;
+        // One that both came after it and differs from it is named once.
+        let others = users
+            .iter()
+            .filter(|user| !matches!(user, SnapshotUser::Child(child) if after.contains(child)))
+            .map(ToString::to_string);
+        let by = after.iter().map(|id| SnapshotUser::Child(*id).to_string()).chain(others).collect();
+        Err(StoreError::InUse { what: format!("snapshot {id}"), by })
+    }
+
     /// Removes a snapshot's record, unless somebody needs its bytes. What came after it now comes after what was before
     /// it. The caller removes its files once this is committed, and its disk layer when nobody needs that any more
     /// ([`View::unused_layers`]). Returns the record that was removed; `None` if there was none.
@@ -206,6 +234,29 @@ mod tests {
         f.go(vm, at, VmState::Destroyed).await.unwrap();
         f.remove(root).await.unwrap();
         assert_eq!(f.store.snapshots(None).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn what_the_tree_goes_on_from_is_removed_only_by_whoever_joins_it() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let root = f.take(vm, SnapshotOrigin::Manual).await;
+        let new = NewSnapshot { memory_base: Some(root), ..f.to_take(vm, SnapshotOrigin::Auto).await };
+        let next = f.add(new).await.unwrap();
+        let leaf = f.take(vm, SnapshotOrigin::Manual).await;
+        f.store.set_vm_memory(vm, Some(root)).await.unwrap();
+        let remove = |id| {
+            f.store.transaction(move |tx| {
+                tx.remove_last_snapshot(id, OperationId::new(), &crate::fixture::actor())
+            })
+        };
+        let refused = remove(root).await.unwrap_err();
+        assert_eq!(refused.to_string(), format!("snapshot {root} is needed by snapshot {next}, VM a"));
+        assert!(matches!(remove(next).await, Err(StoreError::InUse { .. })));
+        assert_eq!(remove(leaf).await.unwrap().map(|gone| gone.id), Some(leaf));
+        assert_eq!(remove(next).await.unwrap().map(|gone| gone.id), Some(next));
+        let refused = remove(root).await.unwrap_err();
+        assert_eq!(refused.to_string(), format!("snapshot {root} is needed by VM a"));
     }
 
     #[tokio::test]

@@ -86,7 +86,7 @@ enum Action {
     Rm {
         #[arg(value_name = "SNAPSHOT")]
         snapshot: SnapshotRef,
-        /// Merge it into what depends on it, rather than refuse
+        /// Also one that others came after: what differs from it is merged with it, and loses nothing
         #[arg(long)]
         prune: bool,
     },

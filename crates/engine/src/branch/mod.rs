@@ -25,10 +25,3 @@ pub use race::{RaceEnd, RaceEvent, RaceSession};
 pub use transactions::TransactionView;
 pub use try_exec::{TryEnd, TryEvent, TrySession};
 pub use views::{ForkReport, ForkedVm, RollbackReport, SnapshotView, Verification};
-
-use offshoot_types::{ErrorCode, Failure};
-
-/// For a verb that this build does not have.
-fn unsupported(what: &str) -> Failure {
-    Failure::new(ErrorCode::Unsupported, format!("{what} is not supported yet"))
-}

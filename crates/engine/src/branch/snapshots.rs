@@ -81,16 +81,14 @@ impl Engine {
         Ok(view(&found, vm.as_ref(), None, None))
     }
 
-    /// Removes a snapshot nobody needs ([`Command::RemoveSnapshot`]). Returns those removed.
+    /// Removes a snapshot nobody needs or, to prune, one that others differ from, which are merged with it first
+    /// ([`Command::RemoveSnapshot`]). Returns those removed.
     pub async fn remove_snapshot(&self, permit: Authorized<Command>) -> Result<Vec<SnapshotId>, Failure> {
         self.core().manager.check_open()?;
         let (command, grant) = permit.into_parts();
         let Command::RemoveSnapshot { snapshot, prune } = command else {
             return Err(error::wrong_permit("remove_snapshot", command.action()));
         };
-        if prune {
-            return Err(super::unsupported("merging a snapshot into what depends on it"));
-        }
         let core = self.core().clone();
         self.core()
             .detached(TaskKind::Acceptor, async move {
@@ -104,7 +102,10 @@ impl Engine {
                 let reason = format!("removing snapshot {} was asked for", found.id);
                 let new = core.new_operation(&authority, kind, vm, &found.owner, reason);
                 let ticket = core.opened(core.store.begin_operation(new).await?.into_operation());
-                let removed = core.remove_snapshot(found.id, ticket.id(), &actor).await;
+                let removed = match prune {
+                    true => core.prune_snapshot(found.id, ticket.id(), &actor).await.map(drop),
+                    false => core.remove_snapshot(found.id, false, ticket.id(), &actor).await,
+                };
                 let outcome = match &removed {
                     Ok(()) => OperationOutcome::Done,
                     Err(failure) => OperationOutcome::Failed { failure: failure.clone() },

@@ -10,7 +10,8 @@ use offshoot_types::{
     SnapshotKind, VmId,
 };
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use serde_json::Value;
+use std::{fs, path::Path};
 
 /// Of [`Manifest::format`].
 const FORMAT: u32 = 1;
@@ -68,6 +69,18 @@ impl Manifest {
         let text = serde_json::to_string(self).map_err(|error| unwritable(&error))?;
         let tag = key.authenticate(text.as_bytes());
         serde_json::to_vec_pretty(&Signed { manifest: text, tag }).map_err(|error| unwritable(&error))
+    }
+
+    /// As the record keeps it.
+    pub fn as_value(&self) -> Result<Value, Failure> {
+        serde_json::to_value(self).map_err(|error| unwritable(&error))
+    }
+
+    /// Whether the file says what the record does, whoever wrote it.
+    pub fn is_of(path: &Path, recorded: &Value) -> bool {
+        let text = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Signed>(&bytes).ok());
+        text.and_then(|signed| serde_json::from_str::<Value>(&signed.manifest).ok())
+            .is_some_and(|found| found == *recorded)
     }
 
     /// Reads the file of snapshot `id`; whatever is not what this host wrote for it is refused.

@@ -51,6 +51,12 @@ impl Memories {
         known.keep(id, Kept::Delta { _held: delta.clone() });
     }
 
+    /// The pages of a snapshot are against another one from now on; its complete memory is what it was.
+    pub fn replace_delta(&self, id: SnapshotId, delta: &Arc<Delta>) {
+        lock(&self.known).kept.retain(|(kept, what)| *kept != id || matches!(what, Kept::Base { .. }));
+        self.keep_delta(id, delta);
+    }
+
     pub fn forget(&self, id: SnapshotId) {
         let mut known = lock(&self.known);
         known.bases.remove(&id);

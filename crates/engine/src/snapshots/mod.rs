@@ -9,18 +9,23 @@
 //!             v
 //!           Source: what a restore needs
 //! ```
+//! What a durable snapshot is made of may be replaced, by as much, when one below it is removed: [`restage`].
 
 mod key;
 mod manifest;
 mod memory;
 mod persist;
+mod prune;
 mod remove;
+mod restage;
 mod source;
+mod uses;
 mod verify;
 
 pub(crate) use key::random;
 use manifest::Manifest;
 pub(crate) use source::{Source, not_found};
+use uses::{Held, Uses};
 
 use crate::sync::lock;
 use memory::Memories;
@@ -38,6 +43,9 @@ pub(crate) struct Snapshots {
     memories: Memories,
     trusted: Arc<Trusted>,
     key: OnceCell<key::HostKey>,
+    uses: Uses,
+    /// One merge at a time: each takes as much memory as what it merges.
+    merging: tokio::sync::Mutex<()>,
 }
 
 /// A snapshot whose bytes are not all on the disk yet.

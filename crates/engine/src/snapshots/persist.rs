@@ -102,9 +102,7 @@ impl Core {
             flush(&all)
         })
         .await?;
-        let kept = serde_json::to_value(&manifest).map_err(|error| {
-            Failure::new(ErrorCode::Internal, "a manifest could not be written").caused_by(&error)
-        })?;
+        let kept = manifest.as_value()?;
         self.store.transaction(move |tx| tx.snapshot_durable(id, &kept, size)).await?;
         Ok(())
     }
@@ -248,7 +246,7 @@ fn disk_failure(path: &Path, error: &DiskError) -> Failure {
     }
 }
 
-fn memory_failure(path: &Path, error: &offshoot_provider::memory::MemoryError) -> Failure {
+pub(super) fn memory_failure(path: &Path, error: &offshoot_provider::memory::MemoryError) -> Failure {
     use std::error::Error;
     // A full disk is told as such, however deep it lies.
     let mut source: Option<&(dyn Error + 'static)> = Some(error);
@@ -262,16 +260,16 @@ fn memory_failure(path: &Path, error: &offshoot_provider::memory::MemoryError) -
 }
 
 /// What a file takes on the disk.
-fn allocated(path: &Path) -> Result<u64, Failure> {
+pub(super) fn allocated(path: &Path) -> Result<u64, Failure> {
     let metadata = fs::metadata(path).map_err(|error| io_failure("look at", path, &error))?;
     Ok(metadata.blocks() * 512)
 }
 
-fn flush(path: &Path) -> Result<(), Failure> {
+pub(super) fn flush(path: &Path) -> Result<(), Failure> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| io_failure("flush", path, &error))
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
@@ -280,7 +278,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     write().map_err(|error: io::Error| io_failure("write", path, &error))
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     match offshoot_store::blocking(work).await {

@@ -9,7 +9,7 @@ use crate::{
     core::Core,
     layers,
     saga::create::remove_tree,
-    state_dir::NEW_SNAPSHOT,
+    state_dir::{MERGED_SNAPSHOT, NEW_SNAPSHOT},
     trace::{Scope, TraceEvent},
 };
 use offshoot_store::{SnapshotRecord, SnapshotRetention, StoreError};
@@ -27,10 +27,12 @@ use uuid::Uuid;
 const OLD_SNAPSHOT: &str = ".old-";
 
 impl Core {
-    /// Removes one snapshot, or says who needs it. Its disk layer goes when nobody needs that either.
+    /// Removes one snapshot, or says who needs it. Its disk layer goes when nobody needs that either. What came after it
+    /// comes after the one before it then or, unless `join`, keeps it from being removed.
     pub async fn remove_snapshot(
         &self,
         id: SnapshotId,
+        join: bool,
         operation: OperationId,
         actor: &Actor,
     ) -> Result<(), Failure> {
@@ -38,11 +40,16 @@ impl Core {
             // Whether it could be written does not matter any more.
             let _ = volatile.written().await;
         }
+        let alone = self.snapshots.uses.alone(&[id]).await?;
+        alone.unused()?;
         let (dir, old) = (self.layout.snapshot(id), self.old_snapshot(id));
         let moved = rename(dir.clone(), old.clone()).await?;
         let actor = actor.clone();
-        let removed = self.store.transaction(move |tx| tx.remove_snapshot(id, operation, &actor)).await;
-        if let Err(error) = removed {
+        let removed = self.store.transaction(move |tx| match join {
+            true => tx.remove_snapshot(id, operation, &actor),
+            false => tx.remove_last_snapshot(id, operation, &actor),
+        });
+        if let Err(error) = removed.await {
             if moved {
                 rename(old, dir).await?;
             }
@@ -89,7 +96,7 @@ impl Core {
                 kept += 1;
                 continue;
             }
-            if let Err(failure) = self.remove_snapshot(snapshot.id, operation, actor).await {
+            if let Err(failure) = self.remove_snapshot(snapshot.id, true, operation, actor).await {
                 let event =
                     TraceEvent::NotCollected { path: &snapshot.id.to_string(), error: &failure.message };
                 event.emit(&Scope::default());
@@ -118,7 +125,9 @@ impl Core {
             };
             let mut outcome = OperationOutcome::Done;
             for snapshot in expired {
-                if let Err(failure) = self.remove_snapshot(snapshot.id, ticket.id(), &Actor::Daemon).await {
+                if let Err(failure) =
+                    self.remove_snapshot(snapshot.id, true, ticket.id(), &Actor::Daemon).await
+                {
                     outcome = OperationOutcome::Failed { failure };
                 }
             }
@@ -195,6 +204,9 @@ impl Core {
                 } else {
                     crate::strays::remove(self, &path).await;
                 }
+            } else if name.starts_with(MERGED_SNAPSHOT) {
+                // Settled before: see `settle_merges`.
+                crate::strays::remove(self, &path).await;
             } else if id_of(name).is_none_or(|id| !known.contains_key(&id)) {
                 crate::strays::keep(self, &path).await;
             }
@@ -227,11 +239,11 @@ pub(crate) fn wanted(snapshot: &SnapshotRecord) -> bool {
     snapshot.name.is_some() || matches!(snapshot.origin, SnapshotOrigin::Manual | SnapshotOrigin::Template)
 }
 
-fn id_of(name: &str) -> Option<SnapshotId> {
+pub(super) fn id_of(name: &str) -> Option<SnapshotId> {
     Uuid::try_parse(name).ok().filter(|uuid| uuid.simple().to_string() == name).map(SnapshotId::from_uuid)
 }
 
-fn entries(dir: PathBuf) -> Vec<PathBuf> {
+pub(super) fn entries(dir: PathBuf) -> Vec<PathBuf> {
     fs::read_dir(dir)
         .map(|entries| entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
         .unwrap_or_default()

@@ -1,7 +1,7 @@
 //! What a restore needs of a snapshot, checked before a CPU runs.
 
 use super::{
-    Manifest, Volatile, key,
+    Held, Manifest, Volatile, key,
     manifest::{DEVICE_STATE, FILE, RAM_DELTA},
 };
 use crate::{core::Core, machine::io_failure};
@@ -32,6 +32,8 @@ pub(crate) struct Source {
     pub chain: Vec<LayerRecord>,
     /// `None`: disk only.
     pub memory: Option<SourceMemory>,
+    /// It, and the one whose memory is mapped.
+    _held: Vec<Held>,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,7 @@ impl Core {
     /// Checks a snapshot and makes ready what `copies` processes restore from. A durable one is read and hashed unless
     /// its files are those that were hashed before.
     pub async fn source(&self, id: SnapshotId, copies: usize) -> Result<Source, Failure> {
+        let reading = self.snapshots.uses.read(id).await;
         // Before the record is read: what is not volatile any more is durable there.
         let volatile = self.snapshots.volatile(id);
         let (snapshot, chain) = self
@@ -91,7 +94,13 @@ impl Core {
                 Some(SourceMemory { memory, device_state, _files: None })
             }
         };
-        Ok(Source { snapshot, chain, memory })
+        let mut held = vec![reading.hold()];
+        let mapped = memory.as_ref().and_then(|memory: &SourceMemory| memory.memory.base_id());
+        if let Some(mapped) = mapped.filter(|mapped| *mapped != id) {
+            // It is there: as long as this one is read it differs from that one.
+            held.push(self.snapshots.uses.read(mapped).await.hold());
+        }
+        Ok(Source { snapshot, chain, memory, _held: held })
     }
 
     async fn memory_of_vm(&self, snapshot: &SnapshotRecord) -> Result<MemMib, Failure> {
@@ -250,12 +259,13 @@ impl Core {
                 below = Some(base);
                 break;
             }
+            let reading = self.snapshots.uses.read(id).await;
             let snapshot =
                 self.store.read(move |view| view.snapshot(id)).await?.ok_or_else(|| not_found(id))?;
             next = snapshot.memory_base;
-            missing.push(snapshot);
+            missing.push((snapshot, reading));
         }
-        for snapshot in missing.into_iter().rev() {
+        for (snapshot, _reading) in missing.into_iter().rev() {
             let delta = self.delta(&snapshot).await?;
             below = Some(self.build(snapshot.id, below, delta).await?);
         }
@@ -275,7 +285,8 @@ impl Core {
         Ok(base)
     }
 
-    async fn delta(&self, snapshot: &SnapshotRecord) -> Result<Arc<Delta>, Failure> {
+    /// The pages of a snapshot, verified as they are read.
+    pub(super) async fn delta(&self, snapshot: &SnapshotRecord) -> Result<Arc<Delta>, Failure> {
         let id = snapshot.id;
         if let Some(delta) =
             self.snapshots.volatile(id).and_then(|volatile: Arc<Volatile>| volatile.delta.clone())
@@ -313,7 +324,7 @@ fn chain(error: &MemoryError) -> String {
     crate::link::chain(error)
 }
 
-fn memory_failure(id: SnapshotId, error: &MemoryError) -> Failure {
+pub(super) fn memory_failure(id: SnapshotId, error: &MemoryError) -> Failure {
     Failure::new(ErrorCode::Snapshot, format!("the memory of snapshot {id} cannot be put together: {error}"))
         .caused_by(error)
 }

@@ -11,6 +11,7 @@ mod forks;
 mod guest;
 mod host;
 mod lifecycle;
+mod prune;
 mod race;
 mod rollbacks;
 mod sagas;

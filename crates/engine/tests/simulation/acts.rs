@@ -89,7 +89,7 @@ impl Deed {
                 let name = Some(self.name.parse().expect("a name"));
                 engine.snapshot(permit(Command::Snapshot { vm, name, kind, note: None })).await.map(drop)
             }
-            Verb::RemoveSnapshot => remove(engine, self.snapshot.expect("chosen")).await,
+            Verb::RemoveSnapshot => prune(engine, self.snapshot.expect("chosen")).await,
             Verb::RollbackNewest => {
                 engine.rollback(permit(Command::Rollback { vm, to: RollbackTo::Newest })).await.map(drop)
             }
@@ -163,6 +163,12 @@ pub async fn submit(engine: &Engine, command: Command) -> Result<(), Failure> {
 
 pub async fn remove(engine: &Engine, snapshot: SnapshotId) -> Result<(), Failure> {
     let command = Command::RemoveSnapshot { snapshot: SnapshotRef::Id(snapshot), prune: false };
+    engine.remove_snapshot(permit(engine, command)).await.map(drop)
+}
+
+/// Also from the middle of the tree.
+pub async fn prune(engine: &Engine, snapshot: SnapshotId) -> Result<(), Failure> {
+    let command = Command::RemoveSnapshot { snapshot: SnapshotRef::Id(snapshot), prune: true };
     engine.remove_snapshot(permit(engine, command)).await.map(drop)
 }
 

@@ -15,6 +15,14 @@ use std::{
     sync::Arc,
 };
 
+/// Pages copied at once.
+const COPIED: u64 = 256;
+
+/// What of a run lies behind page `end`.
+fn rest(run: Run, end: u64) -> Option<Run> {
+    (end < run.end()).then(|| Run { first: end, pages: run.end() - end })
+}
+
 /// The pages in which a guest memory differs from its base. Complete and unchangeable.
 #[derive(Debug, Clone)]
 pub struct Delta {
@@ -108,6 +116,48 @@ impl Delta {
         file.read_exact_at(&mut bytes, size.0).map_err(MemoryError::io("read a memory file"))?;
         let runs = Runs::from_bytes(&bytes, size)?;
         Ok(Self { file: Arc::new(file), base, runs })
+    }
+
+    /// `above` over `below`, which must be the delta of snapshot `between` that `above` is against: what the two change
+    /// together, against what `below` is against. Blocks for as long as copying both takes.
+    pub fn merge(below: &Self, between: SnapshotId, above: &Self) -> Result<Self, MemoryError> {
+        above.check(Some(between), below.size())?;
+        let mut writer = DeltaWriter::new(below.base, below.size())?;
+        let mut buffer = Vec::new();
+        let mut lower = below.runs().iter().copied();
+        let mut next = lower.next();
+        for upper in above.runs() {
+            while let Some(run) = next.filter(|run| run.first < upper.first) {
+                let end = run.end().min(upper.first);
+                below.copy_pages(
+                    Run { first: run.first, pages: end - run.first },
+                    &mut writer,
+                    &mut buffer,
+                )?;
+                next = rest(run, end).or_else(|| lower.next());
+            }
+            above.copy_pages(*upper, &mut writer, &mut buffer)?;
+            while let Some(run) = next.filter(|run| run.first < upper.end()) {
+                next = rest(run, upper.end()).or_else(|| lower.next());
+            }
+        }
+        while let Some(run) = next {
+            below.copy_pages(run, &mut writer, &mut buffer)?;
+            next = lower.next();
+        }
+        writer.finish()
+    }
+
+    fn copy_pages(&self, run: Run, to: &mut DeltaWriter, buffer: &mut Vec<u8>) -> Result<(), MemoryError> {
+        let mut first = run.first;
+        while first < run.end() {
+            let pages = (run.end() - first).min(COPIED);
+            buffer.resize((pages * PAGE) as usize, 0);
+            self.file.read_exact_at(buffer, first * PAGE).map_err(MemoryError::io("read a memory file"))?;
+            to.append(first, buffer)?;
+            first += pages;
+        }
+        Ok(())
     }
 
     /// The snapshot whose complete memory this is against; `None`: zeros.
@@ -209,6 +259,31 @@ pub(super) mod tests {
         assert_eq!(read[..3], [0, 0, 7]);
         assert_eq!(read[PAGE as usize + 1..][..2], [7, 8]);
         assert_eq!(read[2 + 2 * PAGE as usize], 0, "page 3 is none of its pages");
+    }
+
+    #[test]
+    fn merging_is_as_good_as_applying_one_after_the_other() {
+        let between = SnapshotId::new();
+        let read = |base: Option<std::sync::Arc<crate::memory::Base>>, delta: Delta| {
+            let mut whole = vec![0; SIZE.0 as usize];
+            Memory { base, delta: Some(Arc::new(delta)) }.read_at(0, &mut whole).unwrap();
+            whole
+        };
+        // Apart, touching, within each other, a page that became zero, and one only above.
+        let below = delta(None, &[(0, 1), (1, 1), (2, 1), (5, 2), (6, 2), (9, 3), (20, 4), (21, 4), (63, 5)]);
+        let above = delta(Some(between), &[(1, 7), (6, 0), (7, 8), (8, 8), (9, 8), (10, 8), (22, 9)]);
+        let merged = Delta::merge(&below, between, &above).unwrap();
+        assert_eq!(merged.base(), None);
+        let base = crate::memory::Base::build(between, None, &below).unwrap();
+        assert_eq!(read(None, merged), read(Some(Arc::new(base)), above.clone()));
+        let refused = Delta::merge(&below, SnapshotId::new(), &above).unwrap_err();
+        assert!(matches!(refused, MemoryError::WrongBase { .. }), "{refused}");
+
+        // Against a snapshot, pages of zeros stay: below them there may be others.
+        let root = SnapshotId::new();
+        let below = delta(Some(root), &[(0, 0), (3, 1)]);
+        let merged = Delta::merge(&below, between, &delta(Some(between), &[(3, 0)])).unwrap();
+        assert_eq!((merged.base(), merged.pages()), (Some(root), 2));
     }
 
     #[test]
