@@ -1,11 +1,11 @@
 //! Options that several verbs share, as typed values.
 
 use crate::{duration::Span, session};
-use clap::Args;
-use offshoot_api::v1::{ExecLimits, ExecRequest, PtySize};
+use clap::{Args, ValueEnum};
+use offshoot_api::v1::{ExecLimits, ExecRequest, PtySize, SetSnapshotPolicy};
 use offshoot_types::{
-    Bytes, CpuCount, DiskMib, ImageRef, InvalidId, IsolationClass, Labels, MemMib, ProviderChoice,
-    TransactionId,
+    AutoSnapshot, Bytes, CpuCount, DiskMib, ImageRef, InvalidId, IsolationClass, Labels, MemMib,
+    ProviderChoice, TransactionId,
 };
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -34,6 +34,12 @@ pub struct VmOptions {
     /// A note on the VM, KEY=VALUE; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<Assignment>,
+    /// Take snapshots without being asked: `before-exec`, `on-failure` (what a failed command left) or `before-risky`
+    #[arg(long, value_name = "WHEN", default_value_t = AutoSnapshot::Never)]
+    snapshot_policy: AutoSnapshot,
+    /// Take the VM back to the state before it whenever a command fails
+    #[arg(long)]
+    auto_rollback: bool,
 }
 
 /// [`VmOptions`] as requests carry them.
@@ -46,6 +52,7 @@ pub struct VmSettings {
     pub cpus: Option<u64>,
     pub disk_mib: Option<u64>,
     pub labels: Labels,
+    pub snapshot_policy: Option<SetSnapshotPolicy>,
 }
 
 impl VmOptions {
@@ -58,7 +65,28 @@ impl VmOptions {
             cpus: Some(self.cpus.get().into()),
             disk_mib: self.disk.map(|disk| disk.mib().into()),
             labels: pairs(&self.labels),
+            snapshot_policy: Some(SetSnapshotPolicy {
+                mode: Some(self.snapshot_policy.to_string()),
+                auto_rollback: Some(self.auto_rollback),
+            }),
         }
+    }
+}
+
+/// A setting that is on or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    pub fn is_on(self) -> bool {
+        self == Self::On
+    }
+
+    pub const fn word(on: bool) -> &'static str {
+        if on { "on" } else { "off" }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::printer::visible;
 use jiff::Timestamp;
 use offshoot_api::v1::{Daemon, Event, EventDetail, OutcomeName, TransactionEnd, Vm};
-use offshoot_types::Bytes;
+use offshoot_types::{AutoSnapshot, Bytes};
 use std::fmt::Write;
 
 /// Columns padded to their widest cell, two blanks between them.
@@ -97,6 +97,17 @@ pub fn vm_details(vm: &Vm, now: Timestamp) -> String {
     }
     if let Some(count) = vm.snapshots.filter(|count| *count > 0) {
         lines.push(("snapshots", format!("{count}: `offshoot snapshot list {}` shows them", vm.name)));
+    }
+    let policy = vm.snapshot_policy;
+    if policy.mode != AutoSnapshot::Never || policy.auto_rollback {
+        let back = if policy.auto_rollback { ", and back to it when one fails" } else { "" };
+        let when = match policy.mode {
+            AutoSnapshot::Never | AutoSnapshot::BeforeExec => "before each command",
+            AutoSnapshot::OnFailure if policy.auto_rollback => "before each command and after one that fails",
+            AutoSnapshot::OnFailure => "after each command that fails",
+            AutoSnapshot::BeforeRisky => "before each command that looks risky",
+        };
+        lines.push(("policy", format!("a snapshot {when}{back}")));
     }
     if let Some(snapshot) = vm.suspended_to {
         lines.push(("continues", format!("from snapshot {snapshot} when it is started")));

@@ -5,7 +5,8 @@ use offshoot_policy::{Decision, Facts, Policy, RuleId, VmFacts};
 use offshoot_types::{
     Action, Actor, Command, ContextCode, CpuCount, ExecArgv, ExecId, ExecLimits, ExecSpec, FileAccess,
     ForkSource, Generation, Labels, Lifetime, OperationId, Owner, ProviderChoice, RollbackTo, SnapshotId,
-    SnapshotKind, SnapshotRef, Target, TransactionId, TrySpec, VmId, VmRef, VmSpec, VmStateName,
+    SnapshotKind, SnapshotPolicy, SnapshotPolicyChange, SnapshotRef, Target, TransactionId, TrySpec, VmId,
+    VmRef, VmSpec, VmStateName,
 };
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
 
@@ -67,7 +68,10 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
         Action::Connect => vec![("connect", Command::Connect { vm, port: 22 })],
         Action::Snapshot => {
             let kind = SnapshotKind::Full;
-            vec![("snapshot", Command::Snapshot { vm, name: None, kind, note: None })]
+            vec![
+                ("snapshot", Command::Snapshot { vm: vm.clone(), name: None, kind, note: None }),
+                ("set-policy", Command::SetPolicy { vm, policy: SnapshotPolicyChange::default() }),
+            ]
         }
         Action::RemoveSnapshot => vec![
             ("snapshot-rm", Command::RemoveSnapshot { snapshot: snapshot(), prune: false }),
@@ -120,6 +124,7 @@ fn spec() -> VmSpec {
         disk: "1G".parse().unwrap(),
         lifetime: Lifetime::Kept,
         labels: Labels::new(),
+        policy: SnapshotPolicy::default(),
     }
 }
 

@@ -13,8 +13,7 @@ use crate::{
 use jiff::Timestamp;
 use offshoot_types::{
     Actor, Bytes, ContextName, EventId, Generation, ImageDigest, Language, LayerId, Operation, OperationId,
-    OperationOutcome, Owner, SnapshotId, SnapshotPolicy, SnapshotRef, TransactionEnd, TransactionId, VmId,
-    VmRef,
+    OperationOutcome, Owner, SnapshotId, SnapshotRef, TransactionEnd, TransactionId, VmId, VmRef,
 };
 use serde_json::Value;
 use std::{
@@ -238,10 +237,6 @@ impl Store {
     /// See [`Tx::set_vm_memory`].
     pub async fn set_vm_memory(&self, vm: VmId, memory: Option<SnapshotId>) -> Result<(), StoreError> {
         self.transaction(move |tx| tx.set_vm_memory(vm, memory)).await
-    }
-    /// See [`Tx::set_vm_policy`].
-    pub async fn set_vm_policy(&self, vm: VmId, policy: SnapshotPolicy) -> Result<(), StoreError> {
-        self.transaction(move |tx| tx.set_vm_policy(vm, policy)).await
     }
     /// See [`Tx::keep_vms`].
     pub async fn keep_vms(

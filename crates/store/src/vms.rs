@@ -8,8 +8,8 @@ use crate::{
 use jiff::Timestamp;
 use offshoot_types::{
     Actor, EventKind, Generation, ImageDigest, IsolationClass, Labels, LayerId, Lifetime, NodeName,
-    OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy, VmId, VmName, VmRef, VmSpec,
-    VmState, VmStateName,
+    OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotPolicyChange, VmId,
+    VmName, VmRef, VmSpec, VmState, VmStateName,
 };
 use rusqlite::{Row, params};
 use std::collections::BTreeSet;
@@ -194,9 +194,9 @@ impl Tx<'_> {
 
     fn insert_vm(&self, vm: &NewVm) -> Result<(), StoreError> {
         let sql = "INSERT INTO vms (id, owner, labels, node, name, spec, image, memory_mib, cpus, disk_mib,
-                provider, isolation, state, failure, generation, created, updated, started, memory, position)
+                provider, isolation, state, failure, generation, created, updated, started, memory, position, policy)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'creating', NULL, 1, ?13, ?13, NULL,
-                ?14, ?15)";
+                ?14, ?15, ?16)";
         let spec = &vm.spec;
         let params = params![
             vm.id.to_string(),
@@ -214,6 +214,7 @@ impl Tx<'_> {
             self.now_micros(),
             vm.memory.map(|snapshot| snapshot.to_string()),
             vm.position.map(|snapshot| snapshot.to_string()),
+            to_json(&spec.policy),
         ];
         self.execute("record a new VM", sql, params).map(drop)
     }
@@ -233,10 +234,16 @@ impl Tx<'_> {
         self.execute("set a VM's memory", sql, params).map(drop)
     }
 
-    pub fn set_vm_policy(&self, vm: VmId, policy: SnapshotPolicy) -> Result<(), StoreError> {
-        self.expect_vm(vm)?;
+    /// Changes what `change` names; returns the policy as it is from then on.
+    pub fn change_vm_policy(
+        &self,
+        vm: VmId,
+        change: SnapshotPolicyChange,
+    ) -> Result<SnapshotPolicy, StoreError> {
+        let policy = self.expect_vm(vm)?.policy.changed(change);
         let sql = "UPDATE vms SET policy = ?2 WHERE id = ?1";
-        self.execute("set a VM's snapshot policy", sql, params![vm.to_string(), to_json(&policy)]).map(drop)
+        self.execute("change a VM's snapshot policy", sql, params![vm.to_string(), to_json(&policy)])?;
+        Ok(policy)
     }
 
     /// VMs that were made for one request belong to nobody but their owner from here on: all of them or, if the
@@ -264,7 +271,7 @@ impl Tx<'_> {
 mod tests {
     use super::*;
     use crate::fixture::{Fixture, new_vm, operation};
-    use offshoot_types::{ErrorCode, OperationKind};
+    use offshoot_types::{AutoSnapshot, ErrorCode, OperationKind};
 
     #[tokio::test]
     async fn a_vm_is_read_back_as_it_was_recorded_also_after_a_restart() {
@@ -277,6 +284,25 @@ mod tests {
         f.reopen().await;
         assert_eq!(f.store.vm(vm.id).await.unwrap().unwrap(), before);
         assert_eq!(f.store.images_in_use().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_policy_begins_as_specified_and_changes_in_what_is_named() {
+        let mut f = Fixture::new();
+        let mut vm = new_vm("a");
+        vm.spec.policy = SnapshotPolicy { auto: AutoSnapshot::BeforeExec, rollback_on_failure: true };
+        f.store.create_vm(operation(OperationKind::Create, Some(vm.id)), vm.clone()).await.unwrap();
+        assert_eq!(f.store.vm(vm.id).await.unwrap().unwrap().policy, vm.spec.policy);
+        let id = vm.id;
+        let change =
+            SnapshotPolicyChange { auto: Some(AutoSnapshot::OnFailure), ..SnapshotPolicyChange::default() };
+        let changed = f.store.transaction(move |tx| tx.change_vm_policy(id, change)).await.unwrap();
+        assert_eq!(changed, SnapshotPolicy { auto: AutoSnapshot::OnFailure, rollback_on_failure: true });
+        f.reopen().await;
+        assert_eq!(f.store.vm(id).await.unwrap().unwrap().policy, changed);
+        let nobody = VmId::new();
+        let refused = f.store.transaction(move |tx| tx.change_vm_policy(nobody, change)).await;
+        assert!(matches!(refused, Err(StoreError::NotFound { .. })));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 
 use crate::{
     ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, OperationId, RollbackTo, SnapshotKind,
-    SnapshotName, SnapshotPolicy, SnapshotRef, TransactionId, TrySpec, VmId, VmName, VmSpec,
+    SnapshotName, SnapshotPolicyChange, SnapshotRef, TransactionId, TrySpec, VmId, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
@@ -179,7 +179,7 @@ pub enum Command {
     /// When snapshots of a VM are taken without being asked for, and what a failed exec does.
     SetPolicy {
         vm: VmRef,
-        policy: SnapshotPolicy,
+        policy: SnapshotPolicyChange,
     },
     /// What differs between two states: files, packages, processes.
     Diff {

@@ -37,7 +37,7 @@ pub use operation::{Operation, OperationKind, OperationOutcome, OperationState};
 pub use size::{Bytes, CpuCount, DiskMib, InvalidSize, MemMib};
 pub use snapshot::{
     AutoSnapshot, ForkSource, InvalidSnapshotRef, RollbackTo, SnapshotKind, SnapshotOrigin, SnapshotPolicy,
-    SnapshotRef, SnapshotState,
+    SnapshotPolicyChange, SnapshotRef, SnapshotState, UnknownAutoSnapshot,
 };
 pub use spec::{Lifetime, VmSpec};
 pub use state::{FailureReason, Generation, IllegalMove, VmState, VmStateName};

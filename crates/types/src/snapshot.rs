@@ -154,6 +154,30 @@ pub struct SnapshotPolicy {
     pub rollback_on_failure: bool,
 }
 
+impl SnapshotPolicy {
+    /// This policy with what `change` names taken from there.
+    pub fn changed(self, change: SnapshotPolicyChange) -> Self {
+        Self {
+            auto: change.auto.unwrap_or(self.auto),
+            rollback_on_failure: change.rollback_on_failure.unwrap_or(self.rollback_on_failure),
+        }
+    }
+}
+
+/// What is to be another than before in a [`SnapshotPolicy`]; the rest stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotPolicyChange {
+    pub auto: Option<AutoSnapshot>,
+    pub rollback_on_failure: Option<bool>,
+}
+
+impl From<SnapshotPolicy> for SnapshotPolicyChange {
+    fn from(policy: SnapshotPolicy) -> Self {
+        Self { auto: Some(policy.auto), rollback_on_failure: Some(policy.rollback_on_failure) }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AutoSnapshot {
@@ -165,6 +189,38 @@ pub enum AutoSnapshot {
     OnFailure,
     /// Before an exec that looks risky (removing trees, writing to devices, changing many files).
     BeforeRisky,
+}
+
+impl AutoSnapshot {
+    pub const ALL: [Self; 4] = [Self::Never, Self::BeforeExec, Self::OnFailure, Self::BeforeRisky];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::BeforeExec => "before-exec",
+            Self::OnFailure => "on-failure",
+            Self::BeforeRisky => "before-risky",
+        }
+    }
+}
+impl fmt::Display for AutoSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text:.40}` is not one of never, before-exec, on-failure, before-risky")]
+pub struct UnknownAutoSnapshot {
+    text: String,
+}
+
+impl FromStr for AutoSnapshot {
+    type Err = UnknownAutoSnapshot;
+    fn from_str(text: &str) -> Result<Self, UnknownAutoSnapshot> {
+        let found = Self::ALL.into_iter().find(|auto| auto.as_str() == text);
+        found.ok_or_else(|| UnknownAutoSnapshot { text: text.into() })
+    }
 }
 
 #[cfg(test)]
@@ -180,5 +236,19 @@ mod tests {
         for wrong in ["", "work", "@x", "a@", "a@b@c", "A@b"] {
             assert!(wrong.parse::<SnapshotRef>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_policy_is_written_as_it_is_read_and_a_change_keeps_what_it_does_not_name() {
+        for auto in AutoSnapshot::ALL {
+            assert_eq!(auto.to_string().parse(), Ok(auto));
+            assert_eq!(serde_json::to_string(&auto).unwrap(), format!("\"{auto}\""));
+        }
+        assert!("Never".parse::<AutoSnapshot>().unwrap_err().to_string().contains("before-risky"));
+        let policy = SnapshotPolicy { auto: AutoSnapshot::OnFailure, rollback_on_failure: true };
+        assert_eq!(policy.changed(SnapshotPolicyChange::default()), policy);
+        let off = SnapshotPolicyChange { auto: None, rollback_on_failure: Some(false) };
+        assert_eq!(policy.changed(off), SnapshotPolicy { rollback_on_failure: false, ..policy });
+        assert_eq!(SnapshotPolicy::default().changed(policy.into()), policy);
     }
 }

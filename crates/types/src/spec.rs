@@ -2,7 +2,8 @@
 //! in before it is made, so every layer sees the same numbers.
 
 use crate::{
-    CpuCount, DiskMib, ImageDigest, ImageRef, IsolationClass, Labels, MemMib, ProviderChoice, VmName,
+    CpuCount, DiskMib, ImageDigest, ImageRef, IsolationClass, Labels, MemMib, ProviderChoice, SnapshotPolicy,
+    VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub struct VmSpec {
     pub disk: DiskMib,
     pub lifetime: Lifetime,
     pub labels: Labels,
+    /// With which it begins; what it has since is in its record.
+    #[serde(default)]
+    pub policy: SnapshotPolicy,
 }
 
 /// How long a VM is kept.

@@ -2,8 +2,9 @@
 
 use super::{Client, ClientError, connection::query};
 use crate::v1::{
-    Change, Changed, ForkRequest, Forked, RemoveSnapshotQuery, RollbackRequest, RolledBack, Snapshot,
-    SnapshotList, SnapshotVerified, SnapshotsRemoved, TakeSnapshot,
+    Change, Changed, ForkRequest, Forked, RemoveSnapshotQuery, RollbackRequest, RolledBack,
+    SetSnapshotPolicy, Snapshot, SnapshotList, SnapshotPolicy, SnapshotVerified, SnapshotsRemoved,
+    TakeSnapshot,
 };
 use http::Method;
 use offshoot_types::{SnapshotRef, VmRef};
@@ -21,6 +22,15 @@ impl Client {
 
     pub async fn snapshots_of(&self, vm: &VmRef) -> Result<SnapshotList, ClientError> {
         self.get(&format!("/v1/vms/{vm}/snapshots")).await
+    }
+
+    /// Changes when snapshots of a VM are taken without being asked for; returns how that is now.
+    pub async fn set_snapshot_policy(
+        &self,
+        vm: &VmRef,
+        change: &SetSnapshotPolicy,
+    ) -> Result<SnapshotPolicy, ClientError> {
+        self.json(Method::PATCH, &format!("/v1/vms/{vm}/snapshot-policy"), Some(change)).await
     }
 
     pub async fn show_snapshot(&self, snapshot: &SnapshotRef) -> Result<Snapshot, ClientError> {

@@ -18,6 +18,7 @@ mod race;
 mod rollback;
 mod run;
 mod schema;
+mod settings;
 mod snapshot;
 mod thaw;
 mod transaction;
@@ -50,6 +51,7 @@ pub use race::{
 };
 pub use rollback::{RollbackRequest, RolledBack};
 pub use run::{NewFile, NewRun, RunFile, RunRequest};
+pub use settings::{SetSnapshotPolicy, SnapshotPolicy};
 pub use snapshot::{
     NewSnapshot, RemoveSnapshotQuery, Snapshot, SnapshotList, SnapshotVerified, SnapshotsRemoved,
     TakeSnapshot,

@@ -1,6 +1,8 @@
 //! Run one process in a fresh VM that lives as long as the request.
 
-use super::{ExecRequest, InvalidField, Output, VmSettings, invalid::parse, vm::Unchecked};
+use super::{
+    ExecRequest, InvalidField, Output, SetSnapshotPolicy, VmSettings, invalid::parse, vm::Unchecked,
+};
 use offshoot_types::{ExecSpec, Labels, Lifetime, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,6 +30,9 @@ pub struct RunRequest {
     pub disk_mib: Option<u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
+    /// `never` and no rollback if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_policy: Option<SetSnapshotPolicy>,
     /// Made up if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -98,6 +103,7 @@ impl TryFrom<RunRequest> for NewRun {
                 cpus: wire.cpus,
                 disk_mib: wire.disk_mib,
                 labels: wire.labels,
+                policy: wire.snapshot_policy,
             })?,
             lifetime: if wire.keep { Lifetime::Kept } else { Lifetime::Request },
             files: wire

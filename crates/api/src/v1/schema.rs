@@ -1,8 +1,8 @@
 //! Schemas of the words that `offshoot-types` owns: their texts are the contract, written down from the code.
 
 use offshoot_types::{
-    ErrorCode, IsolationClass, Language, ProviderKind, SnapshotKind, SnapshotOrigin, SnapshotState,
-    TransactionState, VmStateName,
+    AutoSnapshot, ErrorCode, IsolationClass, Language, ProviderKind, SnapshotKind, SnapshotOrigin,
+    SnapshotState, TransactionState, VmStateName,
 };
 use serde::Serialize;
 use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, SchemaFormat, Type};
@@ -47,6 +47,10 @@ pub fn snapshot_origin() -> Object {
 pub fn snapshot_state() -> Object {
     use SnapshotState::*;
     serialised([Volatile, Durable, Damaged])
+}
+
+pub fn auto_snapshot() -> Object {
+    words(AutoSnapshot::ALL.map(AutoSnapshot::as_str))
 }
 
 pub fn transaction_state() -> Object {

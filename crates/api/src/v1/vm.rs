@@ -1,10 +1,13 @@
 //! VMs: what a caller asks for, and what the daemon knows of them.
 
-use super::{Attestations, InvalidField, Operation, Transaction, invalid::parse, schema};
+use super::{
+    Attestations, InvalidField, Operation, SetSnapshotPolicy, SnapshotPolicy, Transaction, invalid::parse,
+    schema,
+};
 use jiff::Timestamp;
 use offshoot_types::{
-    CpuCount, DiskMib, Generation, ImageDigest, ImageRef, IsolationClass, Labels, Lifetime, MemMib,
-    OperationId, ProviderChoice, ProviderKind, SnapshotId, VmId, VmName, VmSpec, VmStateName,
+    self as types, CpuCount, DiskMib, Generation, ImageDigest, ImageRef, IsolationClass, Labels, Lifetime,
+    MemMib, OperationId, ProviderChoice, ProviderKind, SnapshotId, VmId, VmName, VmSpec, VmStateName,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -44,6 +47,9 @@ pub struct CreateVm {
     pub disk_mib: Option<u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
+    /// `never` and no rollback if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_policy: Option<SetSnapshotPolicy>,
     /// Boot it too.
     #[serde(default)]
     pub start: bool,
@@ -62,6 +68,7 @@ pub struct VmSettings {
     pub cpus: CpuCount,
     pub disk: DiskMib,
     pub labels: Labels,
+    pub policy: types::SnapshotPolicy,
 }
 
 /// A checked [`CreateVm`].
@@ -85,6 +92,7 @@ impl TryFrom<CreateVm> for NewVm {
             cpus: wire.cpus,
             disk_mib: wire.disk_mib,
             labels: wire.labels,
+            policy: wire.snapshot_policy,
         })?;
         Ok(Self { name, settings, start: wire.start, wait: wire.wait.unwrap_or(true) })
     }
@@ -99,6 +107,7 @@ pub(super) struct Unchecked<'a> {
     pub cpus: Option<u64>,
     pub disk_mib: Option<u64>,
     pub labels: Labels,
+    pub policy: Option<SetSnapshotPolicy>,
 }
 
 impl VmSettings {
@@ -122,6 +131,12 @@ impl VmSettings {
             disk: DiskMib::from_mib(wire.disk_mib.unwrap_or(DEFAULT_DISK))
                 .map_err(|error| InvalidField::new("disk_mib", error))?,
             labels: check_labels(wire.labels)?,
+            policy: types::SnapshotPolicy::default().changed(
+                wire.policy
+                    .unwrap_or_default()
+                    .try_into()
+                    .map_err(|error: InvalidField| error.within("snapshot_policy"))?,
+            ),
         })
     }
 
@@ -144,6 +159,7 @@ impl VmSettings {
             disk: self.disk,
             lifetime,
             labels: self.labels,
+            policy: self.policy,
         }
     }
 }
@@ -248,6 +264,7 @@ pub struct Vm {
     pub disk_mib: u64,
     /// Destroyed with the request that made it.
     pub ephemeral: bool,
+    pub snapshot_policy: SnapshotPolicy,
     #[schema(schema_with = schema::timestamp)]
     pub created: Timestamp,
     #[schema(schema_with = schema::timestamp)]
@@ -389,7 +406,9 @@ mod tests {
         assert_eq!(refused(CreateVm { cpus: Some(65_537), ..good.clone() }), "cpus");
         assert_eq!(refused(CreateVm { disk_mib: Some(1), ..good.clone() }), "disk_mib");
         let labels = [(String::new(), String::new())].into();
-        assert_eq!(refused(CreateVm { labels, ..good }), "labels");
+        assert_eq!(refused(CreateVm { labels, ..good.clone() }), "labels");
+        let always = SetSnapshotPolicy { mode: Some("always".into()), auto_rollback: None };
+        assert_eq!(refused(CreateVm { snapshot_policy: Some(always), ..good }), "snapshot_policy.mode");
     }
 
     #[test]

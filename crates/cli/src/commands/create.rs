@@ -11,7 +11,8 @@ use offshoot_types::VmName;
 const EXAMPLES: &str = "Examples:
   offshoot create web
   offshoot create web --start --memory 512M --cpus 2
-  offshoot create build --image full --label team=core";
+  offshoot create build --image full --label team=core
+  offshoot create agent --start --snapshot-policy before-risky --auto-rollback";
 
 /// Define a VM; it is stopped unless --start
 ///
@@ -41,6 +42,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         cpus: settings.cpus,
         disk_mib: settings.disk_mib,
         labels: settings.labels,
+        snapshot_policy: settings.snapshot_policy,
         start: args.start,
         wait: Some(false),
     };

@@ -77,6 +77,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         cpus: settings.cpus,
         disk_mib: settings.disk_mib,
         labels: settings.labels,
+        snapshot_policy: settings.snapshot_policy,
         name: None,
         keep: args.keep,
         files,

@@ -3,22 +3,24 @@ use crate::{
     context::Context,
     exit_code::{ExitCode, Status},
     failure::{Result, usage},
+    options::Switch,
     trace::TraceEvent,
-    view::size,
+    view::{fields, size},
 };
 use clap::Subcommand;
 use jiff::Timestamp;
 use offshoot_api::{
     Client,
-    v1::{RemoveSnapshotQuery, Snapshot, TakeSnapshot},
+    v1::{RemoveSnapshotQuery, SetSnapshotPolicy, Snapshot, TakeSnapshot},
 };
-use offshoot_types::{SnapshotName, SnapshotRef, VmRef};
+use offshoot_types::{AutoSnapshot, SnapshotName, SnapshotRef, VmRef};
 
 const EXAMPLES: &str = "Examples:
   offshoot snapshot web
   offshoot snapshot web before --note 'before the upgrade'
   offshoot snapshot list web --tree
   offshoot snapshot rm web@before
+  offshoot snapshot policy web before-exec --auto-rollback on
 
 `offshoot snapshot take VM` is the long form, for a VM that is called like one of the commands above.";
 
@@ -90,6 +92,20 @@ enum Action {
         #[arg(long)]
         prune: bool,
     },
+    /// Show or change when snapshots of a VM are taken without being asked for
+    ///
+    /// It holds for what begins from then on. Snapshots that were taken so are removed by age and count.
+    Policy {
+        #[arg(value_name = "VM")]
+        vm: VmRef,
+        /// `never`, `before-exec` (strictly before each), `on-failure` (what a failed command left) or `before-risky`
+        /// (before commands that look as if somebody may want them undone) [default: as it is]
+        #[arg(value_name = "WHEN")]
+        mode: Option<AutoSnapshot>,
+        /// Whether a failed command takes the VM back to the state before it [default: as it is]
+        #[arg(long, value_name = "on|off", hide_possible_values = true)]
+        auto_rollback: Option<Switch>,
+    },
     /// Read every byte of one and compare; exits with 1 if any differs
     Verify {
         #[arg(value_name = "SNAPSHOT")]
@@ -108,6 +124,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         }
         Action::Show { snapshot } => {
             context.abandonable("the snapshot", show(context, &client, &snapshot)).await?;
+            Ok(Status::DONE)
+        }
+        Action::Policy { vm, mode, auto_rollback } => {
+            policy(context, &client, &vm, mode, auto_rollback).await?;
             Ok(Status::DONE)
         }
         Action::Rm { snapshot, prune } => remove(context, &client, &snapshot, prune).await,
@@ -182,6 +202,30 @@ async fn remove(context: &Context, client: &Client, snapshot: &SnapshotRef, prun
     Ok(Status::DONE)
 }
 
+async fn policy(
+    context: &Context,
+    client: &Client,
+    vm: &VmRef,
+    mode: Option<AutoSnapshot>,
+    auto_rollback: Option<Switch>,
+) -> Result {
+    let policy = if mode.is_none() && auto_rollback.is_none() {
+        let shown = context.abandonable("the policy", async { Ok(client.vm(vm).await?) });
+        shown.await?.snapshot_policy
+    } else {
+        let change = SetSnapshotPolicy {
+            mode: mode.map(|mode| mode.to_string()),
+            auto_rollback: auto_rollback.map(Switch::is_on),
+        };
+        let what = format!("change of the snapshot policy of `{vm}`");
+        change::answered(context, &what, client.set_snapshot_policy(vm, &change)).await?
+    };
+    context.printer.answer(&policy, || {
+        let rollback = Switch::word(policy.auto_rollback).to_owned();
+        fields(&[("snapshots", policy.mode.to_string()), ("auto-rollback", rollback)])
+    })
+}
+
 async fn verify(context: &Context, client: &Client, snapshot: &SnapshotRef) -> Result<Status> {
     let progress = context.printer.progress(format!("reading `{snapshot}`"));
     let verified = progress.during(client.verify_snapshot(snapshot)).await?;
@@ -225,6 +269,13 @@ mod tests {
         assert!(matches!(parsed("--json list"), Ok(Action::List { vm: None, .. })));
         assert!(matches!(parsed("list web --tree"), Ok(Action::List { vm: Some(_), tree: true })));
         assert!(matches!(parsed("rm web@before --prune"), Ok(Action::Rm { prune: true, .. })));
+        assert!(matches!(parsed("policy web"), Ok(Action::Policy { mode: None, auto_rollback: None, .. })));
+        let both = parsed("policy web on-failure --auto-rollback on");
+        let (mode, on) = (Some(AutoSnapshot::OnFailure), Some(Switch::On));
+        assert!(matches!(both, Ok(Action::Policy { mode: m, auto_rollback: a, .. }) if (m, a) == (mode, on)));
+        for wrong in ["policy web sometimes", "policy web --auto-rollback yes", "policy"] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
         for wrong in ["web list", "--disk-only list", "--note x verify web@a", "show web", "--tree"] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }

@@ -45,6 +45,41 @@ fn a_snapshot_is_named_on_stdout_as_it_is_referred_to_and_gone_back_to() {
 }
 
 #[test]
+fn a_vm_whose_policy_says_so_is_kept_before_each_command_and_taken_back_when_one_fails() {
+    let world = World::new();
+    world.run(&["create", "web", "--start", "--snapshot-policy", "before-exec"]).exits(0);
+    write(&world, "web", "one");
+    let auto = |world: &World| {
+        let listed = world.run(&["snapshot", "list", "web", "--json"]).exits(0).json();
+        let origins: Vec<_> =
+            listed["snapshots"].as_array().unwrap().iter().map(|s| s["origin"].clone()).collect();
+        origins.iter().filter(|origin| **origin == "auto").count()
+    };
+    assert_eq!(auto(&world), 1);
+    let shown = world.run(&["snapshot", "policy", "web"]).exits(0);
+    shown.prints("snapshots      before-exec\nauto-rollback  off\n");
+
+    let set = world.run(&["snapshot", "policy", "web", "never", "--auto-rollback", "on", "--json"]).exits(0);
+    assert_eq!((&set.json()["mode"], &set.json()["auto_rollback"]), (&"never".into(), &true.into()));
+    world.run(&["exec", "web", "--", "sh", "-c", "echo two > /data; exit 7"]).exits(7);
+    reads(&world, "web", "one");
+    let status = world.run(&["status", "web"]).exits(0).stdout;
+    assert!(status.contains("back to it when one fails"), "{status}");
+    // A fork behaves as what it was made of.
+    world.run(&["fork", "web", "--name", "twin"]).exits(0);
+    let twin = world.run(&["status", "twin", "--json"]).exits(0).json();
+    assert_eq!(twin["snapshot_policy"]["auto_rollback"], true);
+
+    world.run(&["snapshot", "policy", "web", "--auto-rollback", "off"]).exits(0);
+    let before = auto(&world);
+    world.run(&["exec", "web", "--", "sh", "-c", "echo two > /data; exit 7"]).exits(7);
+    reads(&world, "web", "two");
+    assert_eq!(auto(&world), before, "never means never");
+    world.run(&["snapshot", "policy", "web", "sometimes"]).exits(2);
+    world.run(&["snapshot", "policy", "ghost", "never"]).exits(3);
+}
+
+#[test]
 fn forks_are_named_one_a_line_and_what_they_attest_is_told_when_asked() {
     let world = booted();
     write(&world, "web", "shared");

@@ -11,7 +11,8 @@ use offshoot_provider::Provider;
 use offshoot_types::{
     Actor, Command, DiskMib, ExecArgv, ExecLimits, ExecSpec, ExecStatus, Failure, ForkSource, ImageDigest,
     Lifetime, MemMib, NodeName, Operation, OperationOutcome, OperationState, Owner, ProviderChoice,
-    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotRef, VmId, VmRef, VmSpec, VmStateName,
+    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotRef, VmId, VmRef, VmSpec,
+    VmStateName,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tempfile::TempDir;
@@ -151,6 +152,7 @@ pub fn spec(name: &str) -> Box<VmSpec> {
         disk: DiskMib::from_mib(64).unwrap(),
         lifetime: Lifetime::Kept,
         labels: Default::default(),
+        policy: SnapshotPolicy::default(),
     })
 }
 

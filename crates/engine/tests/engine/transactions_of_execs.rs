@@ -197,7 +197,10 @@ async fn timeout_default_never_destroys() {
 
 async fn set_policy(engine: &Engine, auto: AutoSnapshot, rollback_on_failure: bool) {
     let policy = SnapshotPolicy { auto, rollback_on_failure };
-    engine.set_policy(permit(engine, Command::SetPolicy { vm: named("a"), policy })).await.unwrap();
+    engine
+        .set_policy(permit(engine, Command::SetPolicy { vm: named("a"), policy: policy.into() }))
+        .await
+        .unwrap();
     assert_eq!(view(engine, "a").await.policy, policy);
 }
 async fn snapshots(engine: &Engine) -> usize {

@@ -6,7 +6,8 @@ use offshoot_guest_proto::client::ClientError;
 use offshoot_types::{
     Command, ContextCode, CpuCount, DiskMib, ErrorCode, ExecArgv, ExecLimits, ExecSpec, Failure, FileAccess,
     ForkSource, Lifetime, MemMib, OperationKind, OperationOutcome, OperationState, ProviderChoice,
-    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotRef, TransactionEnd, TrySpec, VmRef, VmSpec,
+    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotRef, TransactionEnd, TrySpec,
+    VmRef, VmSpec,
 };
 use std::time::Duration;
 
@@ -184,6 +185,7 @@ fn spec(name: &str) -> Box<VmSpec> {
         disk: DiskMib::from_mib(64).expect("a size"),
         lifetime: Lifetime::Kept,
         labels: Default::default(),
+        policy: SnapshotPolicy::default(),
     })
 }
 

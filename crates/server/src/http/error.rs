@@ -97,6 +97,8 @@ error_sets! {
     CreateErrors: [ExecFailed, NotFound, AlreadyExists, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
     /// Moving a VM.
     ChangeErrors: [NotFound, WrongState, StaleGeneration, Busy, InTransaction, InUse, Snapshot, Thaw, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
+    /// Changing how a VM behaves.
+    SettingErrors: [NotFound, StaleGeneration, InTransaction, NoResource, Unavailable, Interrupted];
     /// Keeping states, and going on from them.
     BranchErrors: [ExecFailed, NotFound, AlreadyExists, WrongState, StaleGeneration, Busy, InTransaction, InUse, Snapshot, Thaw, NoResource, Unavailable, Image, Backend, Guest, Timeout, Unsupported, Interrupted];
     /// Anything the guest answers.

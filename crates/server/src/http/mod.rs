@@ -28,6 +28,7 @@ mod race_session;
 mod request;
 mod rollbacks;
 mod run;
+mod settings;
 mod snapshots;
 mod tcp;
 mod transactions;
@@ -91,6 +92,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(changes::pause))
         .routes(routes!(changes::resume))
         .routes(routes!(changes::suspend))
+        .routes(routes!(settings::snapshot_policy))
         .routes(routes!(snapshots::take, snapshots::list_of))
         .routes(routes!(snapshots::list))
         .routes(routes!(snapshots::show, snapshots::remove))

@@ -25,6 +25,7 @@ pub fn vm(view: VmView) -> v1::Vm {
         cpus: view.cpus.get().into(),
         disk_mib: view.disk.mib().into(),
         ephemeral: view.lifetime == Lifetime::Request,
+        snapshot_policy: view.policy.into(),
         created: view.created,
         updated: view.updated,
         started_at: view.started_at,

@@ -1,11 +1,11 @@
 //! State that branches, as a user sees it: live contexts, forks, transactions, races, and what is left of each.
 
 use crate::vm;
-use offshoot_testkit::{CommandOutput, TestEnv};
+use offshoot_testkit::{CommandOutput, TestEnv, wait_for};
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Runs Python in the live context `main` of a VM.
@@ -63,6 +63,42 @@ fn the_transcript_of_branching_is_true() {
     .success();
     let best: u32 = shell(&env, "a", "cat /score").parse().expect("the winner's score");
     assert!((1..=99).contains(&best));
+    env.finish();
+}
+
+#[test]
+fn a_vm_keeps_itself_before_each_command_and_goes_back_by_itself_when_one_fails() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start", "--snapshot-policy", "before-exec"]).success();
+    let automatic = || {
+        let listed = env.run(&["snapshot", "list", "a", "--json"]).success().json();
+        let snapshots = listed["snapshots"].as_array().expect("`snapshots`").clone();
+        let automatic = snapshots.into_iter().filter(|snapshot| snapshot["origin"] == "auto");
+        automatic.map(|snapshot| snapshot["id"].as_str().expect("an id").to_owned()).collect::<Vec<_>>()
+    };
+    shell(&env, "a", "mkdir -p /workspace && echo kept >/workspace/file");
+    let kept = automatic();
+    assert_eq!(kept.len(), 1, "strictly before the command");
+    env.run(&["rollback", "a", &kept[0]]).success();
+    env.run(&["exec", "a", "--", "test", "-e", "/workspace/file"]).exits(1);
+    env.run(&["undo", "a"]).success();
+    assert_eq!(shell(&env, "a", "cat /workspace/file"), "kept");
+
+    env.run(&["snapshot", "policy", "a", "never", "--auto-rollback", "on"]).success();
+    let before = automatic().len();
+    env.run(&["exec", "a", "--", "sh", "-c", "rm -rf /workspace; exit 9"]).exits(9);
+    env.run(&["snapshot", "policy", "a", "--auto-rollback", "off"]).success();
+    assert_eq!(shell(&env, "a", "cat /workspace/file"), "kept", "the VM went back by itself");
+    let status = env.run(&["status", "a", "--json"]).success().json();
+    assert_eq!(status["snapshot_policy"]["mode"], "never");
+    assert!(automatic().len() <= before + 1, "one snapshot for one command");
+
+    // More than are kept of those that nobody asked for.
+    env.run(&["snapshot", "policy", "a", "before-exec"]).success();
+    for _ in 0..32 {
+        shell(&env, "a", "true");
+    }
+    wait_for("the oldest are let go", Duration::from_secs(60), || automatic().len() < 32);
     env.finish();
 }
 

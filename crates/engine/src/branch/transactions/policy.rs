@@ -67,14 +67,14 @@ fn plan(policy: SnapshotPolicy, risky: impl FnOnce() -> bool) -> Plan {
 }
 
 impl Engine {
-    /// Sets when snapshots of a VM are taken without being asked for ([`Command::SetPolicy`]). It holds for what begins
-    /// from now on.
-    pub async fn set_policy(&self, permit: Authorized<Command>) -> Result<(), Failure> {
+    /// Changes when snapshots of a VM are taken without being asked for ([`Command::SetPolicy`]), and returns how that
+    /// is from now on. It holds for what begins from then on.
+    pub async fn set_policy(&self, permit: Authorized<Command>) -> Result<SnapshotPolicy, Failure> {
         let (command, grant) = permit.into_parts();
         let Command::SetPolicy { vm, policy } = &command else {
             return Err(error::wrong_permit("set_policy", command.action()));
         };
-        let (core, policy) = (self.core().clone(), *policy);
+        let (core, change) = (self.core().clone(), *policy);
         core.manager.check_open()?;
         let handle = core.manager.find(vm, &grant.actor().owner())?;
         let owned = handle.shared.ownership.admit(self.transaction(), Access::Change);
@@ -86,23 +86,25 @@ impl Engine {
             decision: AuditDecision::Permit,
             rules: grant.rules().iter().map(ToString::to_string).collect(),
             revision: grant.revision().to_string(),
-            detail: format!(
-                "snapshots of `{}`: {:?}, rollback on failure: {}",
-                handle.name, policy.auto, policy.rollback_on_failure
-            ),
+            detail: format!("snapshots of `{}`", handle.name),
         };
         self.core()
             .detached(TaskKind::Acceptor, async move {
                 let id = handle.id;
                 let written = core.store.transaction(move |tx| {
-                    tx.set_vm_policy(id, policy)?;
-                    tx.audit_entry(&entry)
+                    let policy = tx.change_vm_policy(id, change)?;
+                    let SnapshotPolicy { auto, rollback_on_failure } = policy;
+                    let words =
+                        format!("{}: {auto}, rollback on failure: {rollback_on_failure}", entry.detail);
+                    tx.audit_entry(&AuditEntry { detail: words, ..entry.clone() })?;
+                    Ok(policy)
                 });
-                written.await?;
+                let policy = written.await?;
                 let (done, read) = oneshot::channel();
                 // A VM that was destroyed meanwhile has no policy any more.
                 handle.send(Request::Refresh(done)).await.map_err(|_| error::vm_gone(&handle.name))?;
-                read.await.map_err(|_| error::shutting_down())
+                read.await.map_err(|_| error::shutting_down())?;
+                Ok(policy)
             })
             .await
     }

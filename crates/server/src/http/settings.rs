@@ -1,0 +1,24 @@
+//! How a VM behaves without being asked each time.
+
+use super::{
+    error::{ApiError, SettingErrors},
+    extract::{Json, Vm},
+    request::Call,
+};
+use offshoot_api::v1::{SetSnapshotPolicy, SnapshotPolicy};
+use offshoot_types::Command;
+
+/// Change when snapshots of a VM are taken without being asked for, and what a failed exec does. It holds for what begins
+/// after the answer.
+#[utoipa::path(patch, path = "/v1/vms/{vm}/snapshot-policy", tag = "snapshots", operation_id = "set_snapshot_policy",
+    request_body = SetSnapshotPolicy, params(("vm" = String, Path, description = "Name or id")),
+    responses((status = 200, body = SnapshotPolicy), SettingErrors))]
+pub async fn snapshot_policy(
+    call: Call,
+    Vm(vm): Vm,
+    Json(request): Json<SetSnapshotPolicy>,
+) -> Result<axum::Json<SnapshotPolicy>, ApiError> {
+    let permit = call.permit(Command::SetPolicy { vm, policy: request.try_into()? }).await?;
+    let policy = call.until_cut(call.engine.set_policy(permit)).await?;
+    Ok(axum::Json(policy.into()))
+}
