@@ -85,6 +85,9 @@ pub(crate) enum Target {
 #[derive(Debug)]
 pub(crate) struct RollbackAsk {
     pub to: Target,
+    /// It was promised when what it takes back began (a transaction, a race): the ledger is not asked again, since a VM
+    /// that nobody can change any more for want of memory helps nobody.
+    pub promised: bool,
     went: Mutex<Option<Went>>,
 }
 
@@ -99,8 +102,8 @@ pub(crate) struct Went {
 }
 
 impl RollbackAsk {
-    pub fn new(to: Target) -> Self {
-        Self { to, went: Mutex::default() }
+    pub fn new(to: Target, promised: bool) -> Self {
+        Self { to, promised, went: Mutex::default() }
     }
     pub fn answer(&self, went: Went) {
         *lock(&self.went) = Some(went);

@@ -396,13 +396,41 @@ impl Machine {
 
     /// Writes down a process that is about to exist.
     pub async fn record_instance(&mut self, record: InstanceRecord) -> Result<(), Failure> {
+        self.record_if(record, |_, _| Ok(())).await
+    }
+
+    /// Writes down a process that is about to exist beside the VM's own, if the ledger has room for both.
+    pub async fn record_beside(&mut self, record: InstanceRecord) -> Result<(), Failure> {
+        let generation = record.generation;
+        let recorded = self.record_if(record, move |tx, new| {
+            // Once it is recorded the ledger counts it.
+            let known = tx.instances_of(new.vm)?.iter().any(|row| row.generation == generation);
+            if known { Ok(()) } else { tx.admit_beside(new.vm) }
+        });
+        let recorded = recorded.await;
+        if recorded.as_ref().is_err_and(|failure| failure.code == ErrorCode::NoResource) {
+            // Refused, so it is not there: nothing of it is to be reclaimed.
+            self.instances.retain(|known| known.generation != generation);
+        }
+        recorded
+    }
+
+    async fn record_if(
+        &mut self,
+        record: InstanceRecord,
+        admit: impl Fn(&Tx<'_>, &NewInstance) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), Failure> {
         let InstanceRecord { vm, generation, provider, isolation, memory_base, .. } = record;
         let new = NewInstance::new(vm, generation, provider, isolation, memory_base, &record)?;
         // Known before it is written: a caller dropped at the await below cannot tell whether the row is there,
         // and only what is known is reclaimed and forgotten. Forgetting what was never written is no error.
         self.instances.retain(|known| known.generation != generation);
         self.instances.push(record);
-        self.core.store.record_instance(new).await?;
+        let written = self.core.store.transaction(move |tx| {
+            admit(tx, &new)?;
+            tx.record_instance(&new)
+        });
+        written.await?;
         (self.row.provider, self.row.isolation) = (provider, isolation);
         Ok(())
     }

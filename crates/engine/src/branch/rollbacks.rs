@@ -63,7 +63,7 @@ impl Engine {
 }
 
 impl Core {
-    /// Has a VM's driver take it back, and starts it if it has a memory to continue from.
+    /// Has a VM's driver take it back, as `command` asks or, without one, as was promised to whoever owns the VM; and starts it if it has a memory to continue from.
     pub async fn roll_back(
         &self,
         handle: &VmHandle,
@@ -72,7 +72,7 @@ impl Core {
         within: Option<TransactionId>,
         to: Target,
     ) -> Result<RollbackReport, Failure> {
-        let ask = Arc::new(RollbackAsk::new(to));
+        let ask = Arc::new(RollbackAsk::new(to, command.is_none()));
         let reason = match to {
             Target::Newest => "back to the newest snapshot".into(),
             Target::LastGood => "back to before the last failed exec".into(),

@@ -72,6 +72,8 @@ pub(crate) struct Going {
     layer: Option<LayerRecord>,
     /// The present state has a process.
     lives: bool,
+    /// The ledger is not asked.
+    promised: bool,
     warning: Option<String>,
     attestations: Option<Attestations>,
 }
@@ -126,6 +128,7 @@ fn target<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
             generation: machine.row.generation.next(),
             layer: None,
             lives,
+            promised: ask.promised,
             warning,
             attestations: None,
         });
@@ -262,13 +265,28 @@ fn remove_directories<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture
 
 fn instance<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
-        let Going { lives, generation, .. } = *going(machine)?;
+        let Going { lives, promised, generation, .. } = *going(machine)?;
         if !lives {
             return Ok(());
         }
         let base = machine.source.as_ref().and_then(|source| source.memory_base());
         let record = start::instance_record(machine, generation, base);
-        machine.record_instance(record).await
+        if promised {
+            return machine.record_instance(record).await;
+        }
+        match machine.record_beside(record.clone()).await {
+            // What an earlier rollback left is counted too, and about to end.
+            Err(failure) if failure.code == ErrorCode::NoResource && machine.has_strangers() => {
+                if let Some(left) = machine.retiring.clone() {
+                    // However that ended: nothing more can be had of its process.
+                    drop(left.written().await);
+                    machine.retiring = None;
+                }
+                machine.reclaim_strangers().await?;
+                machine.record_beside(record).await
+            }
+            recorded => recorded,
+        }
     })
 }
 

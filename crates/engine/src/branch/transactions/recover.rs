@@ -48,7 +48,7 @@ impl Driver {
             tx.begin_operation(&new)
         });
         let ticket = self.core.opened(begun.await?.into_operation());
-        let ask = Arc::new(RollbackAsk::new(Target::Snapshot(snapshot)));
+        let ask = Arc::new(RollbackAsk::new(Target::Snapshot(snapshot), true));
         let change = self.change(ticket.operation(), Duration::ZERO, Input::Rollback(ask));
         let ended = self.run_saga(&ROLLBACK, None, &change).await;
         let failed = ended.as_ref().err().map(|unwound| unwound.failure.clone());
