@@ -59,7 +59,7 @@ pub async fn see_through(
                 Some(id) => glance(client, id).await?,
                 None => None,
             };
-            Ok(Changed { operation, vm })
+            Ok(Changed { operation, vm, snapshots_kept: None })
         }))
         .await
 }

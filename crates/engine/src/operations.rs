@@ -122,6 +122,7 @@ mod tests {
             actor: Actor::Daemon,
             reason: "test".into(),
             state: OperationState::Pending,
+            undone_by: None,
             created: Timestamp::UNIX_EPOCH,
             updated: Timestamp::UNIX_EPOCH,
         }

@@ -89,7 +89,9 @@ pub struct OperationFilter {
     pub before: Option<OperationId>,
 }
 
-const COLUMNS: &str = "id, kind, vm, actor, reason, state, created, updated";
+const COLUMNS: &str =
+    "id, kind, vm, actor, reason, state, created, updated, (SELECT undone_by FROM undone_operations
+     WHERE operation = operations.id AND until IS NULL) AS undone_by";
 
 fn from_row(row: &Row<'_>) -> Result<Operation, rusqlite::Error> {
     Ok(Operation {
@@ -99,6 +101,7 @@ fn from_row(row: &Row<'_>) -> Result<Operation, rusqlite::Error> {
         actor: json(row, "actor")?,
         reason: row.get("reason")?,
         state: json(row, "state")?,
+        undone_by: parsed_option(row, "undone_by")?,
         created: time(row, "created")?,
         updated: time(row, "updated")?,
     })
@@ -269,6 +272,7 @@ impl Tx<'_> {
             actor: new.actor.clone(),
             reason: new.reason.clone(),
             state,
+            undone_by: None,
             created: self.now(),
             updated: self.now(),
         };

@@ -66,6 +66,9 @@ pub struct Operation {
     /// Why, in the caller's words or ours.
     pub reason: String,
     pub state: OperationState,
+    /// The rollback, transaction or race that took back what it did; `None` while its VM's state holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone_by: Option<OperationId>,
     pub created: Timestamp,
     pub updated: Timestamp,
 }

@@ -35,6 +35,11 @@ pub struct Operation {
     /// For `interrupted`: whether the next start of the daemon took it back (else it was completed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone: Option<bool>,
+    /// The operation that took back what this one did; absent while the VM's state holds it. An undo of a rollback brings
+    /// back what that took, and then it is absent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::uuid)]
+    pub undone_by: Option<OperationId>,
     #[schema(schema_with = schema::timestamp)]
     pub created: Timestamp,
     #[schema(schema_with = schema::timestamp)]
@@ -105,6 +110,7 @@ impl From<types::Operation> for Operation {
             outcome: None,
             problem: None,
             undone: None,
+            undone_by: operation.undone_by,
             created: operation.created,
             updated: operation.updated,
         };

@@ -221,6 +221,10 @@ pub struct Changed {
     /// As of this answer; absent once destroyed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<Vm>,
+    /// Of a destroy that has ended: the snapshots of the VM that outlive it, parents before children.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub snapshots_kept: Option<Vec<SnapshotId>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -8,10 +8,9 @@ use crate::{
 };
 use offshoot_api::{
     Client,
-    v1::{Changed, DestroyQuery, Snapshot},
+    v1::{DestroyQuery, Snapshot},
 };
-use offshoot_types::{SnapshotId, VmId, VmRef};
-use serde::Serialize;
+use offshoot_types::{VmId, VmRef};
 
 const EXAMPLES: &str = "Examples:
   offshoot destroy web
@@ -37,15 +36,6 @@ pub struct Args {
     snapshots: bool,
 }
 
-/// `destroy --json`.
-#[derive(Debug, Serialize)]
-struct Destroyed {
-    #[serde(flatten)]
-    changed: Changed,
-    /// Snapshots of it that are still there.
-    snapshots_kept: Vec<SnapshotId>,
-}
-
 pub async fn run(context: &Context, args: Args) -> Result<Status> {
     let client = context.client().await?;
     if !args.yes && terminal::stdin_is_terminal() {
@@ -60,7 +50,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
     let what = format!("destruction of `{}`", args.vm);
     let query = DestroyQuery { wait: Some(false), snapshots: args.snapshots };
     let request = client.destroy(&args.vm, &query);
-    let changed = change::see_through(context, &client, &what, Undo::LetItFinish, request).await?;
+    let mut changed = change::see_through(context, &client, &what, Undo::LetItFinish, request).await?;
     let kept = match changed.operation.vm {
         Some(id) => of(&client, id).await?,
         None => Vec::new(),
@@ -75,8 +65,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         }
         (count, true) => context.printer.note(&format!("{count} snapshots of it stay: something needs them")),
     }
-    let snapshots_kept = kept.iter().map(|snapshot| snapshot.id).collect();
-    context.printer.answer(&Destroyed { changed, snapshots_kept }, || args.vm.to_string())?;
+    changed.snapshots_kept = Some(kept.iter().map(|snapshot| snapshot.id).collect());
+    context.printer.answer(&changed, || args.vm.to_string())?;
     Ok(Status::DONE)
 }
 

@@ -1,9 +1,9 @@
 //! Going back, and never losing what was left.
 
 use crate::{host::Faults, sagas::state, stage::*};
-use offshoot_engine::ExecEvent;
+use offshoot_engine::{ExecEvent, OperationPage};
 use offshoot_types::{
-    Command, ErrorCode, Failure, RollbackTo, SnapshotKind, SnapshotOrigin, SnapshotRef, SnapshotState,
+    Bytes, Command, ErrorCode, Failure, RollbackTo, SnapshotKind, SnapshotOrigin, SnapshotRef, SnapshotState,
     VmState, VmStateName,
 };
 
@@ -63,6 +63,75 @@ async fn a_rollback_goes_back_in_memory_and_on_disk_and_can_be_undone_and_that_t
     remove_snapshot(&engine, first.id).await.unwrap();
     leave(engine).await;
     stage.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_marks_what_was_taken_back_until_it_is_brought_back() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    snapshot(&engine, "a", Some("first")).await.unwrap();
+    change(&engine, "1").await;
+    let marked = || async {
+        let inspect = Command::Inspect { vm: Some(named("a")) };
+        let listed = engine.operations(permit(&engine, inspect), OperationPage::default()).await.unwrap();
+        let marked =
+            listed.into_iter().filter_map(|operation| operation.undone_by.map(|by| (operation.id, by)));
+        marked.collect::<Vec<_>>()
+    };
+    assert_eq!(marked().await, []);
+    let back = rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+    let after = marked().await;
+    assert_eq!(after.len(), 2, "both programs");
+    assert!(after.iter().all(|(id, by)| *by == back.operation && back.undone.contains(id)), "{after:?}");
+    let one = Command::InspectOperation { id: after[0].0 };
+    assert_eq!(engine.operation(permit(&engine, one), None).await.unwrap().undone_by, Some(back.operation));
+    undo(&engine).await.unwrap();
+    assert_eq!(marked().await, [], "brought back by the undo");
+    let again = undo(&engine).await.unwrap();
+    let after = marked().await;
+    assert_eq!(after.len(), 2);
+    assert!(after.iter().all(|(_, by)| *by == again.operation), "{after:?}");
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_needs_memory_for_both_states_and_one_that_was_promised_has_it() {
+    let mut stage = Stage::new();
+    let one = 128 << 20;
+    stage.limits.memory = Bytes(2 * one);
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    change(&engine, "1").await;
+    snapshot(&engine, "a", Some("first")).await.unwrap();
+    change(&engine, "2").await;
+    rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+    assert_eq!(now(&engine).await, both("1"));
+    undo(&engine).await.unwrap();
+    assert_eq!(now(&engine).await, both("12"), "what the one before left was ended first");
+    let history = engine.store().ledger().await.unwrap();
+    assert!(history.memory <= Bytes(2 * one), "{history:?}");
+    leave(engine).await;
+
+    stage.limits.memory = Bytes(2 * one - 1);
+    let engine = stage.engine().await;
+    let generation = view(&engine, "a").await.generation;
+    let refused = rollback(&engine, "a", RollbackTo::Newest).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::NoResource);
+    assert!(refused.message.contains("beside its present one"), "{refused}");
+    let after = view(&engine, "a").await;
+    assert_eq!((after.state, after.generation), (VmState::Running, generation), "it runs on as it was");
+    assert_eq!(now(&engine).await, both("12"));
+
+    let begin = Command::Begin { vm: named("a"), parent: None, deadline: GRACE * 10 };
+    let open = engine.begin_transaction(permit(&engine, begin)).await.unwrap();
+    let within = engine.within(open.id);
+    program(&within, "a", &["note", "3"]).await;
+    let end = Command::RollbackTransaction { vm: named("a"), transaction: open.id };
+    within.rollback_transaction(permit(&within, end)).await.unwrap();
+    assert_eq!(now(&engine).await, both("12"), "a transaction was promised to be undone");
+    run(&engine, Command::Destroy { vm: named("a") }).await.unwrap();
+    leave(engine).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

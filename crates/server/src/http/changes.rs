@@ -11,7 +11,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use offshoot_api::v1::{self, Change, Changed, DestroyQuery, MAX_WAIT_MS};
-use offshoot_types::{Command, ErrorCode, Failure, Operation, OperationOutcome, OperationState, VmRef};
+use offshoot_types::{
+    Command, ErrorCode, Failure, Operation, OperationKind, OperationOutcome, OperationState, SnapshotId,
+    VmId, VmRef,
+};
 use std::time::Duration;
 
 /// Boot a VM.
@@ -135,5 +138,17 @@ pub async fn changed(call: &Call, operation: Operation) -> Result<Response, ApiE
     };
     let operation = v1::Operation::from(operation);
     let status = if operation.ended() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, axum::Json(Changed { operation, vm })).into_response())
+    let snapshots_kept = match (&operation, vm.is_none()) {
+        (v1::Operation { kind: OperationKind::Destroy, vm: Some(id), .. }, true) if operation.ended() => {
+            Some(kept_of(call, *id).await?)
+        }
+        _ => None,
+    };
+    Ok((status, axum::Json(Changed { operation, vm, snapshots_kept })).into_response())
+}
+
+/// The snapshots that a destroyed VM has left.
+async fn kept_of(call: &Call, vm: VmId) -> Result<Vec<SnapshotId>, Failure> {
+    let all = call.engine.snapshots(call.permit(Command::Inspect { vm: None }).await?).await?;
+    Ok(all.into_iter().filter(|snapshot| snapshot.vm == vm).map(|snapshot| snapshot.id).collect())
 }

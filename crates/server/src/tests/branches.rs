@@ -116,6 +116,11 @@ async fn a_rollback_goes_back_and_undo_takes_it_back() {
     assert_eq!((back.to, back.vm), (one.id, before.id));
     assert!(back.generation > before.generation && back.undo.is_some(), "{back:?}");
     assert_eq!(back.undone.len(), 1, "the write of two is marked as undone");
+    let undone = client.operation(back.undone[0], None).await.unwrap();
+    assert_eq!(undone.undone_by, Some(back.operation));
+    let marked =
+        client.operations().await.unwrap().operations.into_iter().filter(|one| one.undone_by.is_some());
+    assert_eq!(marked.map(|one| one.id).collect::<Vec<_>>(), back.undone);
     assert_eq!(sh(client, "web", "cat /data").await, "one\n");
     client.undo(&vm("web")).await.unwrap();
     assert_eq!(sh(client, "web", "cat /data").await, "two\n");
@@ -138,11 +143,13 @@ async fn a_suspended_vm_continues_and_destroying_a_vm_keeps_what_was_asked_for()
     assert_eq!(resumed.state, VmStateName::Running);
     assert_eq!(sh(client, "web", "cat /file").await, "kept\n");
     let kept = take(client, "web", "kept").await;
-    client.destroy(&vm("web"), &DestroyQuery::default()).await.unwrap();
+    let gone = client.destroy(&vm("web"), &DestroyQuery::default()).await.unwrap();
     // What nobody asked for stays only where something that was asked for needs it.
     let left = client.snapshots().await.unwrap().snapshots;
     let asked_for = left.iter().filter(|one| one.origin == SnapshotOrigin::Manual);
     assert_eq!(asked_for.map(|one| one.id).collect::<Vec<_>>(), [kept.id]);
+    let left: Vec<_> = left.iter().map(|one| one.id).collect();
+    assert_eq!(gone.snapshots_kept, Some(left), "the answer says what stays");
     let forked =
         client.fork(&ForkRequest { name: Some("heir".into()), ..fork(&kept.id.to_string()) }).await.unwrap();
     assert_eq!(sh(client, "heir", "cat /file").await, "kept\n", "{forked:?}");
@@ -150,7 +157,9 @@ async fn a_suspended_vm_continues_and_destroying_a_vm_keeps_what_was_asked_for()
     daemon.boot("other").await;
     take(client, "other", "first").await;
     let all = DestroyQuery { snapshots: true, ..DestroyQuery::default() };
-    let gone = client.destroy(&vm("other"), &all).await.unwrap().operation.vm.unwrap();
+    let gone = client.destroy(&vm("other"), &all).await.unwrap();
+    assert_eq!(gone.snapshots_kept, Some(Vec::new()));
+    let gone = gone.operation.vm.unwrap();
     assert!(client.snapshots().await.unwrap().snapshots.iter().all(|one| one.vm != gone));
     daemon.stop().await;
 }
