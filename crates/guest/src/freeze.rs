@@ -8,11 +8,15 @@
 //! started: a child is born into a frozen cgroup and would keep the agent, which waits for its `execve`, for ever.
 //! So starts wait for [`Freezer::running`], and start without another wait in between.
 
-use crate::fault::{Context, fault};
+use crate::{
+    fault::{Context, fault},
+    shutdown::processes_below,
+};
 use offshoot_guest_proto::message::{Frozen, GuestError, GuestErrorKind};
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::{Mutex, MutexGuard, watch};
@@ -25,17 +29,30 @@ const LOOK: Duration = Duration::from_millis(1);
 pub struct Freezer {
     groups: Vec<PathBuf>,
     frozen: watch::Sender<bool>,
+    /// Processes that stand still since the last freeze.
+    standing: AtomicU32,
     /// One freeze, unfreeze or thaw at a time.
     order: Mutex<()>,
 }
 
 impl Freezer {
     pub fn new(groups: Vec<PathBuf>) -> Self {
-        Self { groups, frozen: watch::Sender::new(false), order: Mutex::default() }
+        Self {
+            groups,
+            frozen: watch::Sender::new(false),
+            standing: AtomicU32::new(0),
+            order: Mutex::default(),
+        }
     }
 
     pub fn is_frozen(&self) -> bool {
         *self.frozen.borrow()
+    }
+
+    /// How many processes stood still after the last freeze. Counted then, when the guest is at work anyway: for a
+    /// restored one every look around is code to be translated first.
+    pub fn standing(&self) -> u32 {
+        self.standing.load(Ordering::Relaxed)
     }
 
     /// Returns once processes may be started. What is started without a further await is started in time.
@@ -67,6 +84,8 @@ impl Freezer {
                 }
                 tokio::time::sleep(LOOK).await;
             }
+            let standing = self.groups.iter().map(|group| processes_below(group).len()).sum::<usize>();
+            self.standing.store(u32::try_from(standing).unwrap_or(u32::MAX), Ordering::Relaxed);
             undo.disarm();
         }
         let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -185,6 +204,7 @@ mod tests {
         let group = tempfile::tempdir().unwrap();
         fs::write(group.path().join("cgroup.freeze"), "0").unwrap();
         fs::write(group.path().join("pids.current"), "3\n").unwrap();
+        fs::write(group.path().join("cgroup.procs"), "7\n9\n").unwrap();
         let events = format!("populated 1\nfrozen {}\n", u8::from(frozen));
         fs::write(group.path().join("cgroup.events"), events).unwrap();
         group
@@ -199,7 +219,7 @@ mod tests {
         let group = group(true);
         let freezer = Freezer::new(vec![group.path().into()]);
         assert_eq!(freezer.freeze(Duration::from_millis(20)).await.unwrap().processes, 3);
-        assert_eq!((order(&group).as_str(), freezer.is_frozen()), ("1", true));
+        assert_eq!((order(&group).as_str(), freezer.is_frozen(), freezer.standing()), ("1", true, 2));
         let again = freezer.freeze(Duration::ZERO).await.unwrap();
         assert_eq!(again.processes, 3, "frozen already is frozen in time");
         tokio::select! {

@@ -23,6 +23,7 @@ use offshoot_guest_proto::{
         Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, ListItem, RunCode,
         ShutdownKind, Thaw, Thawed,
     },
+    resync::EpochEnd,
     server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer},
 };
 use std::{sync::Arc, time::Duration};
@@ -158,7 +159,10 @@ impl server::Services for Services {
     }
 
     fn session_ended(&self, reason: &CloseReason) {
-        crate::console::warn(format_args!("session with the host ended: {reason:?}"));
+        // A new session takes the old one's place whenever a daemon or a state is new.
+        if !matches!(reason, CloseReason::Epoch(EpochEnd::NewEpoch)) {
+            crate::console::warn(format_args!("session with the host ended: {reason:?}"));
+        }
     }
 }
 

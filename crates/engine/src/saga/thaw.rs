@@ -35,9 +35,9 @@ impl Machine {
         let until = begun + limit;
         let identity = match identity {
             Identity::Kept => None,
+            // As at a boot: the machine id is the VM's own.
             Identity::New => {
-                let mut machine_id = [0; 16];
-                random(&mut machine_id)?;
+                let machine_id = *self.id().as_uuid().as_bytes();
                 Some(NewIdentity { hostname: name.as_str().into(), machine_id })
             }
         };

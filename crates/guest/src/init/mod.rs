@@ -3,7 +3,7 @@
 //! ```text
 //! /proc /sys /dev -> modules -> disks by serial -> erofs root (read-only)  \
 //!                                             `-> ext4 data disk, or tmpfs  > overlay -> switch root
-//! -> /dev/pts /dev/shm /run cgroup2 -> hostname, loopback -> ready
+//! -> /dev/pts /dev/shm /run cgroup2 -> loopback, hostname, machine id -> ready
 //! ```
 //! Any failure is final: [`crate::fatal`] says why on the console and powers off, so that the host sees an end
 //! with a reason instead of a VM that never answers.
@@ -17,7 +17,7 @@ mod mounts;
 mod uevents;
 
 pub use disks::DataDisk;
-pub use identity::set_hostname;
+pub use identity::{MACHINE_ID, set_hostname, set_machine_id};
 pub use uevents::Uevents;
 
 use cmdline::CommandLine;
@@ -85,8 +85,13 @@ pub fn bring_up(port_name: &str) -> Result<Booted, InitError> {
     mounts::overlay_and_switch_root()?;
     mounts::runtime_filesystems()?;
     identity::loopback_up()?;
-    if let Some(hostname) = CommandLine::read()?.value("offshoot.hostname") {
+    identity::files_in_memory()?;
+    let given = CommandLine::read()?;
+    if let Some(hostname) = given.value("offshoot.hostname") {
         identity::set_hostname(hostname)?;
+    }
+    if let Some(machine_id) = given.value("systemd.machine_id") {
+        identity::set_machine_id(machine_id)?;
     }
     let what = format!("virtio port `{port_name}`");
     let port = uevents.wait_for(&what, deadline, || crate::port::find(port_name))?;

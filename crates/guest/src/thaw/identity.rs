@@ -7,37 +7,35 @@ use crate::{
 use offshoot_guest_proto::message::{GuestError, GuestErrorKind, NewIdentity};
 use std::{fs, io, path::Path};
 
-const MACHINE_ID: &str = "etc/machine-id";
 /// Of older programs: on most systems a link to the other.
 const DBUS_MACHINE_ID: &str = "var/lib/dbus/machine-id";
 
-/// Takes hostname and machine id on. Whoever reads a file meanwhile finds the old or the new one, whole.
+/// Takes hostname and machine id on. Nobody reads the files meanwhile: everything stands still.
 pub fn take_on(root: &Path, identity: &NewIdentity) -> Result<(), GuestError> {
-    init::set_hostname(&identity.hostname).map_err(|error| {
+    let id = identity.machine_id_text();
+    init::set_hostname(&identity.hostname).and_then(|()| init::set_machine_id(&id)).map_err(|error| {
         let reason = std::error::Error::source(&error).map(|source| format!(": {source}"));
         fault(GuestErrorKind::Other, format!("{error}{}", reason.unwrap_or_default()))
     })?;
-    set_machine_id(root, &identity.machine_id_text())
+    follow(root, &id)
 }
 
-fn set_machine_id(root: &Path, text: &str) -> Result<(), GuestError> {
-    let text = format!("{text}\n");
-    replace(&root.join(MACHINE_ID), text.as_bytes(), 0o444)?;
+/// The file of older programs, where it is one of its own.
+fn follow(root: &Path, id: &str) -> Result<(), GuestError> {
     let dbus = root.join(DBUS_MACHINE_ID);
     match fs::symlink_metadata(&dbus) {
-        Ok(meta) if meta.is_file() => replace(&dbus, text.as_bytes(), 0o444),
+        Ok(meta) if meta.is_file() => replace(&dbus, format!("{id}\n").as_bytes(), 0o444),
         // A link to the first, or not there.
         _ => Ok(()),
     }
 }
 
 /// Empty where there is none.
-pub fn machine_id(root: &Path) -> Result<String, GuestError> {
-    let path = root.join(MACHINE_ID);
-    match fs::read_to_string(&path) {
+pub fn machine_id() -> Result<String, GuestError> {
+    match fs::read_to_string(init::MACHINE_ID) {
         Ok(text) => Ok(text.trim().to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(error).context("read", path.display()),
+        Err(error) => Err(error).context("read", init::MACHINE_ID),
     }
 }
 
@@ -66,18 +64,16 @@ mod tests {
     #[test]
     fn a_second_file_with_the_id_follows_and_a_link_stays_a_link() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(machine_id(root.path()).unwrap(), "");
-        fs::create_dir_all(root.path().join("etc")).unwrap();
-        fs::create_dir_all(root.path().join("var/lib/dbus")).unwrap();
+        follow(root.path(), &"a".repeat(32)).unwrap();
         let dbus = root.path().join(DBUS_MACHINE_ID);
+        assert!(!dbus.exists());
+        fs::create_dir_all(dbus.parent().unwrap()).unwrap();
         fs::write(&dbus, "old\n").unwrap();
-        set_machine_id(root.path(), &"a".repeat(32)).unwrap();
-        assert_eq!(machine_id(root.path()).unwrap(), "a".repeat(32));
+        follow(root.path(), &"a".repeat(32)).unwrap();
         assert_eq!(fs::read_to_string(&dbus).unwrap(), format!("{}\n", "a".repeat(32)));
         fs::remove_file(&dbus).unwrap();
         std::os::unix::fs::symlink("../../../etc/machine-id", &dbus).unwrap();
-        set_machine_id(root.path(), &"b".repeat(32)).unwrap();
+        follow(root.path(), &"b".repeat(32)).unwrap();
         assert!(fs::symlink_metadata(&dbus).unwrap().is_symlink());
-        assert_eq!(fs::read_to_string(&dbus).unwrap(), format!("{}\n", "b".repeat(32)));
     }
 }

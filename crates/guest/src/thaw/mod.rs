@@ -100,10 +100,10 @@ impl Thawer {
             kernel_random: Reseeded::Yes,
             clock_offset_ns: clock::offset_from(thaw.time, arrived.elapsed()),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            machine_id: identity::machine_id(Path::new("/"))?,
+            machine_id: identity::machine_id()?,
             ssh_host_keys,
             connections_dropped,
-            processes_not_reseeded: not_reseeded(&interpreters),
+            processes_not_reseeded: not_reseeded(self.freezer.standing(), &interpreters),
             interpreters,
             hooks,
         };
@@ -119,9 +119,8 @@ impl Thawer {
     }
 }
 
-/// User processes without the interpreters that have reseeded themselves.
-fn not_reseeded(interpreters: &[InterpreterThawed]) -> u32 {
+/// Of the processes that stood still, those that are not interpreters which have reseeded themselves.
+fn not_reseeded(standing: u32, interpreters: &[InterpreterThawed]) -> u32 {
     let reseeded = interpreters.iter().filter(|one| one.random == Reseeded::Yes).count();
-    let all = crate::shutdown::processes_below(Path::new(Cgroups::TOP)).len();
-    u32::try_from(all.saturating_sub(reseeded)).unwrap_or(u32::MAX)
+    standing.saturating_sub(u32::try_from(reseeded).unwrap_or(u32::MAX))
 }

@@ -18,6 +18,7 @@ use offshoot_guest_proto::{
     },
     server::{CodePeer, ExecPeer, FilePeer, Services, TcpPeer},
 };
+use offshoot_types::VmId;
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -44,13 +45,11 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    pub fn new(boot_id: String, memory: u64, files: Files, faults: GuestFaults) -> Self {
+    pub fn new(boot_id: String, vm: VmId, memory: u64, files: Files, faults: GuestFaults) -> Self {
         let world = Arc::new(World::new(boot_id, files, faults));
-        if !world.files.exists(MACHINE_ID) {
-            let id = format!("{}\n", uuid::Uuid::new_v4().simple());
-            // Without `/etc` the guest has no machine id, as a real one would not.
-            let _ = world.files.write_whole(MACHINE_ID, id.as_bytes(), false);
-        }
+        let id = format!("{}\n", vm.as_uuid().simple());
+        // Without `/etc` the guest has no machine id.
+        let _ = world.files.write_whole(MACHINE_ID, id.as_bytes(), false);
         Self {
             execs: Execs::new(world.clone()),
             contexts: Contexts::new(world.clone()),

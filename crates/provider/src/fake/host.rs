@@ -271,7 +271,8 @@ impl FakeHost {
             None => {
                 state.boots += 1;
                 let files = state.disks.read(&plan.disk);
-                (Guest::new(format!("fake-boot-{}", state.boots), memory, files, faults), None)
+                let boot_id = format!("fake-boot-{}", state.boots);
+                (Guest::new(boot_id, plan.vm, memory, files, faults), None)
             }
             Some((stored, base)) => (Guest::restore(stored, memory, faults).ok_or(Refusal::NoGuest)?, base),
         };
