@@ -18,7 +18,9 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-const FIRST_REPEAT: Duration = Duration::from_millis(10);
+/// A guest that was just restored takes 50 ms to answer under an emulator. A repeat comes with 32 KiB of padding, which
+/// costs such a guest 10 ms, so impatience makes it slower.
+const FIRST_REPEAT: Duration = Duration::from_millis(100);
 const SLOWEST_REPEAT: Duration = Duration::from_millis(250);
 
 /// One pipe. It keeps the bytes read ahead, so the next epoch begins where the last one stopped reading.

@@ -1,5 +1,6 @@
-//! Control groups for a VMM, where this host lets us make them. The keeper enters them, starts the VMM there and steps
-//! out again: what it copies of the guest's memory is the daemon's, and must not end the VM for want of memory.
+//! Control groups for a VMM, where this host lets us make them. The keeper makes them, and moves the VMM there while it
+//! starts, before any CPU runs: such a move waits for other processors, 10 ms in the legacy hierarchies. The keeper stays
+//! outside: what it copies of the guest's memory is the daemon's, and must not end the VM for want of memory.
 //!
 //! Unified hierarchy (v2): one group beside our own, because a group with processes in it cannot hand its
 //! controllers down. Legacy hierarchies (v1): one group below our own in each of memory, pids and cpu. What
@@ -28,8 +29,6 @@ pub(crate) struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Planned {
     path: PathBuf,
-    /// Where we are now, and go back to before the group is removed.
-    home: PathBuf,
     settings: Vec<Setting>,
 }
 
@@ -40,12 +39,12 @@ struct Setting {
     says: String,
 }
 
-/// Groups we have entered. Leaving removes them.
+/// Groups that were made.
 #[derive(Debug, Default)]
 pub(crate) struct Confinement {
-    entered: Vec<Planned>,
-    /// One sentence per limit in force, or not and why.
-    pub report: Vec<String>,
+    made: Vec<Planned>,
+    /// One sentence per limit that cannot be had, and why.
+    lacking: Vec<String>,
 }
 
 /// Limits that a keeper started from here could set on its VMM. Nothing is made to find out.
@@ -105,26 +104,26 @@ impl Plan {
             let found = match (legacy, mounts.get(controller), mounts.get("")) {
                 (Some(own), Some(mount), _) => {
                     let home = below(mount, own);
-                    Some((home.join(name), home, Version::Legacy))
+                    Some((home.join(name), Version::Legacy))
                 }
                 (_, _, Some(mount)) => {
                     let own = membership.lines().find_map(|line| line.strip_prefix("0::"));
                     own.and_then(|own| {
                         let home = below(mount, own);
-                        let parent = if own == "/" { home.clone() } else { home.parent()?.to_owned() };
+                        let parent = if own == "/" { home } else { home.parent()?.to_owned() };
                         let offered = fs::read_to_string(parent.join("cgroup.subtree_control")).ok()?;
                         offered
                             .split_whitespace()
                             .any(|c| c == controller)
-                            .then(|| (parent.join(name), home, Version::Unified))
+                            .then(|| (parent.join(name), Version::Unified))
                     })
                 }
                 _ => None,
             };
             match found {
-                Some((path, home, version)) => groups
+                Some((path, version)) => groups
                     .entry(path.clone())
-                    .or_insert(Planned { path, home, settings: Vec::new() })
+                    .or_insert(Planned { path, settings: Vec::new() })
                     .settings
                     .push(setting(controller, version, limits)),
                 None => missing.push(controller),
@@ -138,23 +137,17 @@ impl Plan {
         self.groups.iter().map(|group| group.path.clone()).collect()
     }
 
-    pub fn enter(self) -> Confinement {
+    /// Makes the groups; nobody is in them yet.
+    pub fn make(self) -> Confinement {
         let mut confinement = Confinement::default();
         for controller in self.missing {
-            confinement.report.push(format!("no {controller} limit: this host offers no such control group"));
+            let line = format!("no {controller} limit: this host offers no such control group");
+            confinement.lacking.push(line);
         }
         for group in self.groups {
-            match group.enter() {
-                Ok(()) => {
-                    confinement.report.extend(group.settings.iter().map(|setting| setting.says.clone()));
-                    confinement.entered.push(group);
-                }
-                Err(error) => {
-                    let _ = fs::remove_dir(&group.path);
-                    let what: Vec<&str> = group.settings.iter().map(|setting| setting.file).collect();
-                    let path = group.path.display();
-                    confinement.report.push(format!("no {}: cannot use {path}: {error}", what.join(", ")));
-                }
+            match group.make() {
+                Ok(()) => confinement.made.push(group),
+                Err(error) => confinement.lacking.push(group.unusable(&error)),
             }
         }
         confinement
@@ -169,42 +162,50 @@ impl Setting {
 }
 
 impl Planned {
-    fn enter(&self) -> io::Result<()> {
+    fn make(&self) -> io::Result<()> {
         match fs::create_dir(&self.path) {
             // Left by an earlier start of the same generation that was killed.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
-        for setting in &self.settings {
-            fs::write(self.path.join(setting.file), setting.value.to_string())?;
-        }
-        fs::write(self.path.join("cgroup.procs"), "0")
+        self.settings
+            .iter()
+            .try_for_each(|setting| fs::write(self.path.join(setting.file), setting.value.to_string()))
+    }
+
+    /// Removes what there is of it, and says why.
+    fn unusable(&self, error: &io::Error) -> String {
+        let _ = fs::remove_dir(&self.path);
+        let what: Vec<&str> = self.settings.iter().map(|setting| setting.file).collect();
+        format!("no {}: cannot use {}: {error}", what.join(", "), self.path.display())
     }
 }
 
 impl Confinement {
-    /// Once the VMM is started: it stays, we go back where we came from.
-    pub fn step_out(&self) -> Vec<String> {
-        let mut failed = Vec::new();
-        for group in &self.entered {
-            if let Err(error) = fs::write(group.home.join("cgroup.procs"), "0") {
-                failed.push(format!("cannot step out of {}: {error}", group.path.display()));
+    /// Moves a process and all its threads into the groups. One sentence per limit then in force, or not and why.
+    /// `pid` must not have been reaped.
+    pub fn place(&mut self, pid: i32) -> Vec<String> {
+        let mut report = self.lacking.clone();
+        self.made.retain(|group| match fs::write(group.path.join("cgroup.procs"), pid.to_string()) {
+            Ok(()) => {
+                report.extend(group.settings.iter().map(|setting| setting.says.clone()));
+                true
             }
-        }
-        failed
+            Err(error) => {
+                report.push(group.unusable(&error));
+                false
+            }
+        });
+        report
     }
 
     /// Only once the VMM is gone.
-    pub fn leave(self) -> Vec<String> {
-        let mut failed = Vec::new();
-        for group in self.entered {
-            let left =
-                fs::write(group.home.join("cgroup.procs"), "0").and_then(|()| remove(&group.path).map(drop));
-            if let Err(error) = left {
-                failed.push(format!("cannot remove {}: {error}", group.path.display()));
-            }
-        }
-        failed
+    pub fn remove(self) -> Vec<String> {
+        let failed = |group: Planned| {
+            let error = remove(&group.path).err()?;
+            Some(format!("cannot remove {}: {error}", group.path.display()))
+        };
+        self.made.into_iter().filter_map(failed).collect()
     }
 }
 
@@ -295,7 +296,6 @@ mod tests {
         );
         assert_eq!(plan.missing, ["pids"]);
         assert_eq!(plan.groups[0].settings[0].value, 2048);
-        assert_eq!(plan.groups[1].home, PathBuf::from("/sys/fs/cgroup/memory/user"));
     }
 
     #[test]
@@ -317,9 +317,28 @@ mod tests {
 
     #[test]
     fn a_host_without_control_groups_is_reported_not_assumed() {
-        let confinement = Plan::new("", "", "offshoot-x-g1", &limits()).enter();
-        assert_eq!(confinement.report.len(), 3);
-        assert!(confinement.report.iter().all(|line| line.starts_with("no ")), "{:?}", confinement.report);
+        let report = Plan::new("", "", "offshoot-x-g1", &limits()).make().place(1);
+        assert_eq!(report.len(), 3);
+        assert!(report.iter().all(|line| line.starts_with("no ")), "{report:?}");
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_moved_is_reported_and_its_group_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let group = |name: &str| Planned {
+            path: directory.path().join(name),
+            settings: vec![setting("pids", Version::Unified, &limits())],
+        };
+        let plan = Plan { groups: vec![group("a"), group("b")], missing: Vec::new() };
+        let mut made = plan.make();
+        // A directory where the file should be: what refuses a move.
+        fs::remove_file(directory.path().join("b/pids.max")).unwrap();
+        fs::create_dir(directory.path().join("b/cgroup.procs")).unwrap();
+        let report = made.place(42);
+        assert_eq!(fs::read_to_string(directory.path().join("a/cgroup.procs")).unwrap(), "42");
+        assert_eq!(report[0], "at most 100 threads");
+        assert!(report[1].starts_with("no pids.max: cannot use "), "{report:?}");
+        assert_eq!(made.made.len(), 1);
     }
 
     #[test]

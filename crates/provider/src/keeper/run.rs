@@ -31,7 +31,7 @@ use std::{
     },
     path::Path,
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -195,14 +195,11 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
             return complain("cannot serve the daemon", &error);
         }
     };
-    let confinement = groups.enter();
-    for line in &confinement.report {
-        log.line(line);
-    }
+    let confinement = Arc::new(std::sync::Mutex::new(groups.make()));
 
     let started = match Disk::lock(&keeper.spec.disk, keeper.spec.durability) {
         Ok(disk) => {
-            let given = Given { disk, memory: inherited.memory, confinement: &confinement };
+            let given = Given { disk, memory: inherited.memory, confinement: confinement.clone() };
             start(&keeper.spec, &files, &log, given, &mut record).await
         }
         Err(error) => Err(Box::new(failed(error, None, &files))),
@@ -238,7 +235,8 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
         log.line("a client did not hang up in time");
     }
     note(&log, files.remove_sockets().map(drop));
-    for failure in confinement.leave() {
+    let confinement = std::mem::take(&mut *confinement.lock().unwrap_or_else(PoisonError::into_inner));
+    for failure in confinement.remove() {
         log.line(failure);
     }
     log.line("keeper ends");
@@ -262,27 +260,26 @@ fn bind(files: &Files) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// What a VMM is started with besides its specification.
-struct Given<'a> {
+struct Given {
     disk: Disk,
     memory: PassedMemory,
-    confinement: &'a Confinement,
+    confinement: Arc<std::sync::Mutex<Confinement>>,
 }
 
 async fn start(
     spec: &Spec,
     files: &Files,
     log: &Arc<KeeperLog>,
-    given: Given<'_>,
+    given: Given,
     record: &mut KeeperRecord,
 ) -> Result<Arc<Running>, Box<StartFailed>> {
     let fail = |error, vmm| Box::new(failed(error, vmm, files));
     let Given { disk, memory: PassedMemory { base, delta }, confinement } = given;
     let mapped = mapped(base.as_ref());
     let state = state_to_pass(spec.restore.as_ref(), base).map_err(|error| fail(error, None))?;
-    let (vmm, channel) = Vmm::start(spec, files, state, log.clone()).map_err(|error| fail(error, None))?;
-    for failure in confinement.step_out() {
-        log.line(failure);
-    }
+    let confine = move |pid| confinement.lock().unwrap_or_else(PoisonError::into_inner).place(pid);
+    let (vmm, channel) =
+        Vmm::start(spec, files, state, log.clone(), confine).map_err(|error| fail(error, None))?;
     record.vmm = Some(vmm.id().clone());
     let ready = async {
         write_json(&files.keeper(), record, false).map_err(|error| StartError {
@@ -295,6 +292,7 @@ async fn start(
             message: format!("cannot connect to the VMM's channel: {error}"),
         })?;
         vmm.ready(spec.start_deadline).await?;
+        let limits = vmm.confined().await?;
         let memory = mapped.and_then(|mapped| GuestMemory::open(vmm.id().pid, mapped, spec.memory));
         let memory =
             memory.map(Arc::new).map_err(|error| format!("cannot look into the guest's memory: {error}"));
@@ -304,11 +302,15 @@ async fn start(
                 .map_err(|message| StartError { step: BootStep::Vmm, message })?;
             vmm.load(spec.start_deadline).await?;
         }
-        Ok(memory)
+        vmm.go().await?;
+        Ok((memory, limits))
     };
     match ready.await {
-        Ok(memory) => {
-            let started = Started { vmm: vmm.id().clone(), limits: confinement.report.clone() };
+        Ok((memory, limits)) => {
+            for line in &limits {
+                log.line(line);
+            }
+            let started = Started { vmm: vmm.id().clone(), limits };
             let (disk, memory_base, log) = (Mutex::new(disk), spec.memory_base, log.clone());
             Ok(Arc::new(Running { vmm, channel, started, disk, memory, memory_base, log }))
         }

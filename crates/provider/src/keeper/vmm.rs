@@ -55,6 +55,7 @@ pub(crate) struct Vmm {
     process: Process,
     qmp: Qmp,
     exit: watch::Receiver<Option<Exit>>,
+    confined: watch::Receiver<Option<Vec<String>>>,
     stderr: Arc<Mutex<Vec<u8>>>,
     harmless_stderr: Vec<String>,
     /// One climber at a time; the second finds the VMM gone.
@@ -97,12 +98,14 @@ impl CallError {
 
 impl Vmm {
     /// Must be called on the thread that lives as long as the keeper: see [`os::bind_to_this_thread`]. `state` is what
-    /// the VMM is to continue from: its device state, and the complete memory it maps if that is not zeros.
+    /// the VMM is to continue from: its device state, and the complete memory it maps if that is not zeros. `confine`
+    /// is given its pid on a thread of its own, and answers what limits it.
     pub fn start(
         spec: &Spec,
         files: &Files,
         state: Vec<OwnedFd>,
         log: Arc<KeeperLog>,
+        confine: impl FnOnce(i32) -> Vec<String> + Send + 'static,
     ) -> Result<(Self, Channel), StartError> {
         let error = |what: &'static str| move |error: io::Error| StartError::new(BootStep::Vmm, what, error);
         let (qmp, qmp_theirs) = UnixStream::pair().map_err(error("cannot make the control connection"))?;
@@ -144,6 +147,8 @@ impl Vmm {
             }
         };
         log.line(format_args!("VMM started, pid {pid}"));
+        let (confining, confined) = watch::channel(None);
+        tokio::task::spawn_blocking(move || confining.send_replace(Some(confine(pid))));
 
         let last_words = Arc::new(Mutex::new(None));
         let stderr = Arc::new(Mutex::new(Vec::new()));
@@ -163,7 +168,10 @@ impl Vmm {
         let (publish, exit) = watch::channel(None);
         let shutdown = qmp.shutdown_cause();
         let exit_log = log.clone();
+        let mut placed = confined.clone();
         spawn(Task::VmmExit, async move {
+            // A process that is not reaped keeps its pid: nobody else is moved in its place. An error: nobody moves it.
+            let _ = placed.wait_for(Option::is_some).await;
             let status = child.wait().await;
             readers.finish().await;
             let guest = shutdown.borrow().as_ref().is_some_and(|cause| cause.guest);
@@ -176,6 +184,7 @@ impl Vmm {
             process,
             qmp,
             exit,
+            confined,
             stderr,
             harmless_stderr: spec.harmless_stderr.clone(),
             ladder: AsyncMutex::new(()),
@@ -198,7 +207,17 @@ impl Vmm {
         lines
     }
 
-    /// Waits until the VMM answers: then its devices exist and the guest runs.
+    /// Waits until the VMM is where its limits hold; answers them, and what is missing.
+    pub async fn confined(&self) -> Result<Vec<String>, StartError> {
+        let mut confined = self.confined.clone();
+        let placed = confined.wait_for(Option::is_some).await;
+        placed.ok().and_then(|report| report.clone()).ok_or_else(|| StartError {
+            step: BootStep::Keeper,
+            message: "the VMM could not be put into its control groups".into(),
+        })
+    }
+
+    /// Waits until the VMM answers: then its devices exist. No CPU runs yet.
     pub async fn ready(&self, deadline: Duration) -> Result<(), StartError> {
         let answer = self.call(QmpCommand::Capabilities, deadline).await;
         answer.map_err(|error| match error {
@@ -207,14 +226,22 @@ impl Vmm {
         })
     }
 
-    /// Loads the device state that was passed and lets the CPUs run.
+    /// Lets the CPUs run for the first time.
+    pub async fn go(&self) -> Result<(), StartError> {
+        self.resume().await.map_err(|error| match error {
+            CallError::Ended(exit) => self.ended(&format!("the VMM ended at its start ({exit:?})")),
+            error => StartError::new(BootStep::Vmm, "the VMM does not let its CPUs run", error),
+        })
+    }
+
+    /// Loads the device state that was passed.
     pub async fn load(&self, deadline: Duration) -> Result<(), StartError> {
         let load = async {
             self.ask(QmpCommand::MigrateIncoming { uri: format!("fd:{DEVICE_STATE_FD}") }).await?;
             while self.unless_ended(self.qmp.status(CALL)).await?.is_loading() {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            self.resume().await
+            Ok(())
         };
         match tokio::time::timeout(deadline, load).await {
             Ok(Ok(())) => Ok(()),
