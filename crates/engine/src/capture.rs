@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! prepare     a new disk layer on top, in the record: right whether or not the VMM ever writes to it
+//! flush       of a disk that is kept without the memory: the guest's page cache is written out
 //! freeze      the guest's user processes stand still (or the state is marked as not quiesced)
 //! take        CPUs stop, device state and written pages are copied, the disk goes on in the new layer, CPUs go on
 //! unfreeze
@@ -32,6 +33,9 @@ use tokio::time::Instant;
 /// `fork` on a busy host takes longer than an idle one, and a state that is not quiesced cannot be forked.
 const FREEZE: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(200), Duration::from_millis(500)];
+
+/// A guest writes out its whole page cache in that time on a slow disk.
+const FLUSH: Duration = Duration::from_secs(60);
 
 /// A disk of the VMM has at most so many layers, and a rollback adds one more.
 const MOST_LAYERS: usize = offshoot_provider::disk::MAX_LAYERS - 2;
@@ -190,6 +194,29 @@ pub(crate) async fn abandon(machine: &mut Machine, change: &Change) -> Result<()
     machine.core.snapshots.give_up(snapshot_id(change.operation));
     let dir = machine.core.layout.new_snapshot(snapshot_id(change.operation));
     machine.blocking(move || create::remove_tree(&dir)).await
+}
+
+/// Has the disk hold what the guest's programs have written. A memory that is kept too holds the rest; the disk alone
+/// would lack it.
+pub(crate) async fn flush(machine: &mut Machine) -> Result<(), Failure> {
+    let disk_only = machine.capture.as_ref().is_some_and(|capture| capture.kind == SnapshotKind::DiskOnly);
+    if !disk_only || !machine.state().has_process() {
+        return Ok(());
+    }
+    let name = machine.name().clone();
+    let refused = |why: &str| {
+        let message =
+            format!("the guest of VM `{name}` did not write to its disk what its programs wrote: {why}");
+        Failure::new(ErrorCode::Unavailable, message)
+            .hint("a full snapshot (without --disk-only) holds it without that; so does a disk-only one of a stopped VM")
+    };
+    let link = match &machine.live {
+        Some(live) if machine.state() == VmStateName::Running && !live.link.is_silent() => live.link.clone(),
+        _ => return Err(refused("it does not run")),
+    };
+    let client = link.client(Instant::now() + FLUSH).await;
+    let client = client.map_err(|error| refused(&crate::link::chain(&error)))?;
+    client.flush(FLUSH).await.map_err(|error| refused(&crate::link::chain(&error)))
 }
 
 /// Has the guest's processes stand still. A guest that does not answer in time is no error: the state is marked.

@@ -184,6 +184,7 @@ mod tests {
             created_ms: 1,
         };
         vec![
+            body(HostOpen::Flush),
             body(HostOpen::Freeze { deadline_ms: 20 }),
             body(HostOpen::Thaw(thaw)),
             body(Reply::Ok(Frozen { processes: 1, took_us: 2 })),

@@ -48,6 +48,8 @@ pub enum HostOpen {
     Info,
     /// Sync and power off or restart. Answer: [`Reply<()>`] before the act.
     Shutdown(ShutdownKind),
+    /// Have the disk hold what programs have written so far. Answer: [`Reply<()>`].
+    Flush,
     /// Make all user processes stand still within the deadline. Answer: [`Reply<Frozen>`]; after an error they run.
     /// They stand still until `Unfreeze` or `Thaw`, whatever becomes of the session.
     Freeze { deadline_ms: u32 },

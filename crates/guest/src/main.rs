@@ -116,7 +116,7 @@ async fn serve(booted: init::Booted) -> Result<Infallible, AgentError> {
         presence,
         users,
         root,
-        data: booted.data,
+        data: Arc::new(booted.data),
         ready_ms: clock::uptime_ms(),
     };
     let end = offshoot_guest_proto::server::serve(port, Arc::new(services)).await;

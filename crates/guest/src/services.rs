@@ -4,7 +4,7 @@ use crate::{
     clock,
     contexts::Contexts,
     exec::{Attachment, Execs, Output},
-    fault::{fault, invalid},
+    fault::{Context, fault, invalid},
     files::{Files, Root},
     freeze::Freezer,
     info,
@@ -39,7 +39,7 @@ pub struct Services {
     pub thawer: Thawer,
     pub tunnels: Tunnels,
     pub root: Arc<Root>,
-    pub data: DataDisk,
+    pub data: Arc<DataDisk>,
     /// When the agent was ready, in milliseconds since the kernel started.
     pub ready_ms: u64,
 }
@@ -123,6 +123,12 @@ impl server::Services for Services {
 
     async fn shutdown(&self, kind: ShutdownKind) {
         shutdown::shut_down(kind, &self.data, self.reaper.passes()).await
+    }
+
+    async fn flush(&self) -> Result<(), GuestError> {
+        let data = Arc::clone(&self.data);
+        let flushed = tokio::task::spawn_blocking(move || data.flush()).await;
+        flushed.map_err(std::io::Error::other).and_then(|flushed| flushed).context("flush", "the data disk")
     }
 
     async fn freeze(&self, deadline: Duration) -> Result<Frozen, GuestError> {

@@ -13,6 +13,7 @@ pub(crate) const SNAPSHOT: Saga = Saga {
     kind: OperationKind::Snapshot,
     steps: &[&[
         step("prepare", prepare, Undo::Run(abandon)),
+        quiet("flush", flush, Undo::Nothing("writes only what was to be written")),
         quiet("freeze", freeze, Undo::Run(unfreeze)),
         quiet("take", take, Undo::Nothing("the VM runs on, on its old disk layer or on the new one")),
         quiet("unfreeze", unfreeze, Undo::Nothing("done already")),
@@ -31,6 +32,10 @@ fn prepare<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
 
 fn abandon<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(capture::abandon(machine, change))
+}
+
+fn flush<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
+    Box::pin(capture::flush(machine))
 }
 
 fn freeze<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {

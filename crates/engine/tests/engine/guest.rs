@@ -38,6 +38,8 @@ pub struct Guest {
     pub stale: AtomicBool,
     /// Does not answer a freeze.
     pub restless: AtomicBool,
+    /// It cannot write to its disk.
+    pub flush_fails: AtomicBool,
     pids: AtomicU32,
     programs: Mutex<HashMap<[u8; 16], Arc<Program>>>,
     notes: Mutex<String>,
@@ -93,6 +95,7 @@ impl Guest {
             frozen: AtomicBool::new(state.frozen),
             stale: AtomicBool::new(false),
             restless: AtomicBool::new(false),
+            flush_fails: AtomicBool::new(false),
             pids: AtomicU32::new(1),
             programs: Mutex::new(programs.collect()),
             notes: Mutex::new(state.notes),
@@ -313,6 +316,13 @@ impl Services for Guest {
     async fn info(&self) -> Result<GuestInfo, GuestError> {
         self.speak().await;
         Err(refuse(GuestErrorKind::Unsupported, "no information"))
+    }
+
+    async fn flush(&self) -> Result<(), GuestError> {
+        if self.flush_fails.load(Ordering::SeqCst) {
+            return Err(refuse(GuestErrorKind::Other, "flush the data disk: Input/output error"));
+        }
+        Ok(())
     }
 
     async fn freeze(&self, _: Duration) -> Result<Frozen, GuestError> {

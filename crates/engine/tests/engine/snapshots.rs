@@ -82,6 +82,22 @@ async fn a_stopped_vm_is_kept_as_its_disk_and_a_paused_one_stays_paused() {
         "a paused guest cannot be told to stand still"
     );
     assert_eq!(state(&engine), Some(VmState::Paused));
+    let refused = take(&engine, "a", None, SnapshotKind::DiskOnly).await.unwrap_err();
+    assert!(refused.message.contains("does not run"), "its page cache would be lost: {refused:?}");
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_guest_does_not_flush_it_is_not_kept_without_the_memory() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    let id = create_running(&engine, "a").await;
+    let guest = stage.host.process(id).guest.clone();
+    guest.flush_fails.store(true, std::sync::atomic::Ordering::SeqCst);
+    let refused = take(&engine, "a", Some("disk"), SnapshotKind::DiskOnly).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable, "{refused:?}");
+    assert_eq!(state(&engine), Some(VmState::Running));
+    snapshot(&engine, "a", Some("disk")).await.expect("the name is free, and a memory needs no flush");
     leave(engine).await;
 }
 

@@ -113,6 +113,11 @@ impl Client {
         Ok(call.into_tunnel())
     }
 
+    /// Has the guest's disk hold what its programs have written so far. `limit`: as long as that may take.
+    pub async fn flush(&self, limit: Duration) -> Result<(), ClientError> {
+        state::flush(self.context("flush"), limit).await
+    }
+
     /// Makes all user processes stand still within `deadline`. On a timeout or a lost session they may stand still
     /// all the same, until [`Client::unfreeze`].
     pub async fn freeze(&self, deadline: Duration) -> Result<Frozen, ClientError> {

@@ -17,6 +17,15 @@ const MAX_REASON: usize = 4096;
 /// Kinds of SSH host keys there are, with room to spare.
 const MAX_HOST_KEYS: usize = 16;
 
+pub(super) async fn flush(mut context: Context, limit: Duration) -> Result<(), ClientError> {
+    context.patience = limit;
+    let work = async {
+        let mut call = Call::open(context.clone(), &HostOpen::Flush).await?;
+        call.reply::<()>().await
+    };
+    context.within(work).await
+}
+
 pub(super) async fn freeze(mut context: Context, deadline: Duration) -> Result<Frozen, ClientError> {
     context.patience = context.patience.min(deadline.saturating_add(TRAVEL));
     let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);

@@ -63,6 +63,11 @@ pub trait Services: Send + Sync + 'static {
     /// Syncs and powers off or restarts. The host's answer has left for the pipe.
     fn shutdown(&self, kind: ShutdownKind) -> impl Future<Output = ()> + Send;
 
+    /// Returns once the disk holds what programs had written when it was called.
+    fn flush(&self) -> impl Future<Output = Result<(), GuestError>> + Send {
+        async { Err(unsupported("flushing the disk")) }
+    }
+
     /// Makes all user processes stand still; on an error they run. Only [`Services::unfreeze`] and
     /// [`Services::thaw`] let them run again, not the end of the session.
     fn freeze(&self, deadline: Duration) -> impl Future<Output = Result<Frozen, GuestError>> + Send {

@@ -200,6 +200,10 @@ async fn handle<S: Services>(stream: MuxStream, services: Arc<S>, shutdown: mpsc
                 let _under_way = shutdown.try_send(kind);
             }
         }
+        HostOpen::Flush => {
+            let done = services.flush().await;
+            answer(&mut writer, done).await;
+        }
         HostOpen::Freeze { deadline_ms } => {
             let frozen = services.freeze(Duration::from_millis(deadline_ms.into())).await;
             answer(&mut writer, frozen).await;

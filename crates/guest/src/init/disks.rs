@@ -27,10 +27,18 @@ pub enum DataDisk {
 }
 
 impl DataDisk {
+    /// Returns once the disk holds what programs had written when it was called.
+    pub fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Ext4(directory) => Ok(rustix::fs::syncfs(directory)?),
+            Self::Memory => Ok(()),
+        }
+    }
+
     /// Leaves nothing in the journal: the next mount, here or in a fork, finds a clean filesystem.
     pub fn make_clean(&self) -> io::Result<()> {
         let Self::Ext4(directory) = self else { return Ok(()) };
-        rustix::fs::syncfs(directory)?;
+        self.flush()?;
         // The overlay first: it holds the disk for writing.
         let overlay = mount_remount("/", MountFlags::RDONLY, "");
         let own_path = format!("/proc/self/fd/{}", directory.as_raw_fd());
