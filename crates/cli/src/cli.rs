@@ -2,9 +2,9 @@
 
 use crate::{
     commands::{
-        completion, context, cp, create, daemon, destroy, doctor, exec, fork, image, keeper, list, logs,
-        pause, race, restart, resume, rollback, run, serve, shell, snapshot, start, status, stop, suspend,
-        r#try, tx, undo, wait,
+        completion, context, cp, create, daemon, destroy, doctor, exec, fork, image, keeper, life, list,
+        logs, pause, race, restart, resume, rollback, run, serve, shell, snapshot, start, status, stop,
+        suspend, r#try, tx, undo, wait,
     },
     duration::Span,
     options::Within,
@@ -59,6 +59,9 @@ pub struct Global {
     /// Act from within this open transaction
     #[arg(long, global = true, env = "OFFSHOOT_TRANSACTION", value_name = "ID", hide_env_values = true)]
     pub transaction: Option<Within>,
+    /// Fail if the VM is suspended, instead of letting it go on
+    #[arg(long, global = true)]
+    pub no_wake: bool,
     /// Say what happens, on standard error; twice for every step
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
@@ -83,6 +86,7 @@ pub enum Verb {
     Pause(pause::Args),
     Resume(resume::Args),
     Suspend(suspend::Args),
+    Life(life::Args),
     Destroy(destroy::Args),
     List(list::Args),
     Status(status::Args),

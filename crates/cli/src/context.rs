@@ -20,6 +20,8 @@ pub struct Context {
     pub deadline: Option<Duration>,
     /// `--transaction`: what is asked of the daemon is asked from within it.
     pub transaction: Option<TransactionId>,
+    /// `--no-wake`: what is asked of the daemon wakes no suspended VM.
+    pub no_wake: bool,
     pub autostart: Autostart,
     pub interrupt: Interrupt,
     pub verbose: u8,
@@ -29,6 +31,7 @@ impl Context {
     /// The daemon of the state directory, started if need be.
     pub async fn client(&self) -> Result<Client> {
         let client = daemon::connect(self).await?;
+        let client = if self.no_wake { client.without_waking() } else { client };
         Ok(match self.transaction {
             Some(transaction) => client.within(transaction),
             None => client,

@@ -106,6 +106,7 @@ fn perform(global: &Global, printer: &Printer, verb: Verb) -> Result<Status> {
             printer: printer.clone(),
             paths: global.paths()?,
             deadline: global.timeout.map(|span| span.0),
+            no_wake: global.no_wake,
             transaction: global.transaction.and_then(|within| within.0),
             autostart: if global.no_autostart { Autostart::Refused } else { Autostart::Allowed },
             interrupt: Interrupt::install().map_err(|error| host("cannot listen to signals", &error))?,

@@ -1,11 +1,14 @@
 //! Options that several verbs share, as typed values.
 
-use crate::{duration::Span, session};
+use crate::{
+    duration::{InvalidSpan, Span},
+    session,
+};
 use clap::{Args, ValueEnum};
-use offshoot_api::v1::{ExecLimits, ExecRequest, PtySize, SetSnapshotPolicy};
+use offshoot_api::v1::{ExecLimits, ExecRequest, PtySize, SetLife, SetSnapshotPolicy};
 use offshoot_types::{
-    AutoSnapshot, Bytes, CpuCount, DiskMib, ImageRef, InvalidId, IsolationClass, Labels, MemMib,
-    ProviderChoice, TransactionId,
+    AutoSnapshot, Bytes, CpuCount, DiskMib, ImageRef, InvalidId, IsolationClass, Labels, MemMib, OnTimeout,
+    ProviderChoice, TransactionId, Wake,
 };
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -40,6 +43,59 @@ pub struct VmOptions {
     /// Take the VM back to the state before it whenever a command fails
     #[arg(long)]
     auto_rollback: bool,
+    #[command(flatten)]
+    life: LifeOptions,
+}
+
+/// When a VM rests by itself.
+#[derive(Debug, Clone, Args)]
+pub struct LifeOptions {
+    /// Suspend the VM when nothing was asked of it for this long, such as `10m`, or `never`
+    #[arg(long, value_name = "DURATION")]
+    idle_suspend: Option<Limit>,
+    /// Let a request continue the VM while it is suspended: `auto` (if it was suspended by itself), `always` or `never`
+    #[arg(long, value_name = "WHEN")]
+    wake: Option<Wake>,
+    /// Let the VM run for this long after each start, such as `2h`, or `never` end; of a VM that runs it counts from now
+    #[arg(long, value_name = "DURATION")]
+    lifetime: Option<Limit>,
+    /// What becomes of the VM then: `suspend`, `stop` or `destroy` [default: suspend]
+    #[arg(long, value_name = "WHAT")]
+    on_timeout: Option<OnTimeout>,
+}
+
+impl LifeOptions {
+    /// `None` if none is given.
+    pub fn change(&self) -> Option<SetLife> {
+        let change = SetLife {
+            idle_suspend_ms: self.idle_suspend.map(Limit::millis),
+            wake: self.wake.map(|wake| wake.to_string()),
+            timeout_ms: self.lifetime.map(Limit::millis),
+            on_timeout: self.on_timeout.map(|what| what.to_string()),
+        };
+        (change != SetLife::default()).then_some(change)
+    }
+}
+
+/// A duration, or `never`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(Option<Span>);
+
+impl Limit {
+    /// As requests carry it: 0 is no limit.
+    fn millis(self) -> u64 {
+        self.0.map_or(0, Span::millis)
+    }
+}
+
+impl FromStr for Limit {
+    type Err = InvalidSpan;
+    fn from_str(text: &str) -> Result<Self, InvalidSpan> {
+        match text {
+            "never" => Ok(Self(None)),
+            span => span.parse().map(|span| Self(Some(span))),
+        }
+    }
 }
 
 /// [`VmOptions`] as requests carry them.
@@ -53,6 +109,7 @@ pub struct VmSettings {
     pub disk_mib: Option<u64>,
     pub labels: Labels,
     pub snapshot_policy: Option<SetSnapshotPolicy>,
+    pub life: Option<SetLife>,
 }
 
 impl VmOptions {
@@ -69,6 +126,7 @@ impl VmOptions {
                 mode: Some(self.snapshot_policy.to_string()),
                 auto_rollback: Some(self.auto_rollback),
             }),
+            life: self.life.change(),
         }
     }
 }
@@ -215,6 +273,14 @@ mod tests {
         let id = TransactionId::new();
         assert_eq!(id.to_string().parse(), Ok(Within(Some(id))));
         assert!("web".parse::<Within>().is_err());
+    }
+
+    #[test]
+    fn a_limit_is_a_duration_or_never() {
+        assert_eq!("never".parse(), Ok(Limit(None)));
+        assert_eq!("90s".parse::<Limit>().unwrap().millis(), 90_000);
+        assert_eq!(Limit(None).millis(), 0);
+        assert!("0s".parse::<Limit>().is_err() && "".parse::<Limit>().is_err());
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! VMs, events and sizes as text.
 
-use crate::printer::visible;
+use crate::{duration::Span, printer::visible};
 use jiff::Timestamp;
-use offshoot_api::v1::{Daemon, Event, EventDetail, OutcomeName, TransactionEnd, Vm};
+use offshoot_api::v1::{Daemon, Event, EventDetail, Life, OutcomeName, TransactionEnd, Vm};
 use offshoot_types::{AutoSnapshot, Bytes};
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 /// Columns padded to their widest cell, two blanks between them.
 #[derive(Debug, Default)]
@@ -109,6 +109,12 @@ pub fn vm_details(vm: &Vm, now: Timestamp) -> String {
         };
         lines.push(("policy", format!("a snapshot {when}{back}")));
     }
+    if let Some(span) = vm.life.idle_suspend_ms {
+        lines.push(("when idle", format!("suspended after {}", span_of(span))));
+    }
+    if let Some(when) = time_is_up(&vm.life, now) {
+        lines.push(("lifetime", when));
+    }
     if let Some(snapshot) = vm.suspended_to {
         lines.push(("continues", format!("from snapshot {snapshot} when it is started")));
     }
@@ -124,6 +130,26 @@ pub fn vm_details(vm: &Vm, now: Timestamp) -> String {
         lines.push(("started", format!("{} ({} ago)", seconds(started), age(started, now))));
     }
     fields(&lines)
+}
+
+/// When a VM rests by itself, a line each.
+pub fn life_details(life: &Life, now: Timestamp) -> String {
+    fields(&[
+        ("idle-suspend", life.idle_suspend_ms.map_or_else(|| "never".into(), span_of)),
+        ("wake", life.wake.to_string()),
+        ("lifetime", time_is_up(life, now).unwrap_or_else(|| "never ends".into())),
+    ])
+}
+
+/// `2h, then suspend, in 57 min`.
+fn time_is_up(life: &Life, now: Timestamp) -> Option<String> {
+    let span = span_of(life.timeout_ms?);
+    let left = life.deadline.map_or_else(String::new, |deadline| format!(", in {}", age(now, deadline)));
+    Some(format!("{span}, then {}{left}", life.on_timeout))
+}
+
+fn span_of(milliseconds: u64) -> String {
+    Span(Duration::from_millis(milliseconds)).to_string()
 }
 
 /// The daemon and what keeps it busy.

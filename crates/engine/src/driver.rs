@@ -11,6 +11,7 @@
 //!     5. requests                                  queue                   judge, run
 //!     6. the engine ends                           the change goes on      lets go
 //!     7. leftovers to be removed                   -                       tries again
+//!     8. nothing was asked for long, or time is up -                       rests (`rest`)
 //! ```
 //! A change that is stuck cannot block a destroy, and whoever waits is answered when the VM goes: a request
 //! that is dropped answers for itself.
@@ -83,6 +84,8 @@ pub(crate) struct Driver {
     /// What the last health event said.
     responsive: bool,
     tidy: Duration,
+    /// Before this it does not rest by itself: an attempt has failed.
+    pub rest_after: Instant,
 }
 
 pub(crate) fn saga_of(kind: OperationKind) -> Option<&'static Saga> {
@@ -112,7 +115,16 @@ impl Driver {
     pub fn new(machine: Machine, inbox: Inbox) -> Self {
         let core = machine.core.clone();
         let queue = RequestQueue::default();
-        Self { core, machine, inbox, queue, destroy: None, responsive: true, tidy: TIDY_FIRST }
+        Self {
+            core,
+            machine,
+            inbox,
+            queue,
+            destroy: None,
+            responsive: true,
+            tidy: TIDY_FIRST,
+            rest_after: Instant::now(),
+        }
     }
 
     /// Runs until the VM is destroyed or the engine ends.
@@ -197,6 +209,7 @@ impl Driver {
         let leftovers = self.leftovers();
         // A guest that did not confirm is asked again after a while.
         let stuck = self.machine.to_unfreeze().then_some(UNFREEZE_AGAIN);
+        let rest = self.to_rest();
         tokio::select! {
             biased;
             // 1. A destroy goes before everything.
@@ -218,6 +231,8 @@ impl Driver {
             () = leftovers => self.tidy().await,
             // 8. A guest stands still that should not.
             () = after(stuck) => {}
+            // 9. Whoever asked before was answered first.
+            why = rest => self.rest(why).await,
         }
         true
     }
@@ -279,13 +294,25 @@ impl Driver {
         if kind != RequestKind::Destroy && self.machine.in_between() {
             self.come_to_rest().await;
         }
-        let admitted = self.admit(&request);
+        let mut admitted = self.admit(&request);
+        if let Ok(Admission::Denied(_)) = admitted
+            && self.wakes(&request)
+        {
+            admitted = match self.wake(&request).await {
+                Ok(()) => self.admit(&request),
+                Err(failure) => Err(failure),
+            };
+        }
         match (request, admitted) {
             (Request::Change(change), Ok(Admission::Run)) => {
                 self.carry_out(*change).await;
             }
             (Request::Change(change), Ok(Admission::AlreadySatisfied)) => {
-                self.core.close(change.ticket, OperationOutcome::Done).await;
+                let outcome = match self.stays_suspended(change.kind).await {
+                    Ok(()) => OperationOutcome::Done,
+                    Err(failure) => OperationOutcome::Failed { failure },
+                };
+                self.core.close(change.ticket, outcome).await;
             }
             (Request::UseGuest(guest), Ok(Admission::Run | Admission::AlreadySatisfied)) => self.lend(guest),
             // Answered above.
@@ -374,7 +401,7 @@ impl Driver {
 
     fn lend(&self, guest: GuestRequest) {
         let link: Result<GuestLink, Failure> = match &self.machine.live {
-            Some(live) => Ok(live.link.clone()),
+            Some(live) => Ok(live.link.lent(&self.machine.shared.work)),
             None => Err(error::process_gone(self.machine.name())),
         };
         // A caller that went away needs no answer.
@@ -390,7 +417,11 @@ impl Driver {
     }
 
     async fn carry_out(&mut self, request: ChangeRequest) {
-        let ChangeRequest { ticket, grace, input, .. } = request;
+        let ChangeRequest { kind, ticket, grace, input, .. } = request;
+        if let Err(failure) = self.stays_suspended(kind).await {
+            self.core.close(ticket, OperationOutcome::Failed { failure }).await;
+            return;
+        }
         let Some(saga) = saga_of(ticket.operation().kind) else {
             let failure =
                 Failure::new(ErrorCode::Internal, "this kind of operation is not carried out by a driver");
@@ -446,6 +477,7 @@ impl Driver {
         change: &Change,
     ) -> Result<(), Unwound> {
         self.machine.publish_operation(Some(change.operation));
+        let _worked_with = self.machine.shared.work.begin();
         if saga.kind == OperationKind::Destroy {
             self.queue.begin_destroy();
         }

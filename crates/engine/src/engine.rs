@@ -254,6 +254,7 @@ impl Engine {
             | Command::RemoveContext { .. }
             | Command::RestartContext { .. }
             | Command::SetPolicy { .. }
+            | Command::SetLife { .. }
             | Command::Diff { .. }
             | Command::Inspect { .. }
             | Command::InspectSnapshot { .. }
@@ -386,7 +387,7 @@ impl Engine {
                         Some(core.opened(begun.into_operation()))
                     }
                 };
-                Ok(GuestAccess::new(core, client, ticket, opening))
+                Ok(GuestAccess::new(core, (link, client), ticket, opening))
             })
             .await
     }

@@ -1,6 +1,8 @@
 //! A caller's way into a running guest for files and TCP, with the record of what it was for.
 
-use crate::{branch::transactions::Opening, core::Core, operations::Ticket, tasks::TaskKind};
+use crate::{
+    branch::transactions::Opening, core::Core, link::GuestLink, operations::Ticket, tasks::TaskKind,
+};
 use offshoot_guest_proto::client::Client;
 use offshoot_types::{ErrorCode, Failure, OperationId, OperationOutcome};
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 pub struct GuestAccess {
     core: Arc<Core>,
     client: Client,
+    /// The VM is worked with until this is dropped.
+    _link: GuestLink,
     ticket: Option<Ticket>,
     /// Until what is written is written, no transaction begins.
     _opening: Option<Opening>,
@@ -19,11 +23,11 @@ pub struct GuestAccess {
 impl GuestAccess {
     pub(crate) fn new(
         core: Arc<Core>,
-        client: Client,
+        (link, client): (GuestLink, Client),
         ticket: Option<Ticket>,
         opening: Option<Opening>,
     ) -> Self {
-        Self { core, client, ticket, _opening: opening }
+        Self { core, client, _link: link, ticket, _opening: opening }
     }
 
     pub fn client(&self) -> &Client {

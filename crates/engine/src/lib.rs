@@ -41,8 +41,10 @@ mod reaper;
 mod reconcile;
 mod request;
 mod request_vm;
+mod rest;
 mod saga;
 mod session;
+mod settings;
 mod shared;
 mod snapshots;
 mod startup;
@@ -52,6 +54,7 @@ mod sync;
 mod tasks;
 mod trace;
 mod view;
+mod work;
 
 pub use branch::{
     CodeEvent, CodeSession, ContextView, ForkReport, ForkedVm, RaceEnd, RaceEvent, RaceSession,

@@ -16,6 +16,7 @@ use crate::{
     machine::exit_words,
     tasks::TaskKind,
     trace::{Scope, TraceEvent},
+    work::{Use, Work},
 };
 use offshoot_guest_proto::{
     client::{Client, ConnectOptions, Health},
@@ -60,6 +61,8 @@ pub(crate) struct GuestLink {
     close: CancellationToken,
     /// Why it was closed; set before `close`.
     why: Arc<OnceLock<String>>,
+    /// Of a caller: while it holds the link it works with the VM.
+    _use: Option<Use>,
 }
 
 /// There will be no client any more, or none in time.
@@ -72,6 +75,11 @@ pub(crate) enum NoClient {
 }
 
 impl GuestLink {
+    /// For a caller, whose use of the VM lasts as long as what this returns.
+    pub fn lent(&self, work: &Work) -> Self {
+        Self { _use: Some(work.begin()), ..self.clone() }
+    }
+
     /// Starts dialling. The first handshake may take until `deadline`: the guest is booting.
     pub fn spawn(
         core: &Core,
@@ -98,7 +106,7 @@ impl GuestLink {
             scope: scope.clone(),
         };
         core.tasks.spawn(TaskKind::GuestLink, scope, dial.run());
-        Self { state, close, why }
+        Self { state, close, why, _use: None }
     }
 
     /// A client that was connected a moment ago, as soon as there is one.

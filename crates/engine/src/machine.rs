@@ -828,6 +828,8 @@ fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
         generation: row.generation,
         lifetime: row.spec.lifetime,
         policy: row.policy,
+        life: row.life,
+        deadline: row.deadline,
         memory: row.spec.memory,
         cpus: row.spec.cpus,
         disk: row.spec.disk,

@@ -171,7 +171,7 @@ impl Driver {
 
     async fn recover_exec(&mut self, operation: Operation, steps: Vec<Step>) {
         let detail = steps.into_iter().find(|step| step.name == exec::STEP).map(|step| step.detail);
-        let link = self.machine.live.as_ref().map(|live| live.link.clone());
+        let link = self.machine.live.as_ref().map(|live| live.link.lent(&self.machine.shared.work));
         let handle = self.core.manager.get(self.machine.id());
         let ticket = self.core.opened(operation);
         match (link, handle, detail) {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use offshoot_provider::{Capabilities, Usage};
 use offshoot_types::{
     Attestations, CpuCount, DiskMib, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest, ImageRef,
-    IsolationClass, Labels, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind, SnapshotId,
+    IsolationClass, Labels, Life, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind, SnapshotId,
     SnapshotPolicy, VmId, VmName, VmState,
 };
 
@@ -25,6 +25,10 @@ pub struct VmView {
     pub lifetime: Lifetime,
     /// When snapshots are taken without being asked for.
     pub policy: SnapshotPolicy,
+    /// When it rests by itself.
+    pub life: Life,
+    /// When its time is up; `None` without a process, and without a limit.
+    pub deadline: Option<Timestamp>,
     pub memory: MemMib,
     pub cpus: CpuCount,
     pub disk: DiskMib,

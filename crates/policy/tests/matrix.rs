@@ -4,9 +4,9 @@
 use offshoot_policy::{Decision, Facts, Policy, RuleId, VmFacts};
 use offshoot_types::{
     Action, Actor, Command, ContextCode, CpuCount, ExecArgv, ExecId, ExecLimits, ExecSpec, FileAccess,
-    ForkSource, Generation, Labels, Lifetime, OperationId, Owner, ProviderChoice, RollbackTo, SnapshotId,
-    SnapshotKind, SnapshotPolicy, SnapshotPolicyChange, SnapshotRef, Target, TransactionId, TrySpec, VmId,
-    VmRef, VmSpec, VmStateName,
+    ForkSource, Generation, Labels, LifeChange, Lifetime, OnTimeout, OperationId, Owner, ProviderChoice,
+    RollbackTo, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotPolicyChange, SnapshotRef, Target,
+    TransactionId, TrySpec, VmId, VmRef, VmSpec, VmStateName,
 };
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
 
@@ -35,7 +35,13 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
         Action::Restart => vec![("restart", Command::Restart { vm, grace })],
         Action::Pause => vec![("pause", Command::Pause { vm })],
         Action::Resume => vec![("resume", Command::Resume { vm })],
-        Action::Destroy => vec![("destroy", Command::Destroy { vm })],
+        Action::Destroy => {
+            let life = LifeChange { on_timeout: Some(OnTimeout::Destroy), ..LifeChange::default() };
+            vec![
+                ("destroy", Command::Destroy { vm: vm.clone() }),
+                ("set-life-destroy", Command::SetLife { vm, life }),
+            ]
+        }
         Action::Exec => vec![
             ("exec", Command::Exec { vm: vm.clone(), spec: Box::new(exec()) }),
             ("attach", Command::Attach { vm: vm.clone(), exec: ExecId::new() }),
@@ -91,7 +97,10 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
             ("rollback", Command::Rollback { vm: vm.clone(), to: RollbackTo::Newest }),
             ("undo", Command::Undo { vm }),
         ],
-        Action::Suspend => vec![("suspend", Command::Suspend { vm })],
+        Action::Suspend => vec![
+            ("suspend", Command::Suspend { vm: vm.clone() }),
+            ("set-life", Command::SetLife { vm, life: LifeChange::default() }),
+        ],
         Action::Transact => {
             let transaction = TransactionId::new();
             vec![
@@ -125,6 +134,7 @@ fn spec() -> VmSpec {
         lifetime: Lifetime::Kept,
         labels: Labels::new(),
         policy: SnapshotPolicy::default(),
+        life: Default::default(),
     }
 }
 

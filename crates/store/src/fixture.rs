@@ -184,6 +184,7 @@ pub(crate) fn new_vm(name: &str) -> NewVm {
         lifetime: Lifetime::Kept,
         labels: Labels::from([("team".into(), "a \"quoted\" one".into())]),
         policy: SnapshotPolicy::default(),
+        life: Default::default(),
     };
     NewVm {
         id: VmId::new(),

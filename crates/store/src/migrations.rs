@@ -20,6 +20,7 @@ macro_rules! migrations {
 migrations! {
     1 => "0001_initial.sql",
     2 => "0002_branches.sql",
+    3 => "0003_life.sql",
 }
 
 /// The newest schema this program knows.

@@ -56,12 +56,17 @@ impl Tx<'_> {
             name if name.has_process() => vm.started,
             _ => None,
         };
+        let deadline = match (vm.started, started) {
+            (None, Some(_)) => self.after(vm.life.timeout),
+            (Some(_), Some(_)) => vm.deadline,
+            (_, None) => None,
+        };
         let failure = match to {
             VmState::Failed(failure) => Some(to_json(failure)),
             _ => None,
         };
-        let sql = "UPDATE vms SET state = ?2, failure = ?3, generation = ?4, updated = ?5, started = ?6
-            WHERE id = ?1";
+        let sql = "UPDATE vms SET state = ?2, failure = ?3, generation = ?4, updated = ?5, started = ?6,
+            deadline = ?7 WHERE id = ?1";
         let params = params![
             id.to_string(),
             to.name().as_str(),
@@ -69,6 +74,7 @@ impl Tx<'_> {
             generation.0,
             self.now_micros(),
             started.map(|at| at.as_microsecond()),
+            deadline.map(|at| at.as_microsecond()),
         ];
         self.execute("move a VM", sql, params)?;
         let detail = format!("{} -> {to}, generation {generation}: {reason}", vm.state);

@@ -57,7 +57,8 @@ impl Tx<'_> {
             _ => None,
         };
         let started = vm.started.filter(|_| state.name().has_process());
-        let sql = "UPDATE vms SET state = ?2, failure = ?3, generation = ?4, updated = ?5, started = ?6, position = ?7
+        let sql = "UPDATE vms SET state = ?2, failure = ?3, generation = ?4, updated = ?5, started = ?6,
+            deadline = CASE WHEN ?6 IS NULL THEN NULL ELSE deadline END, position = ?7
             WHERE id = ?1";
         let params = params![
             id.to_string(),

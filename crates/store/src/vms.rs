@@ -5,14 +5,14 @@ use crate::{
     note::Subject,
     row::{json, named, parsed, parsed_option, time, time_option, to_json, to_name},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use offshoot_types::{
-    Actor, EventKind, Generation, ImageDigest, IsolationClass, Labels, LayerId, Lifetime, NodeName,
-    OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotPolicyChange, VmId,
-    VmName, VmRef, VmSpec, VmState, VmStateName,
+    Actor, EventKind, Generation, ImageDigest, IsolationClass, Labels, LayerId, Life, LifeChange, Lifetime,
+    NodeName, OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy,
+    SnapshotPolicyChange, VmId, VmName, VmRef, VmSpec, VmState, VmStateName,
 };
 use rusqlite::{Row, params};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 /// A VM as recorded. Its driver task is the only one that changes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,11 @@ pub struct VmRecord {
     /// Where it stands in the tree of states: the parent of its next snapshot.
     pub position: Option<SnapshotId>,
     pub policy: SnapshotPolicy,
+    pub life: Life,
+    /// When its time is up; `None` without a process, and without a limit.
+    pub deadline: Option<Timestamp>,
+    /// It was suspended by itself the last time, or was about to be.
+    pub slept: bool,
 }
 
 /// A VM to be made. Name, image, sizes and labels are those of its spec.
@@ -58,7 +63,7 @@ pub struct NewVm {
 }
 
 const COLUMNS: &str = "id, name, owner, labels, node, spec, provider, isolation, state, failure, generation, \
-     created, updated, started, layer, memory, position, policy";
+     created, updated, started, layer, memory, position, policy, life, deadline, slept";
 
 fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
     let state = match named::<VmStateName>(row, "state")? {
@@ -92,6 +97,9 @@ fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
         memory: parsed_option(row, "memory")?,
         position: parsed_option(row, "position")?,
         policy: json(row, "policy")?,
+        life: json(row, "life")?,
+        deadline: time_option(row, "deadline")?,
+        slept: row.get("slept")?,
     })
 }
 
@@ -194,9 +202,9 @@ impl Tx<'_> {
 
     fn insert_vm(&self, vm: &NewVm) -> Result<(), StoreError> {
         let sql = "INSERT INTO vms (id, owner, labels, node, name, spec, image, memory_mib, cpus, disk_mib,
-                provider, isolation, state, failure, generation, created, updated, started, memory, position, policy)
+                provider, isolation, state, failure, generation, created, updated, started, memory, position, policy, life)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'creating', NULL, 1, ?13, ?13, NULL,
-                ?14, ?15, ?16)";
+                ?14, ?15, ?16, ?17)";
         let spec = &vm.spec;
         let params = params![
             vm.id.to_string(),
@@ -215,6 +223,7 @@ impl Tx<'_> {
             vm.memory.map(|snapshot| snapshot.to_string()),
             vm.position.map(|snapshot| snapshot.to_string()),
             to_json(&spec.policy),
+            to_json(&spec.life),
         ];
         self.execute("record a new VM", sql, params).map(drop)
     }
@@ -246,6 +255,40 @@ impl Tx<'_> {
         Ok(policy)
     }
 
+    /// Changes what `change` names. A new limit of a VM that runs counts from now. Returns how it is from then on, and when
+    /// the VM's time is up.
+    pub fn change_vm_life(
+        &self,
+        vm: VmId,
+        change: LifeChange,
+    ) -> Result<(Life, Option<Timestamp>), StoreError> {
+        let row = self.expect_vm(vm)?;
+        let life = row.life.changed(change);
+        let deadline = match change.timeout {
+            Some(limit) if row.started.is_some() => self.after(limit.span()),
+            Some(_) => None,
+            None => row.deadline,
+        };
+        let sql = "UPDATE vms SET life = ?2, deadline = ?3 WHERE id = ?1";
+        let params = params![vm.to_string(), to_json(&life), deadline.map(|at| at.as_microsecond())];
+        self.execute("change a VM's life", sql, params)?;
+        Ok((life, deadline))
+    }
+
+    /// A time so far from now, in whole microseconds as it is recorded.
+    pub(crate) fn after(&self, span: Option<Duration>) -> Option<Timestamp> {
+        let span = SignedDuration::try_from(span?).unwrap_or(SignedDuration::MAX);
+        let at = self.now().saturating_add(span).unwrap_or(Timestamp::MAX);
+        Timestamp::from_microsecond(at.as_microsecond()).ok()
+    }
+
+    /// Whether the VM is suspended by itself, to be written before it is.
+    pub fn set_vm_slept(&self, vm: VmId, slept: bool) -> Result<(), StoreError> {
+        self.expect_vm(vm)?;
+        let sql = "UPDATE vms SET slept = ?2 WHERE id = ?1";
+        self.execute("note why a VM is suspended", sql, params![vm.to_string(), slept]).map(drop)
+    }
+
     /// VMs that were made for one request belong to nobody but their owner from here on: all of them or, if the
     /// transaction is not kept, none. One that is kept already stays as it is.
     pub fn keep_vms(&self, vms: &[VmId], operation: OperationId, actor: &Actor) -> Result<(), StoreError> {
@@ -271,7 +314,7 @@ impl Tx<'_> {
 mod tests {
     use super::*;
     use crate::fixture::{Fixture, new_vm, operation};
-    use offshoot_types::{AutoSnapshot, ErrorCode, OperationKind};
+    use offshoot_types::{AutoSnapshot, ErrorCode, OperationKind, TimeLimit, Wake};
 
     #[tokio::test]
     async fn a_vm_is_read_back_as_it_was_recorded_also_after_a_restart() {
@@ -303,6 +346,42 @@ mod tests {
         let nobody = VmId::new();
         let refused = f.store.transaction(move |tx| tx.change_vm_policy(nobody, change)).await;
         assert!(matches!(refused, Err(StoreError::NotFound { .. })));
+    }
+
+    #[tokio::test]
+    async fn the_time_of_a_vm_counts_from_each_start_and_from_each_new_limit() {
+        let mut f = Fixture::new();
+        let hour = Duration::from_secs(3600);
+        let (vm, at) = f.stopped("a").await;
+        let change = move |change: LifeChange| move |tx: &Tx<'_>| tx.change_vm_life(vm, change);
+        let limit = |limit| LifeChange { timeout: Some(limit), ..LifeChange::default() };
+        let set = f.store.transaction(change(limit(TimeLimit::After(hour)))).await.unwrap();
+        assert_eq!((set.0.timeout, set.1), (Some(hour), None), "it does not run");
+        let deadline = async |f: &Fixture| f.store.vm(vm).await.unwrap().unwrap().deadline;
+        let at = f.go(vm, at, VmState::Starting).await.unwrap();
+        let at = f.go(vm, at, VmState::Running).await.unwrap();
+        let first = deadline(&f).await.expect("it runs");
+        f.clock.advance(SignedDuration::from_mins(10));
+        let at = f.go(vm, at, VmState::Paused).await.unwrap();
+        let at = f.go(vm, at, VmState::Running).await.unwrap();
+        assert_eq!(deadline(&f).await, Some(first), "a pause is part of the run");
+        let other = LifeChange { wake: Some(Wake::Never), ..LifeChange::default() };
+        f.store.transaction(change(other)).await.unwrap();
+        assert_eq!(deadline(&f).await, Some(first), "another setting changes nothing of it");
+        let (_, extended) = f.store.transaction(change(limit(TimeLimit::After(hour)))).await.unwrap();
+        assert!(extended > Some(first), "from now");
+        f.reopen().await;
+        assert_eq!(deadline(&f).await, extended);
+        let at = f.go(vm, at, VmState::Stopping).await.unwrap();
+        let at = f.go(vm, at, VmState::Stopped).await.unwrap();
+        assert_eq!(deadline(&f).await, None);
+        let at = f.go(vm, at, VmState::Starting).await.unwrap();
+        f.go(vm, at, VmState::Running).await.unwrap();
+        assert!(deadline(&f).await.is_some(), "each start begins anew");
+        let lifted = f.store.transaction(change(limit(TimeLimit::None))).await.unwrap();
+        assert_eq!((lifted.0.timeout, lifted.1), (None, None));
+        f.store.transaction(move |tx| tx.set_vm_slept(vm, true)).await.unwrap();
+        assert!(f.store.vm(vm).await.unwrap().unwrap().slept);
     }
 
     #[tokio::test]

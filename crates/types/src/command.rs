@@ -4,8 +4,9 @@
 //! Adding a variant does not compile until [`Command::action`] and [`Command::target`] say how it is judged.
 
 use crate::{
-    ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, OperationId, RollbackTo, SnapshotKind,
-    SnapshotName, SnapshotPolicyChange, SnapshotRef, TransactionId, TrySpec, VmId, VmName, VmSpec,
+    ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, LifeChange, OnTimeout, OperationId, RollbackTo,
+    SnapshotKind, SnapshotName, SnapshotPolicyChange, SnapshotRef, TransactionId, TrySpec, VmId, VmName,
+    VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
@@ -181,6 +182,11 @@ pub enum Command {
         vm: VmRef,
         policy: SnapshotPolicyChange,
     },
+    /// When a VM rests by itself, and when its time is up.
+    SetLife {
+        vm: VmRef,
+        life: LifeChange,
+    },
     /// What differs between two states: files, packages, processes.
     Diff {
         from: ForkSource,
@@ -309,6 +315,23 @@ pub enum Target {
 }
 
 impl Command {
+    /// Whether it is about what runs in the guest: a suspended VM has to continue for it.
+    pub const fn needs_guest(&self) -> bool {
+        matches!(
+            self,
+            Self::Exec { .. }
+                | Self::Attach { .. }
+                | Self::Files { .. }
+                | Self::Connect { .. }
+                | Self::Begin { .. }
+                | Self::Try { .. }
+                | Self::Race { .. }
+                | Self::RunCode { .. }
+                | Self::RemoveContext { .. }
+                | Self::RestartContext { .. }
+        )
+    }
+
     pub fn action(&self) -> Action {
         match self {
             Self::Create { .. } => Action::Create,
@@ -328,6 +351,12 @@ impl Command {
             Self::Fork { .. } => Action::Fork,
             Self::Rollback { .. } | Self::Undo { .. } => Action::Rollback,
             Self::Suspend { .. } => Action::Suspend,
+            // It may end the VM, disk and all, when its time is up.
+            Self::SetLife { life: LifeChange { on_timeout: Some(OnTimeout::Destroy), .. }, .. } => {
+                Action::Destroy
+            }
+            // It decides on suspensions to come.
+            Self::SetLife { .. } => Action::Suspend,
             Self::Begin { .. } | Self::Commit { .. } | Self::RollbackTransaction { .. } => Action::Transact,
             // A transaction runs what it is given: whoever may not exec may not try either.
             Self::Try { .. }
@@ -372,6 +401,7 @@ impl Command {
             | Self::RemoveContext { vm, .. }
             | Self::RestartContext { vm, .. }
             | Self::SetPolicy { vm, .. }
+            | Self::SetLife { vm, .. }
             | Self::Fork { source: ForkSource::Vm(vm), .. }
             | Self::Diff { from: ForkSource::Vm(vm), .. }
             | Self::Inspect { vm: Some(vm) } => Target::Vm(vm.clone()),

@@ -12,6 +12,7 @@ mod exec;
 mod ids;
 mod image_ref;
 mod isolation;
+mod life;
 mod name;
 mod operation;
 mod size;
@@ -32,6 +33,7 @@ pub use ids::{
 };
 pub use image_ref::{ImageRef, InvalidImageRef};
 pub use isolation::{IsolationClass, ProviderChoice, ProviderKind, UnknownIsolation, UnknownProvider};
+pub use life::{Life, LifeChange, OnTimeout, TimeLimit, UnknownWord, Wake};
 pub use name::{ContextName, InvalidName, Labels, NodeName, Owner, SnapshotName, VmName};
 pub use operation::{Operation, OperationKind, OperationOutcome, OperationState};
 pub use size::{Bytes, CpuCount, DiskMib, InvalidSize, MemMib};

@@ -2,8 +2,8 @@
 //! in before it is made, so every layer sees the same numbers.
 
 use crate::{
-    CpuCount, DiskMib, ImageDigest, ImageRef, IsolationClass, Labels, MemMib, ProviderChoice, SnapshotPolicy,
-    VmName,
+    CpuCount, DiskMib, ImageDigest, ImageRef, IsolationClass, Labels, Life, MemMib, ProviderChoice,
+    SnapshotPolicy, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,9 @@ pub struct VmSpec {
     /// With which it begins; what it has since is in its record.
     #[serde(default)]
     pub policy: SnapshotPolicy,
+    /// As above.
+    #[serde(default)]
+    pub life: Life,
 }
 
 /// How long a VM is kept.

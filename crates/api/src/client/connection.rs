@@ -1,7 +1,7 @@
 //! Connections to the socket, and the plain request-and-answer part of the protocol.
 
 use super::ClientError;
-use crate::v1::{ErrorBody, MAX_FRAME, MAX_JSON, TRANSACTION_HEADER};
+use crate::v1::{ErrorBody, MAX_FRAME, MAX_JSON, NO_WAKE_HEADER, TRANSACTION_HEADER};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -42,6 +42,7 @@ pub struct Client {
     socket: Arc<Path>,
     idle: Arc<Mutex<Option<http1::SendRequest<Body>>>>,
     within: Option<TransactionId>,
+    no_wake: bool,
 }
 
 impl fmt::Debug for Client {
@@ -53,7 +54,7 @@ impl fmt::Debug for Client {
 impl Client {
     /// Connects when the first request is made.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: Arc::from(socket.into()), idle: Arc::default(), within: None }
+        Self { socket: Arc::from(socket.into()), idle: Arc::default(), within: None, no_wake: false }
     }
 
     /// A handle whose requests are made from within an open transaction.
@@ -62,12 +63,19 @@ impl Client {
         Self { within: Some(transaction), ..self.clone() }
     }
 
+    /// A handle whose requests are refused rather than wake a suspended VM.
+    #[must_use = "the handle it is called on wakes them"]
+    pub fn without_waking(&self) -> Self {
+        Self { no_wake: true, ..self.clone() }
+    }
+
     fn request(&self, method: Method, path: &str) -> http::request::Builder {
         let request = Request::builder().method(method).uri(path).header(header::HOST, "offshoot");
-        match self.within {
+        let request = match self.within {
             Some(transaction) => request.header(TRANSACTION_HEADER, transaction.to_string()),
             None => request,
-        }
+        };
+        if self.no_wake { request.header(NO_WAKE_HEADER, "1") } else { request }
     }
 
     pub fn socket(&self) -> &Path {

@@ -2,8 +2,8 @@
 
 use super::{ByteStream, Client, ClientError, connection::query};
 use crate::v1::{
-    Change, Changed, CollectRequest, CreateVm, DestroyQuery, ExecList, ExecResult, MAX_WAIT_MS, Operation,
-    OperationList, OperationQuery, Vm, VmList, WaitOutcome, WaitQuery,
+    Change, Changed, CollectRequest, CreateVm, DestroyQuery, ExecList, ExecResult, Life, MAX_WAIT_MS,
+    Operation, OperationList, OperationQuery, SetLife, Vm, VmList, WaitOutcome, WaitQuery,
 };
 use http::Method;
 use offshoot_types::{OperationId, VmRef, VmStateName};
@@ -49,6 +49,11 @@ impl Client {
 
     async fn change(&self, vm: &VmRef, verb: &str, change: &Change) -> Result<Changed, ClientError> {
         self.json(Method::POST, &format!("/v1/vms/{vm}/{verb}"), Some(change)).await
+    }
+
+    /// Changes when a VM rests by itself and how long it may run; returns how that is now.
+    pub async fn set_life(&self, vm: &VmRef, change: &SetLife) -> Result<Life, ClientError> {
+        self.json(Method::PATCH, &format!("/v1/vms/{vm}/life"), Some(change)).await
     }
 
     /// One long poll; the server answers after at most [`MAX_WAIT_MS`].

@@ -51,7 +51,7 @@ pub use race::{
 };
 pub use rollback::{RollbackRequest, RolledBack};
 pub use run::{NewFile, NewRun, RunFile, RunRequest};
-pub use settings::{SetSnapshotPolicy, SnapshotPolicy};
+pub use settings::{Life, SetLife, SetSnapshotPolicy, SnapshotPolicy};
 pub use snapshot::{
     NewSnapshot, RemoveSnapshotQuery, Snapshot, SnapshotList, SnapshotVerified, SnapshotsRemoved,
     TakeSnapshot,
@@ -80,6 +80,8 @@ pub const TCP_END: &str = "end";
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// Header of a request that is made from within an open transaction: the transaction's id.
 pub const TRANSACTION_HEADER: &str = "offshoot-transaction";
+/// Header of a request that is not to wake a suspended VM: `1`. It is refused instead.
+pub const NO_WAKE_HEADER: &str = "offshoot-no-wake";
 /// Environment variable with the number of a descriptor on which a starting daemon writes one line, a
 /// `StartReport` as JSON.
 pub const READY_FD: &str = "OFFSHOOT_READY_FD";

@@ -1,7 +1,7 @@
 //! Run one process in a fresh VM that lives as long as the request.
 
 use super::{
-    ExecRequest, InvalidField, Output, SetSnapshotPolicy, VmSettings, invalid::parse, vm::Unchecked,
+    ExecRequest, InvalidField, Output, SetLife, SetSnapshotPolicy, VmSettings, invalid::parse, vm::Unchecked,
 };
 use offshoot_types::{ExecSpec, Labels, Lifetime, VmName};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,9 @@ pub struct RunRequest {
     /// `never` and no rollback if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_policy: Option<SetSnapshotPolicy>,
+    /// No limits if absent; only of a VM that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<SetLife>,
     /// Made up if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -93,6 +96,10 @@ pub struct NewRun {
 impl TryFrom<RunRequest> for NewRun {
     type Error = InvalidField;
     fn try_from(wire: RunRequest) -> Result<Self, InvalidField> {
+        if wire.life.is_some() && !wire.keep {
+            let problem = "a VM that is destroyed when the process ends has no limits besides: keep it, or leave this out";
+            return Err(InvalidField::new("life", problem));
+        }
         Ok(Self {
             name: wire.name.as_deref().map(|name| parse("name", name)).transpose()?,
             settings: VmSettings::check(Unchecked {
@@ -104,6 +111,7 @@ impl TryFrom<RunRequest> for NewRun {
                 disk_mib: wire.disk_mib,
                 labels: wire.labels,
                 policy: wire.snapshot_policy,
+                life: wire.life,
             })?,
             lifetime: if wire.keep { Lifetime::Kept } else { Lifetime::Request },
             files: wire
@@ -126,7 +134,9 @@ mod tests {
     #[test]
     fn a_bad_field_of_the_nested_exec_is_named_with_its_path() {
         let wire = RunRequest { exec: ExecRequest::default(), ..RunRequest::default() };
-        assert_eq!(NewRun::try_from(wire).unwrap_err().field, "exec.argv");
+        assert_eq!(NewRun::try_from(wire.clone()).unwrap_err().field, "exec.argv");
+        let wire = RunRequest { life: Some(SetLife::default()), ..wire };
+        assert_eq!(NewRun::try_from(wire).unwrap_err().field, "life");
     }
 
     #[test]

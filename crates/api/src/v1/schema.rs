@@ -1,8 +1,8 @@
 //! Schemas of the words that `offshoot-types` owns: their texts are the contract, written down from the code.
 
 use offshoot_types::{
-    AutoSnapshot, ErrorCode, IsolationClass, Language, ProviderKind, SnapshotKind, SnapshotOrigin,
-    SnapshotState, TransactionState, VmStateName,
+    AutoSnapshot, ErrorCode, IsolationClass, Language, OnTimeout, ProviderKind, SnapshotKind, SnapshotOrigin,
+    SnapshotState, TransactionState, VmStateName, Wake,
 };
 use serde::Serialize;
 use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, SchemaFormat, Type};
@@ -51,6 +51,14 @@ pub fn snapshot_state() -> Object {
 
 pub fn auto_snapshot() -> Object {
     words(AutoSnapshot::ALL.map(AutoSnapshot::as_str))
+}
+
+pub fn wake() -> Object {
+    words(Wake::ALL.iter().map(|wake| wake.as_str()))
+}
+
+pub fn on_timeout() -> Object {
+    words(OnTimeout::ALL.iter().map(|on| on.as_str()))
 }
 
 pub fn transaction_state() -> Object {

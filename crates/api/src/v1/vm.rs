@@ -1,8 +1,8 @@
 //! VMs: what a caller asks for, and what the daemon knows of them.
 
 use super::{
-    Attestations, InvalidField, Operation, SetSnapshotPolicy, SnapshotPolicy, Transaction, invalid::parse,
-    schema,
+    Attestations, InvalidField, Life, Operation, SetLife, SetSnapshotPolicy, SnapshotPolicy, Transaction,
+    invalid::parse, schema,
 };
 use jiff::Timestamp;
 use offshoot_types::{
@@ -50,6 +50,9 @@ pub struct CreateVm {
     /// `never` and no rollback if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_policy: Option<SetSnapshotPolicy>,
+    /// No limits if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<SetLife>,
     /// Boot it too.
     #[serde(default)]
     pub start: bool,
@@ -69,6 +72,7 @@ pub struct VmSettings {
     pub disk: DiskMib,
     pub labels: Labels,
     pub policy: types::SnapshotPolicy,
+    pub life: types::Life,
 }
 
 /// A checked [`CreateVm`].
@@ -93,6 +97,7 @@ impl TryFrom<CreateVm> for NewVm {
             disk_mib: wire.disk_mib,
             labels: wire.labels,
             policy: wire.snapshot_policy,
+            life: wire.life,
         })?;
         Ok(Self { name, settings, start: wire.start, wait: wire.wait.unwrap_or(true) })
     }
@@ -108,6 +113,7 @@ pub(super) struct Unchecked<'a> {
     pub disk_mib: Option<u64>,
     pub labels: Labels,
     pub policy: Option<SetSnapshotPolicy>,
+    pub life: Option<SetLife>,
 }
 
 impl VmSettings {
@@ -137,6 +143,12 @@ impl VmSettings {
                     .try_into()
                     .map_err(|error: InvalidField| error.within("snapshot_policy"))?,
             ),
+            life: types::Life::default().changed(
+                wire.life
+                    .unwrap_or_default()
+                    .try_into()
+                    .map_err(|error: InvalidField| error.within("life"))?,
+            ),
         })
     }
 
@@ -160,6 +172,7 @@ impl VmSettings {
             lifetime,
             labels: self.labels,
             policy: self.policy,
+            life: self.life,
         }
     }
 }
@@ -269,6 +282,7 @@ pub struct Vm {
     /// Destroyed with the request that made it.
     pub ephemeral: bool,
     pub snapshot_policy: SnapshotPolicy,
+    pub life: Life,
     #[schema(schema_with = schema::timestamp)]
     pub created: Timestamp,
     #[schema(schema_with = schema::timestamp)]

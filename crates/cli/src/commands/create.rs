@@ -12,7 +12,8 @@ const EXAMPLES: &str = "Examples:
   offshoot create web
   offshoot create web --start --memory 512M --cpus 2
   offshoot create build --image full --label team=core
-  offshoot create agent --start --snapshot-policy before-risky --auto-rollback";
+  offshoot create agent --start --snapshot-policy before-risky --auto-rollback
+  offshoot create sandbox --start --idle-suspend 10m --lifetime 8h";
 
 /// Define a VM; it is stopped unless --start
 ///
@@ -43,6 +44,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         disk_mib: settings.disk_mib,
         labels: settings.labels,
         snapshot_policy: settings.snapshot_policy,
+        life: settings.life,
         start: args.start,
         wait: Some(false),
     };

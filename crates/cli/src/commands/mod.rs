@@ -11,6 +11,7 @@ pub mod exec;
 pub mod fork;
 pub mod image;
 pub mod keeper;
+pub mod life;
 pub mod list;
 pub mod logs;
 pub mod pause;
@@ -45,6 +46,7 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
         Verb::Restart(args) => restart::run(context, args).await,
         Verb::Pause(args) => pause::run(context, args).await,
         Verb::Resume(args) => resume::run(context, args).await,
+        Verb::Life(args) => life::run(context, args).await,
         Verb::Suspend(args) => suspend::run(context, args).await,
         Verb::Destroy(args) => destroy::run(context, args).await,
         Verb::Snapshot(args) => snapshot::run(context, args).await,

@@ -78,6 +78,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         disk_mib: settings.disk_mib,
         labels: settings.labels,
         snapshot_policy: settings.snapshot_policy,
+        life: settings.life,
         name: None,
         keep: args.keep,
         files,

@@ -2,7 +2,7 @@
 
 use crate::Home;
 
-const VERBS: [&str; 29] = [
+const VERBS: [&str; 30] = [
     "run",
     "create",
     "start",
@@ -11,6 +11,7 @@ const VERBS: [&str; 29] = [
     "pause",
     "resume",
     "suspend",
+    "life",
     "destroy",
     "list",
     "status",

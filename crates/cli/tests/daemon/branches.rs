@@ -80,6 +80,29 @@ fn a_vm_whose_policy_says_so_is_kept_before_each_command_and_taken_back_when_one
 }
 
 #[test]
+fn an_idle_vm_rests_and_a_command_wakes_it_unless_that_is_refused() {
+    let world = World::new();
+    world.run(&["create", "web", "--start", "--idle-suspend", "1s"]).exits(0);
+    write(&world, "web", "one");
+    world.run(&["wait", "web", "--for", "suspended", "--timeout", "30s"]).exits(0);
+    let refused = world.run(&["--no-wake", "exec", "web", "--", "cat", "/data"]).exits(125);
+    assert!(refused.stderr.contains("offshoot resume web"), "{refused:#?}");
+    assert_eq!(world.run(&["status", "web", "--json"]).exits(0).json()["state"], "suspended");
+    reads(&world, "web", "one");
+    world.run(&["life", "web", "--idle-suspend", "never"]).exits(0);
+    let shown = "idle-suspend  never\nwake          auto\nlifetime      never ends\n";
+    world.run(&["life", "web"]).exits(0).prints(shown);
+    let set =
+        world.run(&["life", "web", "--lifetime", "2h", "--on-timeout", "stop", "--json"]).exits(0).json();
+    assert_eq!((&set["timeout_ms"], &set["on_timeout"]), (&7_200_000.into(), &"stop".into()));
+    assert!(set["deadline"].is_string(), "it runs");
+    let status = world.run(&["status", "web"]).exits(0).stdout;
+    assert!(status.contains("120m, then stop, in"), "{status}");
+    world.run(&["life", "web", "--lifetime", "1ms"]).exits(2);
+    world.run(&["life", "ghost"]).exits(3);
+}
+
+#[test]
 fn forks_are_named_one_a_line_and_what_they_attest_is_told_when_asked() {
     let world = booted();
     write(&world, "web", "shared");

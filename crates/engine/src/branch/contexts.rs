@@ -14,6 +14,7 @@ use crate::{
     Engine,
     core::{Authority, Core},
     error,
+    link::GuestLink,
     manager::VmHandle,
     tasks::TaskKind,
 };
@@ -75,7 +76,7 @@ impl Engine {
         let core = self.core();
         match state {
             VmStateName::Running => {
-                let client =
+                let (_link, client) =
                     core.guest_client(&handle, Authority::Granted(Box::new(grant)), command, None).await?;
                 core.listed_contexts(&handle, &client).await
             }
@@ -181,17 +182,19 @@ impl Core {
         Ok(session)
     }
 
-    /// A client of a guest that may be used.
+    /// A client of a guest that may be used, for as long as the link is held.
     async fn guest_client(
         &self,
         handle: &VmHandle,
         authority: Authority,
         command: Command,
         within: Option<offshoot_types::TransactionId>,
-    ) -> Result<Client, Failure> {
+    ) -> Result<(GuestLink, Client), Failure> {
         let link = self.borrow_guest(handle, authority, Some(command), within).await?;
         let until = Instant::now() + self.options.deadlines.reconnect;
-        link.client(until).await.map_err(|error| error::guest_silent(&handle.name, &error.to_string()))
+        let client = link.client(until).await;
+        let client = client.map_err(|error| error::guest_silent(&handle.name, &error.to_string()))?;
+        Ok((link, client))
     }
 
     async fn change_context(
@@ -212,7 +215,7 @@ impl Core {
         let new = self.new_operation(&authority, OperationKind::Context, vm, &handle.owner, reason);
         let ticket = self.opened(self.store.begin_operation(new).await?.into_operation());
         let asked = async {
-            let client = self.guest_client(handle, authority, command, within).await?;
+            let (_link, client) = self.guest_client(handle, authority, command, within).await?;
             let name = context.as_str();
             let done = match change {
                 Change::Remove => client.remove_context(name).await,

@@ -250,7 +250,7 @@ impl Core {
             let mut spec = parent.spec.clone();
             // Theirs until all are ready.
             spec.lifetime = Lifetime::Request;
-            spec.policy = parent.policy;
+            (spec.policy, spec.life) = (parent.policy, parent.life);
             let layer =
                 layers::new_layer(*layer, &owner, &parent.node, &spec, Some(snapshot.layer), operation);
             let (node, provider, isolation) = (self.options.node.clone(), parent.provider, parent.isolation);

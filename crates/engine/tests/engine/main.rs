@@ -10,6 +10,7 @@ mod fake;
 mod forks;
 mod guest;
 mod host;
+mod life;
 mod lifecycle;
 mod prune;
 mod race;

@@ -153,6 +153,7 @@ pub fn spec(name: &str) -> Box<VmSpec> {
         lifetime: Lifetime::Kept,
         labels: Default::default(),
         policy: SnapshotPolicy::default(),
+        life: Default::default(),
     })
 }
 

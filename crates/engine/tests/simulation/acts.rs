@@ -186,6 +186,7 @@ fn spec(name: &str) -> Box<VmSpec> {
         lifetime: Lifetime::Kept,
         labels: Default::default(),
         policy: SnapshotPolicy::default(),
+        life: Default::default(),
     })
 }
 

@@ -93,6 +93,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(changes::resume))
         .routes(routes!(changes::suspend))
         .routes(routes!(settings::snapshot_policy))
+        .routes(routes!(settings::life))
         .routes(routes!(snapshots::take, snapshots::list_of))
         .routes(routes!(snapshots::list))
         .routes(routes!(snapshots::show, snapshots::remove))

@@ -11,11 +11,11 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use offshoot_api::v1::{InvalidField, REQUEST_ID_HEADER, TRANSACTION_HEADER};
+use offshoot_api::v1::{InvalidField, NO_WAKE_HEADER, REQUEST_ID_HEADER, TRANSACTION_HEADER};
 use offshoot_engine::Engine;
-use offshoot_policy::{Authorized, Decision};
+use offshoot_policy::{Authorized, Decision, VmFacts};
 use offshoot_types::{
-    Actor, Command, ErrorCode, Failure, Owner, RequestId, Target, TransactionId, VmName, VmRef,
+    Actor, Command, ErrorCode, Failure, Owner, RequestId, Target, TransactionId, VmName, VmRef, VmStateName,
 };
 use std::time::Instant;
 use tracing::Instrument;
@@ -33,6 +33,8 @@ pub struct Call {
     /// Speaks from within the transaction that the request's header names, if it does.
     pub engine: Engine,
     pub within: Option<TransactionId>,
+    /// It is not to wake a suspended VM.
+    pub no_wake: bool,
     pub actor: Actor,
     pub id: RequestId,
 }
@@ -54,8 +56,19 @@ impl Call {
     /// Asks policy. The only way from here to the engine. A denial is in the audit before it is answered.
     pub async fn permit(&self, command: Command) -> Result<Authorized<Command>, Failure> {
         let facts = self.engine.facts(&self.actor, &command.target());
+        let asleep = facts.vm.clone().filter(|vm| {
+            let suspended = matches!(vm.state, VmStateName::Suspended | VmStateName::Suspending);
+            self.no_wake && suspended && command.needs_guest()
+        });
         match self.app.policy.decide(&self.actor, command, &facts) {
-            Decision::Permit(permit) => Ok(permit),
+            Decision::Permit(permit) => match asleep {
+                None => Ok(permit),
+                Some(VmFacts { name, .. }) => {
+                    let message = format!("VM `{name}` is suspended, and this is not to wake it");
+                    Err(Failure::new(ErrorCode::WrongState, message)
+                        .hint(format!("`offshoot resume {name}` continues it")))
+                }
+            },
             Decision::Deny(denial) => {
                 tracing::info!(actor = %self.actor, action = %denial.action, code = denial.kind.code(), "denied");
                 self.engine.record_denial(&denial).await;
@@ -92,7 +105,8 @@ impl FromRequestParts<App> for Call {
             Some(transaction) => app.engine.within(transaction),
             None => app.engine.clone(),
         };
-        Ok(Self { app: app.clone(), engine, within, actor, id })
+        let no_wake = no_wake(&parts.headers)?;
+        Ok(Self { app: app.clone(), engine, within, no_wake, actor, id })
     }
 }
 
@@ -101,6 +115,14 @@ fn transaction(headers: &HeaderMap) -> Result<Option<TransactionId>, InvalidFiel
     let Some(value) = headers.get(TRANSACTION_HEADER) else { return Ok(None) };
     let text = String::from_utf8_lossy(value.as_bytes());
     text.parse().map(Some).map_err(|error| InvalidField::new(TRANSACTION_HEADER, error))
+}
+
+fn no_wake(headers: &HeaderMap) -> Result<bool, InvalidField> {
+    match headers.get(NO_WAKE_HEADER).map(HeaderValue::as_bytes) {
+        None | Some(b"0") => Ok(false),
+        Some(b"1") => Ok(true),
+        Some(_) => Err(InvalidField::new(NO_WAKE_HEADER, "it is neither 0 nor 1")),
+    }
 }
 
 /// The outermost layer.

@@ -46,8 +46,8 @@ async fn session(call: &Call, channel: &mut Channel) -> Result<(), Left> {
     let request: RunRequest = channel.request().await?;
     let NewRun { name, settings, lifetime, files, exec } = request.try_into()?;
     let spec = specify(call, name.unwrap_or_else(made_up_name), settings, lifetime).await?;
-    let (machine, create_ms) = step(channel, "create", create(call, spec)).await?;
-    // On the heap: making the VM needs none of its room.
+    // On the heap, as what follows: neither needs the room of the other.
+    let (machine, create_ms) = Box::pin(step(channel, "create", create(call, spec))).await?;
     let outcome = Box::pin(use_machine(call, channel, machine.id(), files, exec, create_ms)).await;
     let released = machine.release().await;
     outcome.and(released.map_err(Left::Failed))

@@ -5,7 +5,7 @@ use super::{
     extract::{Json, Vm},
     request::Call,
 };
-use offshoot_api::v1::{SetSnapshotPolicy, SnapshotPolicy};
+use offshoot_api::v1::{Life, SetLife, SetSnapshotPolicy, SnapshotPolicy};
 use offshoot_types::Command;
 
 /// Change when snapshots of a VM are taken without being asked for, and what a failed exec does. It holds for what begins
@@ -21,4 +21,18 @@ pub async fn snapshot_policy(
     let permit = call.permit(Command::SetPolicy { vm, policy: request.try_into()? }).await?;
     let policy = call.until_cut(call.engine.set_policy(permit)).await?;
     Ok(axum::Json(policy.into()))
+}
+
+/// Change when a VM rests by itself and how long it may run. A new limit of a VM that runs counts from now.
+#[utoipa::path(patch, path = "/v1/vms/{vm}/life", tag = "vms", operation_id = "set_life", request_body = SetLife,
+    params(("vm" = String, Path, description = "Name or id")),
+    responses((status = 200, body = Life), SettingErrors))]
+pub async fn life(
+    call: Call,
+    Vm(vm): Vm,
+    Json(request): Json<SetLife>,
+) -> Result<axum::Json<Life>, ApiError> {
+    let permit = call.permit(Command::SetLife { vm, life: request.try_into()? }).await?;
+    let (life, deadline) = call.until_cut(call.engine.set_life(permit)).await?;
+    Ok(axum::Json(Life::new(life, deadline)))
 }

@@ -26,6 +26,7 @@ pub fn vm(view: VmView) -> v1::Vm {
         disk_mib: view.disk.mib().into(),
         ephemeral: view.lifetime == Lifetime::Request,
         snapshot_policy: view.policy.into(),
+        life: v1::Life::new(view.life, view.deadline),
         created: view.created,
         updated: view.updated,
         started_at: view.started_at,

@@ -59,15 +59,15 @@ async fn a_snapshot_is_taken_listed_shown_verified_and_removed() {
     let again = TakeSnapshot { name: Some("first".into()), ..TakeSnapshot::default() };
     refused(client.snapshot(&vm("web"), &again).await, ErrorCode::AlreadyExists);
     let plain = RemoveSnapshotQuery::default();
+    let removed = client.remove_snapshot(&named("web@second"), &plain).await.unwrap();
+    assert_eq!(removed.removed, [second.id]);
+    refused(client.show_snapshot(&named("web@second")).await, ErrorCode::NotFound);
+    refused(client.remove_snapshot(&named("web@ghost"), &plain).await, ErrorCode::NotFound);
     let open = client.begin(&vm("web"), &BeginTransaction::default()).await.unwrap();
     let beginning = SnapshotRef::Id(open.snapshot);
     let needed = refused(client.remove_snapshot(&beginning, &plain).await, ErrorCode::InUse);
     assert!(format!("{needed:?}").contains("transaction"), "{needed:?}");
     client.within(open.id).rollback_transaction(&vm("web"), open.id).await.unwrap();
-    let removed = client.remove_snapshot(&named("web@second"), &plain).await.unwrap();
-    assert_eq!(removed.removed, [second.id]);
-    refused(client.show_snapshot(&named("web@second")).await, ErrorCode::NotFound);
-    refused(client.remove_snapshot(&named("web@ghost"), &plain).await, ErrorCode::NotFound);
     daemon.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! State that branches, as a user sees it: live contexts, forks, transactions, races, and what is left of each.
 
-use crate::vm;
+use crate::{await_state, vm, vmm};
 use offshoot_testkit::{CommandOutput, TestEnv, wait_for};
 use std::{
     collections::BTreeSet,
@@ -99,6 +99,41 @@ fn a_vm_keeps_itself_before_each_command_and_goes_back_by_itself_when_one_fails(
         shell(&env, "a", "true");
     }
     wait_for("the oldest are let go", Duration::from_secs(60), || automatic().len() < 32);
+    env.finish();
+}
+
+#[test]
+fn an_idle_vm_rests_without_a_process_and_wakes_where_it_was_for_whoever_asks() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start", "--idle-suspend", "2s"]).success();
+    let id = vm(&env, "a")["id"].as_str().expect("an id").to_owned();
+    python(&env, "a", "x=41");
+    let process = vmm(&env, &id);
+    await_state(&env, "a", "suspended", Duration::from_secs(60));
+    wait_for("its process is gone", Duration::from_secs(10), || !process.is_alive());
+    env.run(&["--no-wake", "exec", "a", "--", "true"]).exits(125);
+    assert_eq!(python(&env, "a", "x+=1; print(x)").stdout, "42\n", "woken, it goes on");
+
+    // What runs keeps it awake, for longer than it may be idle.
+    let out = env.run(&["exec", "a", "--", "sh", "-c", "sleep 5; echo worked"]).success();
+    assert_eq!(out.stdout, "worked\n");
+
+    // A daemon that is gone is no reason not to wake: the next one knows that nobody suspended it.
+    await_state(&env, "a", "suspended", Duration::from_secs(60));
+    env.kill_daemon();
+    assert_eq!(python(&env, "a", "print(x)").stdout, "42\n");
+
+    // Its time is up although it works; a request wakes it again.
+    env.run(&["life", "a", "--idle-suspend", "never", "--lifetime", "2s"]).success();
+    let mut busy = env.spawn(&["exec", "a", "--", "sleep", "600"]);
+    await_state(&env, "a", "suspended", Duration::from_secs(60));
+    env.run(&["life", "a", "--lifetime", "never"]).success();
+    assert_eq!(python(&env, "a", "print(x)").stdout, "42\n");
+    env.run(&["life", "a", "--lifetime", "2s", "--on-timeout", "destroy"]).success();
+    wait_for("its time is up", Duration::from_secs(60), || {
+        env.run(&["list", "--json"]).success().json()["vms"].as_array().is_some_and(Vec::is_empty)
+    });
+    busy.child.wait().expect("its caller ends");
     env.finish();
 }
 

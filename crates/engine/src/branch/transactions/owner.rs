@@ -11,7 +11,11 @@
 //! The innermost is the last of the stack. One that ends takes those above it with it. Whether a call may change the
 //! VM is asked when its turn has come, so that nothing that waited in the VM's queue slips in or behind.
 
-use crate::{operations::Ticket, sync::lock};
+use crate::{
+    operations::Ticket,
+    sync::lock,
+    work::{Use, Work},
+};
 use jiff::Timestamp;
 use offshoot_types::{
     Actor, Command, ErrorCode, Failure, FileAccess, RollbackCause, SnapshotId, TransactionId, VmName,
@@ -25,6 +29,9 @@ pub(crate) struct Ownership {
     stack: Mutex<Vec<Level>>,
     /// Held while a transaction begins or ends, so that on one VM only one does at a time.
     pub turn: tokio::sync::Mutex<()>,
+    /// Of the VM: whoever owns it works with it.
+    work: Work,
+    claims: Work,
 }
 
 /// What somebody wants to become the owner for.
@@ -59,6 +66,8 @@ struct Level {
     /// Why it is to be rolled back, for whoever watches it.
     wish: watch::Sender<Option<RollbackCause>>,
     ended: CancellationToken,
+    /// It is counted from its claim to its end.
+    _counted: [Use; 2],
 }
 
 /// For whoever watches one transaction.
@@ -191,6 +200,20 @@ impl Drop for Claim<'_> {
 }
 
 impl Ownership {
+    /// Of a VM whose work is counted there.
+    pub fn of(work: Work) -> Self {
+        Self { work, ..Self::default() }
+    }
+
+    /// Resolves once nobody owns the VM.
+    pub async fn free(&self) {
+        self.claims.ended().await;
+    }
+
+    fn level(&self, claimant: Claimant, phase: Phase) -> Level {
+        Level::new(claimant, phase, [self.work.begin(), self.claims.begin()])
+    }
+
     fn stack(&self) -> MutexGuard<'_, Vec<Level>> {
         lock(&self.stack)
     }
@@ -214,13 +237,13 @@ impl Ownership {
             (Some(id), Some(_)) => return Err(Refused::NotOpen { id }),
         }
         let id = claimant.id;
-        stack.push(Level::new(claimant, Phase::Beginning));
+        stack.push(self.level(claimant, Phase::Beginning));
         Ok(Claim { ownership: self, id })
     }
 
     /// Takes over a transaction that an earlier daemon left open: it is to be rolled back.
     pub fn adopt(&self, claimant: Claimant, snapshot: SnapshotId) -> Watched {
-        let level = Level { snapshot: Some(snapshot), ..Level::new(claimant, Phase::RollingBack) };
+        let level = Level { snapshot: Some(snapshot), ..self.level(claimant, Phase::RollingBack) };
         level.wish.send_replace(Some(RollbackCause::DaemonDied));
         let watched = level.watched();
         self.stack().push(level);
@@ -331,7 +354,7 @@ impl Ownership {
 }
 
 impl Level {
-    fn new(claimant: Claimant, phase: Phase) -> Self {
+    fn new(claimant: Claimant, phase: Phase, counted: [Use; 2]) -> Self {
         let (wish, ended) = (watch::Sender::new(None), CancellationToken::new());
         Self {
             claimant,
@@ -341,6 +364,7 @@ impl Level {
             stuck: phase == Phase::RollingBack,
             wish,
             ended,
+            _counted: counted,
         }
     }
 

@@ -12,32 +12,24 @@
 //! A snapshot before is strictly before: if it cannot be taken the exec does not run. What a failure goes back to is the
 //! snapshot that was taken for that very exec, so it is never the state that failed.
 
-use super::{
-    Access,
-    state::{self, Keeping},
-};
+use super::state::{self, Keeping};
 use crate::{
-    Engine, ExecSession, ExecState, OnDrop,
+    ExecSession, ExecState, OnDrop,
     branch::{
         risk,
         try_exec::{Outlet, Undoable, inner},
     },
     core::{Authority, Core},
-    error,
     exec::exec_id,
     manager::VmHandle,
-    request::Request,
     session,
     tasks::TaskKind,
 };
-use offshoot_policy::Authorized;
-use offshoot_store::{AuditDecision, AuditEntry};
 use offshoot_types::{
     AutoSnapshot, Command, ContextCode, ExecSpec, Failure, OperationId, SnapshotPolicy, TransactionId,
     TrySpec,
 };
 use std::sync::Arc;
-use tokio::sync::oneshot;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
@@ -63,50 +55,6 @@ fn plan(policy: SnapshotPolicy, risky: impl FnOnce() -> bool) -> Plan {
             | AutoSnapshot::BeforeRisky,
             true,
         ) => Plan::Undoable,
-    }
-}
-
-impl Engine {
-    /// Changes when snapshots of a VM are taken without being asked for ([`Command::SetPolicy`]), and returns how that
-    /// is from now on. It holds for what begins from then on.
-    pub async fn set_policy(&self, permit: Authorized<Command>) -> Result<SnapshotPolicy, Failure> {
-        let (command, grant) = permit.into_parts();
-        let Command::SetPolicy { vm, policy } = &command else {
-            return Err(error::wrong_permit("set_policy", command.action()));
-        };
-        let (core, change) = (self.core().clone(), *policy);
-        core.manager.check_open()?;
-        let handle = core.manager.find(vm, &grant.actor().owner())?;
-        let owned = handle.shared.ownership.admit(self.transaction(), Access::Change);
-        owned.map_err(|refused| refused.failure(&handle.name))?;
-        let entry = AuditEntry {
-            actor: grant.actor().clone(),
-            action: "set-policy".into(),
-            target: handle.id.to_string(),
-            decision: AuditDecision::Permit,
-            rules: grant.rules().iter().map(ToString::to_string).collect(),
-            revision: grant.revision().to_string(),
-            detail: format!("snapshots of `{}`", handle.name),
-        };
-        self.core()
-            .detached(TaskKind::Acceptor, async move {
-                let id = handle.id;
-                let written = core.store.transaction(move |tx| {
-                    let policy = tx.change_vm_policy(id, change)?;
-                    let SnapshotPolicy { auto, rollback_on_failure } = policy;
-                    let words =
-                        format!("{}: {auto}, rollback on failure: {rollback_on_failure}", entry.detail);
-                    tx.audit_entry(&AuditEntry { detail: words, ..entry.clone() })?;
-                    Ok(policy)
-                });
-                let policy = written.await?;
-                let (done, read) = oneshot::channel();
-                // A VM that was destroyed meanwhile has no policy any more.
-                handle.send(Request::Refresh(done)).await.map_err(|_| error::vm_gone(&handle.name))?;
-                read.await.map_err(|_| error::shutting_down())?;
-                Ok(policy)
-            })
-            .await
     }
 }
 
