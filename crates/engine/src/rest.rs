@@ -152,11 +152,10 @@ impl Driver {
             Wake::Auto => row.slept,
             Wake::Always => true,
         };
-        // What is kept at the beginning of something that then uses the guest. A snapshot that somebody asks for exists
-        // already.
+        // Whoever wants a state kept, for itself or at the beginning of something, need not know that the VM rests.
         let needs = match request {
             Request::UseGuest(_) => true,
-            Request::Change(change) => change.kind == RequestKind::Snapshot && change.command.is_none(),
+            Request::Change(change) => change.kind == RequestKind::Snapshot,
             Request::Refresh(_) => false,
         };
         wants && needs && row.state == VmState::Suspended

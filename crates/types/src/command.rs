@@ -315,7 +315,7 @@ pub enum Target {
 }
 
 impl Command {
-    /// Whether it is about what runs in the guest: a suspended VM has to continue for it.
+    /// Whether it needs a VM that runs: one that is suspended has to continue for it.
     pub const fn needs_guest(&self) -> bool {
         matches!(
             self,
@@ -323,6 +323,7 @@ impl Command {
                 | Self::Attach { .. }
                 | Self::Files { .. }
                 | Self::Connect { .. }
+                | Self::Snapshot { .. }
                 | Self::Begin { .. }
                 | Self::Try { .. }
                 | Self::Race { .. }
