@@ -239,6 +239,7 @@ pub(crate) const fn request_of(kind: OperationKind) -> Option<RequestKind> {
         | OperationKind::Suspend
         | OperationKind::RemoveSnapshot
         | OperationKind::Fork
+        | OperationKind::Import
         | OperationKind::Transaction
         | OperationKind::Race
         | OperationKind::Context

@@ -104,6 +104,7 @@ pub(crate) fn saga_of(kind: OperationKind) -> Option<&'static Saga> {
         | OperationKind::WriteFiles
         | OperationKind::RemoveSnapshot
         | OperationKind::Fork
+        | OperationKind::Import
         | OperationKind::Transaction
         | OperationKind::Race
         | OperationKind::Context
@@ -452,6 +453,7 @@ impl Driver {
             | OperationKind::WriteFiles
             | OperationKind::RemoveSnapshot
             | OperationKind::Fork
+            | OperationKind::Import
             | OperationKind::Transaction
             | OperationKind::Race
             | OperationKind::Context

@@ -242,6 +242,8 @@ impl Engine {
             | Command::Snapshot { .. }
             | Command::RemoveSnapshot { .. }
             | Command::VerifySnapshot { .. }
+            | Command::ExportSnapshot { .. }
+            | Command::ImportSnapshot { .. }
             | Command::Fork { .. }
             | Command::Rollback { .. }
             | Command::Undo { .. }

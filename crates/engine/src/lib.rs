@@ -57,8 +57,9 @@ mod view;
 mod work;
 
 pub use branch::{
-    CodeEvent, CodeSession, ContextView, ForkReport, ForkedVm, RaceEnd, RaceEvent, RaceSession,
-    RollbackReport, SnapshotView, TransactionView, TryEnd, TryEvent, TrySession, Verification,
+    CodeEvent, CodeSession, ContextView, ForkReport, ForkedVm, ImportOptions, ImportReport, RaceEnd,
+    RaceEvent, RaceSession, RollbackReport, SnapshotView, TransactionView, TryEnd, TryEvent, TrySession,
+    Verification,
 };
 pub use console::{Console, Follow};
 pub use engine::{AttachFrom, Engine, OnShutdown, OperationPage, ShutdownReport, VmCondition};
@@ -75,6 +76,7 @@ pub use saga::{Checkpoint, Checkpoints, Fault, Phase};
 pub use session::{
     ExecEnd, ExecEvent, ExecEvents, ExecInput, ExecSession, OnDrop, OutputStream, SessionClosed,
 };
+pub use snapshots::Export;
 pub use state_dir::{LockError, StateDirLock};
 pub use trace::TraceEvent;
 pub use view::{Census, ExecState, ExecView, GuestHealth, GuestView, ProviderView, VmView};

@@ -144,7 +144,7 @@ impl Driver {
         match kind {
             OperationKind::Exec => self.recover_exec(operation, steps).await,
             // Its VMs belong to it until all of them were renewed; they are destroyed with it.
-            OperationKind::Fork | OperationKind::Race => {
+            OperationKind::Fork | OperationKind::Race | OperationKind::Import => {
                 let ticket = self.core.opened(operation);
                 self.core.close(ticket, OperationOutcome::Interrupted { undone: true }).await;
             }

@@ -199,7 +199,10 @@ async fn read(store: &Store) -> Result<(Vec<Known>, Vec<Unfinished>), StoreError
 
 /// An operation of a VM that is destroyed already: only its outcome was not written.
 async fn close_orphan(core: &Arc<Core>, Unfinished { operation, .. }: Unfinished) {
-    let undone = matches!(operation.kind, OperationKind::Create | OperationKind::Fork | OperationKind::Race);
+    let undone = matches!(
+        operation.kind,
+        OperationKind::Create | OperationKind::Fork | OperationKind::Race | OperationKind::Import
+    );
     let ticket = core.opened(operation);
     core.close(ticket, OperationOutcome::Interrupted { undone }).await;
 }

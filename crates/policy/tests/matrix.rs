@@ -29,7 +29,11 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
     let vm = VmRef::Name("box".parse().unwrap());
     let grace = Duration::from_secs(10);
     match action {
-        Action::Create => vec![("create", Command::Create { spec: Box::new(spec()) })],
+        Action::Create => vec![
+            ("create", Command::Create { spec: Box::new(spec()) }),
+            ("import", Command::ImportSnapshot { name: None }),
+            ("import-as", Command::ImportSnapshot { name: Some("box".parse().unwrap()) }),
+        ],
         Action::Start => vec![("start", Command::Start { vm })],
         Action::Stop => vec![("stop", Command::Stop { vm, grace })],
         Action::Restart => vec![("restart", Command::Restart { vm, grace })],

@@ -11,6 +11,7 @@
 // Lifted in `os` alone.
 #![deny(unsafe_code)]
 
+pub mod archive;
 pub mod conformance;
 pub mod disk;
 pub mod facts;

@@ -11,6 +11,10 @@ pub enum TaskKind {
     Signals,
     /// Reads what a caller still sends after it was refused. Its panic breaks that connection.
     Drain,
+    /// Writes an exported snapshot. Its panic breaks that response.
+    Export,
+    /// Reads the body of an import. Its panic breaks that body off.
+    Import,
     /// Ends an idle daemon. Its panic leaves the daemon running.
     Idle,
 }

@@ -187,6 +187,15 @@ pub enum Command {
         vm: VmRef,
         life: LifeChange,
     },
+    /// Write a snapshot with all it needs as one file: whoever has that has all there was in the VM.
+    ExportSnapshot {
+        snapshot: SnapshotRef,
+    },
+    /// Make a VM of such a file.
+    ImportSnapshot {
+        /// Of the VM; without one, as the one it was exported from or the next free name after that.
+        name: Option<VmName>,
+    },
     /// What differs between two states: files, packages, processes.
     Diff {
         from: ForkSource,
@@ -369,8 +378,9 @@ impl Command {
             | Self::InspectOperation { .. }
             | Self::InspectSnapshot { .. }
             | Self::VerifySnapshot { .. } => Action::Inspect,
-            // It reads the files of both.
-            Self::Diff { .. } => Action::ReadFiles,
+            // They read the files of a VM.
+            Self::Diff { .. } | Self::ExportSnapshot { .. } => Action::ReadFiles,
+            Self::ImportSnapshot { .. } => Action::Create,
             Self::ManageImage { .. } => Action::ManageImage,
             Self::StopDaemon { .. } => Action::StopDaemon,
         }
@@ -409,11 +419,15 @@ impl Command {
             Self::RemoveSnapshot { snapshot, .. }
             | Self::VerifySnapshot { snapshot }
             | Self::InspectSnapshot { snapshot }
+            | Self::ExportSnapshot { snapshot }
             | Self::Fork { source: ForkSource::Snapshot(snapshot), .. }
             | Self::Diff { from: ForkSource::Snapshot(snapshot), .. } => Target::Snapshot(snapshot.clone()),
             Self::InspectOperation { id } => Target::Operation(*id),
             Self::ManageImage { image } => Target::Image(image.clone()),
-            Self::Inspect { vm: None } | Self::StopDaemon { .. } => Target::Daemon,
+            Self::ImportSnapshot { name: Some(name) } => Target::NewVm(name.clone()),
+            Self::ImportSnapshot { name: None } | Self::Inspect { vm: None } | Self::StopDaemon { .. } => {
+                Target::Daemon
+            }
         }
     }
 }

@@ -23,6 +23,8 @@ pub enum OperationKind {
     Fork,
     Rollback,
     Suspend,
+    /// The making of a VM from an exported snapshot.
+    Import,
     /// A transaction from its beginning to its end.
     Transaction,
     Race,
@@ -49,6 +51,7 @@ impl fmt::Display for OperationKind {
             Self::Fork => "fork",
             Self::Rollback => "rollback",
             Self::Suspend => "suspend",
+            Self::Import => "import",
             Self::Transaction => "transaction",
             Self::Race => "race",
             Self::Context => "context",

@@ -1,13 +1,25 @@
 //! Snapshots, and what goes on from them: forks, rollbacks.
 
-use super::{Client, ClientError, connection::query};
+use super::{ByteStream, Client, ClientError, connection::query};
 use crate::v1::{
-    Change, Changed, ForkRequest, Forked, RemoveSnapshotQuery, RollbackRequest, RolledBack,
-    SetSnapshotPolicy, Snapshot, SnapshotList, SnapshotPolicy, SnapshotVerified, SnapshotsRemoved,
-    TakeSnapshot,
+    Change, Changed, EXPORT_HASH_HEADER, ForkRequest, Forked, ImportQuery, Imported, RemoveSnapshotQuery,
+    RollbackRequest, RolledBack, SetSnapshotPolicy, Snapshot, SnapshotList, SnapshotPolicy, SnapshotVerified,
+    SnapshotsRemoved, TakeSnapshot,
 };
+use bytes::Bytes;
+use futures::Stream;
 use http::Method;
 use offshoot_types::{SnapshotRef, VmRef};
+use std::io;
+
+/// A snapshot on its way out.
+#[derive(Debug)]
+pub struct SnapshotExport {
+    /// Of everything that follows, in hex digits.
+    pub hash: String,
+    /// Ends in an error if the daemon gave up half-way.
+    pub content: ByteStream,
+}
 
 impl Client {
     /// Returns once the snapshot is durable.
@@ -49,6 +61,24 @@ impl Client {
     /// Reads every byte of it.
     pub async fn verify_snapshot(&self, snapshot: &SnapshotRef) -> Result<SnapshotVerified, ClientError> {
         self.json(Method::POST, &format!("/v1/snapshots/{snapshot}/verify"), None::<&()>).await
+    }
+
+    /// A snapshot with all it needs, as one file.
+    pub async fn export_snapshot(&self, snapshot: &SnapshotRef) -> Result<SnapshotExport, ClientError> {
+        let (headers, content) =
+            self.stream_with_headers(&format!("/v1/snapshots/{snapshot}/export")).await?;
+        let hash = headers.get(EXPORT_HASH_HEADER).and_then(|hash| hash.to_str().ok());
+        let hash = hash.ok_or_else(|| ClientError::protocol("export", "the hash is missing"))?.to_owned();
+        Ok(SnapshotExport { hash, content })
+    }
+
+    /// Returns once all of it was checked and its VM is there.
+    pub async fn import_snapshot(
+        &self,
+        options: &ImportQuery,
+        content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Imported, ClientError> {
+        self.upload(&query("/v1/snapshots/import", options), content).await
     }
 
     /// Returns once every fork runs and has said what was renewed in it.

@@ -53,8 +53,8 @@ pub use rollback::{RollbackRequest, RolledBack};
 pub use run::{NewFile, NewRun, RunFile, RunRequest};
 pub use settings::{Life, SetLife, SetSnapshotPolicy, SnapshotPolicy};
 pub use snapshot::{
-    NewSnapshot, RemoveSnapshotQuery, Snapshot, SnapshotList, SnapshotVerified, SnapshotsRemoved,
-    TakeSnapshot,
+    EXPORT_HASH_HEADER, ImportQuery, Imported, NewSnapshot, RemoveSnapshotQuery, Snapshot, SnapshotList,
+    SnapshotVerified, SnapshotsRemoved, TakeSnapshot,
 };
 pub use thaw::{Attestations, Interpreter, Reseeded, ThawHook};
 pub use transaction::{

@@ -118,6 +118,39 @@ pub struct SnapshotsRemoved {
     pub removed: Vec<SnapshotId>,
 }
 
+/// The hash of everything in an export, on its response: what [`ImportQuery::expect`] takes.
+pub const EXPORT_HASH_HEADER: &str = "x-offshoot-hash";
+
+/// Options of an import, in the query since the body is the snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ImportQuery {
+    /// Of the VM to be made. Without it, as the VM it was exported of or the next free name after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The hash that the exporting side announced: anything else is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<String>,
+    /// Leave memory and device state out: the VM boots from the disk.
+    #[serde(default)]
+    pub disk_only: bool,
+}
+
+/// What an export became.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Imported {
+    /// The new VM's: `suspended` in this state, or `stopped` if it is of the disk alone.
+    #[schema(schema_with = schema::uuid)]
+    pub vm: VmId,
+    #[schema(value_type = String)]
+    pub name: VmName,
+    pub snapshot: Snapshot,
+    /// Of everything that was read, in hex digits. Whoever handed it over vouches for it, nobody else: compare it with
+    /// what the exporting side announced.
+    pub hash: String,
+}
+
 /// What reading every byte of a snapshot found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotVerified {

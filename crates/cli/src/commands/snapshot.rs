@@ -15,11 +15,15 @@ use offshoot_api::{
 };
 use offshoot_types::{AutoSnapshot, SnapshotName, SnapshotRef, VmRef};
 
+mod portable;
+
 const EXAMPLES: &str = "Examples:
   offshoot snapshot web
   offshoot snapshot web before --note 'before the upgrade'
   offshoot snapshot list web --tree
   offshoot snapshot rm web@before
+  offshoot snapshot export web@before web.snap
+  offshoot snapshot import web.snap --name web2
   offshoot snapshot policy web before-exec --auto-rollback on
 
 `offshoot snapshot take VM` is the long form, for a VM that is called like one of the commands above.";
@@ -111,6 +115,10 @@ enum Action {
         #[arg(value_name = "SNAPSHOT")]
         snapshot: SnapshotRef,
     },
+    /// Write one with all it needs to a file, and print its hash
+    Export(portable::Export),
+    /// Make a VM of an exported one
+    Import(portable::Import),
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Status> {
@@ -134,6 +142,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         Action::Verify { snapshot } => {
             context.abandonable("the check", verify(context, &client, &snapshot)).await
         }
+        Action::Export(export) => context.abandonable("the export", export.run(context, &client)).await,
+        Action::Import(import) => import.run(context, &client).await,
     }
 }
 
@@ -276,6 +286,8 @@ mod tests {
         for wrong in ["policy web sometimes", "policy web --auto-rollback yes", "policy"] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
+        assert!(matches!(parsed("export web@before -"), Ok(Action::Export(_))));
+        assert!(matches!(parsed("import - --name b --disk-only"), Ok(Action::Import(_))));
         for wrong in ["web list", "--disk-only list", "--note x verify web@a", "show web", "--tree"] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }

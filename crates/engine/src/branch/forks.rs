@@ -412,7 +412,12 @@ fn numbered(base: &VmName, number: u32) -> Result<VmName, StoreError> {
 }
 
 /// The next of `base-1`, `base-2`, ... that no VM of the owner has.
-fn free_name(tx: &Tx<'_>, base: &VmName, owner: &Owner, next: &mut u32) -> Result<VmName, StoreError> {
+pub(super) fn free_name(
+    tx: &Tx<'_>,
+    base: &VmName,
+    owner: &Owner,
+    next: &mut u32,
+) -> Result<VmName, StoreError> {
     loop {
         let name = numbered(base, *next)?;
         *next += 1;

@@ -11,6 +11,7 @@
 mod code_session;
 mod contexts;
 mod forks;
+mod portable;
 mod race;
 mod risk;
 mod rollbacks;
@@ -21,6 +22,7 @@ mod views;
 
 pub use code_session::{CodeEvent, CodeSession};
 pub use contexts::ContextView;
+pub use portable::{ImportOptions, ImportReport};
 pub use race::{RaceEnd, RaceEvent, RaceSession};
 pub use transactions::TransactionView;
 pub use try_exec::{TryEnd, TryEvent, TrySession};

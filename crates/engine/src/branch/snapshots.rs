@@ -176,7 +176,10 @@ impl Core {
         })
     }
 
-    async fn snapshot_record(&self, id: SnapshotId) -> Result<(SnapshotRecord, Option<VmRecord>), Failure> {
+    pub async fn snapshot_record(
+        &self,
+        id: SnapshotId,
+    ) -> Result<(SnapshotRecord, Option<VmRecord>), Failure> {
         let read = self.store.read(move |view| {
             let snapshot = view.snapshot(id)?;
             let vm = match &snapshot {
@@ -190,7 +193,7 @@ impl Core {
     }
 }
 
-fn view(
+pub(super) fn view(
     snapshot: &SnapshotRecord,
     vm: Option<&VmRecord>,
     paused: Option<Duration>,

@@ -331,6 +331,7 @@ pub(crate) const fn verb(kind: OperationKind) -> &'static str {
         OperationKind::Fork => "fork",
         OperationKind::Rollback => "rollback",
         OperationKind::Suspend => "suspend",
+        OperationKind::Import => "import",
         OperationKind::Transaction => "transaction",
         OperationKind::Race => "race",
         OperationKind::Context => "context",

@@ -11,6 +11,8 @@
 //! ```
 //! What a durable snapshot is made of may be replaced, by as much, when one below it is removed: [`restage`].
 
+mod export;
+mod import;
 mod key;
 mod manifest;
 mod memory;
@@ -22,6 +24,8 @@ mod source;
 mod uses;
 mod verify;
 
+pub use export::Export;
+pub(crate) use import::{Arrival, Incoming, snapshot_of_import};
 pub(crate) use key::random;
 use manifest::Manifest;
 pub(crate) use source::{Source, not_found};

@@ -131,7 +131,7 @@ impl Core {
             .await?;
         let machine = match snapshot.kind {
             SnapshotKind::DiskOnly => None,
-            SnapshotKind::Full => Some(self.machine(vm.provider).await?),
+            SnapshotKind::Full => Some(self.machine_facts(vm.provider).await?),
         };
         let (dir, state) = (self.layout.new_snapshot(id), self.layout.state.clone());
         let trusted = self.snapshots.trusted.clone();

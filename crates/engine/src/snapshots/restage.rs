@@ -158,7 +158,12 @@ impl Core {
             {
                 continue;
             }
-            if let Err(failure) = exchange(&now, &path) {
+            // An import has nothing yet whose place is taken.
+            let placed = match now.exists() {
+                true => exchange(&now, &path),
+                false => fs::rename(&path, &now).map_err(|error| io_failure("rename", &path, &error)),
+            };
+            if let Err(failure) = placed {
                 let path = path.display().to_string();
                 TraceEvent::NotCollected { path: &path, error: &failure.message }.emit(&Scope::default());
             }

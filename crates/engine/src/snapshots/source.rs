@@ -114,7 +114,7 @@ impl Core {
     async fn check(&self, snapshot: &SnapshotRecord, chain: &[LayerRecord]) -> Result<(), Failure> {
         let manifest = self.manifest(snapshot).await?;
         if let Some(saved) = &manifest.machine {
-            let differs = saved.mismatches(&self.machine(manifest.provider).await?);
+            let differs = saved.mismatches(&self.machine_facts(manifest.provider).await?);
             if !differs.is_empty() {
                 let differs: Vec<String> = differs.iter().map(ToString::to_string).collect();
                 return Err(Failure::new(
@@ -137,7 +137,7 @@ impl Core {
     }
 
     /// What a state saved here is bound to.
-    pub(super) async fn machine(&self, provider: ProviderKind) -> Result<Facts, Failure> {
+    pub async fn machine_facts(&self, provider: ProviderKind) -> Result<Facts, Failure> {
         self.provider(provider)?.facts().await.map_err(|why| {
             Failure::new(ErrorCode::Unavailable, format!("provider `{provider}` does not work here: {why}"))
                 .hint("`offshoot doctor` says what is missing and how to get it")

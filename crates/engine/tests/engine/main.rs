@@ -12,6 +12,7 @@ mod guest;
 mod host;
 mod life;
 mod lifecycle;
+mod portable;
 mod prune;
 mod race;
 mod rollbacks;

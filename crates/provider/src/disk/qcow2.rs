@@ -17,6 +17,8 @@ const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// 16-bit reference counts, as `qemu-img` makes them.
 const REFCOUNT_ORDER: u32 = 4;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+/// What a VMM's messages call features; it writes that by itself.
+const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 /// The format's own limit.
 pub(super) const MAX_BACKING_NAME: usize = 1023;
 
@@ -63,6 +65,41 @@ pub(super) fn inspect(path: &Path) -> Result<Layer, DiskError> {
     let kind = [Kind::Template, Kind::Layer].into_iter().find(|kind| Some(kind.format()) == format);
     let kind = kind.ok_or_else(|| foreign("what it is over has another format"))?;
     Ok(Layer { size: Bytes(field(24, 8)?), below, kind })
+}
+
+/// That the header of a file that looks like ours asks for nothing that ours never does. A VMM opens further files, or
+/// takes keys, because of what stands there.
+pub(super) fn check_plain(path: &Path) -> Result<(), DiskError> {
+    let io = |source| DiskError::Io { operation: "read", path: path.to_owned(), source };
+    let foreign = |reason| Err(DiskError::Foreign { path: path.to_owned(), reason });
+    let mut head = vec![0; CLUSTER as usize];
+    File::open(path).and_then(|file| file.read_exact_at(&mut head, 0)).map_err(io)?;
+    let field = |at: usize, length: usize| {
+        head[at..at + length].iter().fold(0_u64, |value, byte| value << 8 | u64::from(*byte))
+    };
+    if field(32, 4) != 0 {
+        return foreign("it is encrypted");
+    }
+    if field(60, 4) != 0 {
+        return foreign("it holds snapshots of its own");
+    }
+    // Which bits a VMM may set by itself changes; one it must understand is none of ours.
+    if field(72, 8) != 0 {
+        return foreign("it needs features that data disks do not have");
+    }
+    let mut at = HEADER_LENGTH as usize;
+    loop {
+        if at + 8 > head.len() {
+            return foreign("its header does not end");
+        }
+        let (kind, length) = (field(at, 4), field(at + 4, 4) as usize);
+        match u32::try_from(kind) {
+            Ok(0) => return Ok(()),
+            Ok(EXTENSION_BACKING_FORMAT | EXTENSION_FEATURE_NAMES) => {}
+            _ => return foreign("its header has an extension that data disks do not have"),
+        }
+        at += 8 + length.next_multiple_of(8);
+    }
 }
 
 /// Where the clusters of an empty image lie: header, L1 table, refcount table, one refcount block.

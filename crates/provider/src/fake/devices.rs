@@ -14,8 +14,8 @@ const FILE: &str = "device.state";
 #[serde(deny_unknown_fields)]
 pub(super) struct Devices {
     pub memory: Bytes,
-    /// Name of the newest layer that was frozen with it.
-    pub layer: Option<String>,
+    /// Of what is on the disk's newest layer that was frozen with it and holds anything.
+    pub disk: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -26,12 +26,8 @@ pub(super) enum DevicesError {
     Invalid { path: PathBuf, source: serde_json::Error },
     #[error("the device state is of a memory of {found}, this one has {expected}")]
     Memory { expected: Bytes, found: Bytes },
-    #[error("the device state belongs to the disk layer {expected:?}, the disk given lies over {found:?}")]
-    Layer { expected: Option<String>, found: Option<String> },
-}
-
-pub(super) fn file_name(path: &Path) -> Option<String> {
-    path.file_name().map(|name| name.to_string_lossy().into_owned())
+    #[error("the device state belongs to the disk {expected:?}, the one given is {found:?}")]
+    Disk { expected: Option<String>, found: Option<String> },
 }
 
 impl Devices {
@@ -48,21 +44,19 @@ impl Devices {
     }
 
     /// A real guest whose disk is not the one its caches are of destroys it without a word; this one refuses. Layers that
-    /// were never `written` to may lie in between: they change nothing.
+    /// were never written to may lie in between: they change nothing, and so does what the files are called.
     pub fn fit(
         &self,
         memory: Bytes,
         disk: &DiskStack,
-        written: impl Fn(&Path) -> bool,
+        stamp: impl Fn(&[PathBuf]) -> Option<String>,
     ) -> Result<(), DevicesError> {
         if self.memory != memory {
             return Err(DevicesError::Memory { expected: memory, found: self.memory });
         }
-        let below = disk.layers.get(1..).unwrap_or_default();
-        let found = below.iter().find(|path| file_name(path) == self.layer || written(path));
-        let found = found.and_then(|path| file_name(path));
-        if self.layer != found {
-            return Err(DevicesError::Layer { expected: self.layer.clone(), found });
+        let found = stamp(disk.layers.get(1..).unwrap_or_default());
+        if self.disk != found {
+            return Err(DevicesError::Disk { expected: self.disk.clone(), found });
         }
         Ok(())
     }

@@ -1,16 +1,17 @@
 //! What outlives a daemon: the machines of a fake host, and the faults a test has put in.
 
 use super::{
-    files::{Files, Tree},
+    disks::Disks,
+    files::Files,
     guest::Guest,
     machine::{Hardware, Machine},
     state::Stored,
 };
-use crate::{BootPlan, BootStep, DiskStack, Exit, InstanceRecord, StopStep, memory::Base};
+use crate::{BootPlan, BootStep, Exit, InstanceRecord, StopStep, memory::Base};
 use offshoot_types::{Generation, IsolationClass, ProviderKind, VmId};
 use std::{
     collections::{HashMap, VecDeque},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -69,30 +70,6 @@ impl GuestFaults {
             }
             None => false,
         }
-    }
-}
-
-/// What is on the host's disks: by the path of a layer, the files as they were when it was last written to.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Disks(Arc<Mutex<HashMap<PathBuf, Tree>>>);
-
-impl Disks {
-    fn layers(&self) -> MutexGuard<'_, HashMap<PathBuf, Tree>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn write(&self, layer: PathBuf, files: Tree) {
-        self.layers().insert(layer, files);
-    }
-
-    fn has(&self, layer: &Path) -> bool {
-        self.layers().contains_key(layer)
-    }
-
-    /// The files of a stack: those of the newest layer that has any.
-    fn read(&self, disk: &DiskStack) -> Files {
-        let layers = self.layers();
-        disk.layers.iter().find_map(|layer| layers.get(layer)).cloned().map_or_else(Files::default, Files::of)
     }
 }
 
@@ -224,9 +201,9 @@ impl FakeHost {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a machine has written to this layer and left it.
-    pub(super) fn has_written(&self, layer: &Path) -> bool {
-        self.state().disks.has(layer)
+    /// The stamp of what a machine has written to the newest of these layers that holds anything.
+    pub(super) fn stamp(&self, layers: &[PathBuf]) -> Option<String> {
+        self.state().disks.newest(layers).map(|written| written.stamp)
     }
 
     pub(super) fn take_fault(&self) -> Option<BootFault> {
@@ -270,7 +247,8 @@ impl FakeHost {
         let (guest, base) = match from {
             None => {
                 state.boots += 1;
-                let files = state.disks.read(&plan.disk);
+                let written = state.disks.newest(&plan.disk.layers);
+                let files = written.map_or_else(Files::default, |written| Files::of(written.files));
                 let boot_id = format!("fake-boot-{}", state.boots);
                 (Guest::new(boot_id, plan.vm, memory, files, faults), None)
             }

@@ -1,9 +1,10 @@
 //! One fake VM: what a keeper and its VMM are to a real one.
 
 use super::{
-    devices::{Devices, file_name},
+    devices::Devices,
+    disks::Disks,
     guest::Guest,
-    host::{CheckpointFault, Disks, FakeHost, FakeMachine},
+    host::{CheckpointFault, FakeHost, FakeMachine},
     pipe::Pausable,
     state::StateError,
 };
@@ -108,9 +109,10 @@ impl Machine {
     }
 
     /// What was written so far is on the layer it was written to.
-    fn write_back(&self) {
-        if let Some(top) = self.disk().top() {
-            self.hardware.disks.write(top.clone(), self.guest.world.files.all());
+    fn write_back(&self) -> io::Result<()> {
+        match self.disk().top() {
+            Some(top) => self.hardware.disks.write(top, self.guest.world.files.all()),
+            None => Ok(()),
         }
     }
 
@@ -122,7 +124,7 @@ impl Machine {
                 true => Err(TakeError::Written(layer.to_owned())),
             };
         }
-        self.write_back();
+        self.write_back().map_err(TakeError::Disk)?;
         self.disk.lock().unwrap_or_else(PoisonError::into_inner).layers.insert(0, layer.to_owned());
         self.used.store(false, Ordering::SeqCst);
         Ok(())
@@ -139,7 +141,8 @@ impl Machine {
         });
         if first {
             self.guest.execs.kill_all();
-            self.write_back();
+            // A machine whose disk takes no more ends all the same, as a real one does.
+            let _ = self.write_back();
             self.cut_channel();
         }
     }
@@ -187,6 +190,8 @@ enum TakeError {
     /// Its memory and what is below the layer are not of one instant.
     #[error("the VM has written to the layer `{}`: the state to be taken is below it", .0.display())]
     Written(PathBuf),
+    #[error("the disk layer cannot be written")]
+    Disk(#[source] io::Error),
     #[error("the device state cannot be written")]
     Write(#[source] io::Error),
 }
@@ -200,8 +205,9 @@ impl Machine {
         }
         let Hardware { base, memory, .. } = &self.hardware;
         let delta = self.guest.store().delta(base.as_deref(), *memory).map_err(TakeError::State)?;
-        let below = self.disk().layers.into_iter().nth(1);
-        let devices = Devices { memory: *memory, layer: below.and_then(|path| file_name(&path)) };
+        let below = self.disk().layers.split_off(1);
+        let stamp = self.hardware.disks.newest(&below).map(|written| written.stamp);
+        let devices = Devices { memory: *memory, disk: stamp };
         let written = devices.write(&plan.dir).map_err(TakeError::Write)?;
         Ok((Some(delta), written))
     }
@@ -293,7 +299,9 @@ impl Instance for FakeInstance {
         }
         let paused = if was_paused { Duration::ZERO } else { begun.elapsed() };
         let refused = |error: TakeError| match error {
-            TakeError::Write(source) => InstanceError::Io { operation: OPERATION, source },
+            TakeError::Disk(source) | TakeError::Write(source) => {
+                InstanceError::Io { operation: OPERATION, source }
+            }
             other => InstanceError::Refused { operation: OPERATION, message: other.to_string() },
         };
         let (memory, device_state) = taken.map_err(refused)?;

@@ -10,6 +10,7 @@
 mod bytes;
 mod contexts;
 mod devices;
+mod disks;
 mod exec;
 mod files;
 mod guest;
@@ -123,7 +124,7 @@ impl Provider for FakeProvider {
         };
         let size = plan.boot.memory.bytes();
         Devices::read(&plan.device_state)
-            .and_then(|devices| devices.fit(size, &plan.boot.disk, |layer| self.host.has_written(layer)))
+            .and_then(|devices| devices.fit(size, &plan.boot.disk, |layers| self.host.stamp(layers)))
             .map_err(|error| refused(&error))?;
         let stored = Stored::read(&plan.memory, size).map_err(|error| refused(&error))?;
         let from = (stored, plan.memory.base.clone());

@@ -23,7 +23,7 @@ use crate::parts::{Identity, Part, PartError, PartFile, PartHasher};
 use offshoot_types::{Bytes, SnapshotId};
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
 };
@@ -53,22 +53,21 @@ impl Delta {
 
     fn write_to(&self, file: &mut File) -> io::Result<Part> {
         let mut hasher = PartHasher::default();
-        let mut write = |bytes: &[u8]| {
-            hasher.update(bytes);
-            file.write_all(bytes)
-        };
-        write(&self.header())?;
-        let mut block = vec![0; BLOCK as usize];
-        for run in self.runs() {
-            let (mut at, end) = (run.offset(), run.offset() + run.length());
-            while at < end {
-                let now = &mut block[..BLOCK.min(end - at) as usize];
-                self.file().read_exact_at(now, at)?;
-                write(now)?;
-                at += now.len() as u64;
+        let (mut reader, mut block) = (self.reader(), vec![0; BLOCK as usize]);
+        loop {
+            match reader.read(&mut block)? {
+                0 => return Ok(hasher.finish()),
+                length => {
+                    hasher.update(&block[..length]);
+                    file.write_all(&block[..length])?;
+                }
             }
         }
-        Ok(hasher.finish())
+    }
+
+    /// The file's bytes, for whoever does not want a file.
+    pub fn reader(&self) -> impl Read + use<> {
+        Bytewise { delta: self.clone(), header: self.header(), at: 0, run: 0, page: 0 }
     }
 
     /// Everything before the first page.
@@ -91,6 +90,35 @@ impl Delta {
         let mut source = Source { file: PartFile::open(path, part, known)?, chunk: Vec::new(), at: 0 };
         let delta = parse(&mut source, part.length, path)?;
         Ok((delta, source.file.finish()?))
+    }
+}
+
+/// A delta as its file: the header, then the pages of run after run.
+struct Bytewise {
+    delta: Delta,
+    header: Vec<u8>,
+    /// In the header.
+    at: usize,
+    run: usize,
+    /// In the run, in bytes.
+    page: u64,
+}
+
+impl Read for Bytewise {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at < self.header.len() {
+            let length = (&self.header[self.at..]).read(buffer)?;
+            self.at += length;
+            return Ok(length);
+        }
+        let Some(run) = self.delta.runs().get(self.run) else { return Ok(0) };
+        let length = (run.length() - self.page).min(buffer.len() as u64);
+        self.delta.file().read_exact_at(&mut buffer[..length as usize], run.offset() + self.page)?;
+        self.page += length;
+        if self.page == run.length() {
+            (self.run, self.page) = (self.run + 1, 0);
+        }
+        Ok(length as usize)
     }
 }
 

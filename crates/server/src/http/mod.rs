@@ -24,6 +24,7 @@ mod forks;
 mod images;
 mod openapi;
 mod operations;
+mod portable;
 mod race_session;
 mod request;
 mod rollbacks;
@@ -98,6 +99,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(snapshots::list))
         .routes(routes!(snapshots::show, snapshots::remove))
         .routes(routes!(snapshots::verify))
+        .routes(routes!(portable::export))
+        .routes(routes!(portable::import))
         .routes(routes!(forks::fork))
         .routes(routes!(rollbacks::rollback))
         .routes(routes!(rollbacks::undo))

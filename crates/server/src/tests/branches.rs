@@ -1,11 +1,12 @@
 //! Snapshots, forks, rollbacks and suspension over HTTP.
 
 use super::fixture::{Daemon, Place, patient, refused, shell, vm};
+use futures::{TryStreamExt, stream};
 use offshoot_api::{
     Client,
     v1::{
-        BeginTransaction, CollectRequest, DestroyQuery, ExitStatus, ForkRequest, Output, RemoveSnapshotQuery,
-        RollbackRequest, Snapshot, TakeSnapshot,
+        BeginTransaction, CollectRequest, DestroyQuery, ExitStatus, ForkRequest, ImportQuery, Output,
+        RemoveSnapshotQuery, RollbackRequest, Snapshot, TakeSnapshot,
     },
 };
 use offshoot_types::{ErrorCode, SnapshotOrigin, SnapshotRef, SnapshotState, VmStateName};
@@ -68,6 +69,44 @@ async fn a_snapshot_is_taken_listed_shown_verified_and_removed() {
     let needed = refused(client.remove_snapshot(&beginning, &plain).await, ErrorCode::InUse);
     assert!(format!("{needed:?}").contains("transaction"), "{needed:?}");
     client.within(open.id).rollback_transaction(&vm("web"), open.id).await.unwrap();
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_goes_through_a_stream_and_comes_back_as_a_vm() {
+    let place = Place::new();
+    let daemon = Daemon::explicit(&place).await;
+    let client = &daemon.client;
+    daemon.boot("web").await;
+    sh(client, "web", "echo kept >/workspace/file").await;
+    take(client, "web", "first").await;
+    let export = client.export_snapshot(&named("web@first")).await.unwrap();
+    let pieces: Vec<bytes::Bytes> = export.content.try_collect().await.unwrap();
+    let send = |pieces: &[bytes::Bytes]| {
+        let pieces = pieces.to_vec();
+        stream::iter(pieces.into_iter().map(Ok))
+    };
+    let options = |expect: &str| ImportQuery {
+        name: Some("copy".into()),
+        expect: Some(expect.into()),
+        disk_only: false,
+    };
+
+    refused(client.import_snapshot(&options("zz"), send(&pieces)).await, ErrorCode::InvalidArgument);
+    let other = "00".repeat(32);
+    refused(client.import_snapshot(&options(&other), send(&pieces)).await, ErrorCode::Snapshot);
+    let whole = pieces.concat();
+    let cut = [bytes::Bytes::copy_from_slice(&whole[..whole.len() - 1])];
+    let broken =
+        refused(client.import_snapshot(&options(&export.hash), send(&cut)).await, ErrorCode::Snapshot);
+    assert!(broken.message.contains("ends in the middle"), "{broken:?}");
+    refused(client.export_snapshot(&named("web@ghost")).await, ErrorCode::NotFound);
+
+    let imported = client.import_snapshot(&options(&export.hash), send(&pieces)).await.unwrap();
+    assert_eq!((imported.name.as_str(), &imported.hash), ("copy", &export.hash));
+    assert_eq!(client.vm(&vm("copy")).await.unwrap().state, VmStateName::Suspended);
+    client.fork(&fork("copy@first")).await.unwrap();
+    assert_eq!(sh(client, "copy-1", "cat /workspace/file").await, "kept\n");
     daemon.stop().await;
 }
 

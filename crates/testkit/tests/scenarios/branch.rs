@@ -10,18 +10,18 @@ use std::{
 
 /// Runs Python in the live context `main` of a VM.
 #[track_caller]
-fn python(env: &TestEnv, vm: &str, code: &str) -> CommandOutput {
+pub fn python(env: &TestEnv, vm: &str, code: &str) -> CommandOutput {
     env.run(&["exec", vm, "--context", "main", "-c", code]).success()
 }
 
 /// Runs a shell line in a VM.
 #[track_caller]
-fn shell(env: &TestEnv, vm: &str, line: &str) -> String {
+pub fn shell(env: &TestEnv, vm: &str, line: &str) -> String {
     env.run(&["exec", vm, "--", "sh", "-c", line]).success().stdout.trim_end().to_owned()
 }
 
 #[track_caller]
-fn start(env: &TestEnv, name: &str) {
+pub fn start(env: &TestEnv, name: &str) {
     env.run(&["create", name, "--start"]).success();
 }
 

@@ -14,6 +14,7 @@ mod lifecycle;
 mod run;
 mod scale;
 mod state;
+mod upkeep;
 
 use offshoot_testkit::{TestEnv, wait_for_value};
 use serde_json::Value;

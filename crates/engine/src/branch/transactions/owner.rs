@@ -106,6 +106,7 @@ impl Access {
             | Command::Inspect { .. }
             | Command::InspectSnapshot { .. }
             | Command::VerifySnapshot { .. }
+            | Command::ExportSnapshot { .. }
             | Command::Diff { .. } => Self::Read,
             _ => Self::Change,
         }
