@@ -50,6 +50,8 @@ mod durability_test;
 mod fixture;
 #[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod upkeep_test;
 
 pub use audit::{AuditDecision, AuditEntry, AuditRow};
 pub use audit_chain::{AuditFault, AuditHead, AuditReport, AuditVerdict};

@@ -11,6 +11,8 @@ impl Core {
         if let Some(volatile) = self.snapshots.volatile(id) {
             volatile.written().await?;
         }
+        // What is replaced or removed meanwhile would look damaged.
+        let _reading = self.snapshots.uses.read(id).await;
         let mut found = Verification { snapshot: id, parts: Vec::new(), bytes: Bytes(0), faults: Vec::new() };
         let current = self.store.read(move |view| view.snapshot(id)).await?;
         let current = current.ok_or_else(|| super::not_found(id))?;
