@@ -134,6 +134,21 @@ mod tests {
     }
 
     #[test]
+    fn snapshot_version_matrix() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = HostKey::load(dir.path()).unwrap();
+        let path = Path::new("/s/manifest.json");
+        for (format, read) in [(FORMAT, true), (FORMAT + 1, false), (0, false), (u32::MAX, false)] {
+            let manifest = Manifest { format, ..manifest() };
+            let opened = Manifest::open(path, &manifest.sign(&key).unwrap(), manifest.id, &key);
+            assert_eq!(opened.is_ok(), read);
+            // Signed by us, so it is the version that is refused, and by its number.
+            let said = opened.err().map(|failure| failure.message).unwrap_or_default();
+            assert!(read || said.contains(&format!("has format {format}")), "{said}");
+        }
+    }
+
+    #[test]
     fn a_manifest_is_read_back_and_every_flipped_byte_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let key = HostKey::load(dir.path()).unwrap();

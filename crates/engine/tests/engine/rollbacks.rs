@@ -135,7 +135,7 @@ async fn a_rollback_needs_memory_for_both_states_and_one_that_was_promised_has_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_keeps_the_other_state_from_running_the_vm_runs_on_as_it_was() {
+async fn failed_restore_leaves_old_vm_running() {
     for faults in [
         Faults { restore_fails: true, ..Faults::default() },
         Faults { guest_stale: true, ..Faults::default() },

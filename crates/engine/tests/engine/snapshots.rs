@@ -49,7 +49,7 @@ async fn a_snapshot_of_a_running_vm_is_durable_and_the_vm_runs_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshots_taken_at_once_are_distinct_and_a_name_is_given_once() {
+async fn same_second_snapshots_distinct() {
     let stage = Stage::new();
     let engine = stage.engine().await;
     create_running(&engine, "a").await;
@@ -166,7 +166,7 @@ async fn layer_files(stage: &Stage) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_byte_anywhere_is_refused_by_name_and_the_vm_runs_on() {
+async fn every_byte_authenticated() {
     for part in ["manifest.json", "device.state", "ram.delta", "disk"] {
         let stage = Stage::new();
         let engine = stage.engine().await;
@@ -233,7 +233,7 @@ async fn verify_reads_every_part_of_a_good_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_something_needs_is_not_removed_and_says_who_needs_it() {
+async fn nothing_with_a_live_lease_is_removed() {
     let stage = Stage::new();
     let engine = stage.engine().await;
     create_running(&engine, "a").await;

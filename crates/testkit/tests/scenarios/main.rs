@@ -4,6 +4,7 @@
 //! Numbers in names are those of the project's scenario list, which predecessors' documents share.
 
 mod branch;
+mod branch_failures;
 mod branch_soak;
 mod cli;
 mod crash;

@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_macros, reason = "a command-line program of the project, not the product")]
 
 mod branch;
+mod gvisor;
 mod machine;
 mod offshoot;
 mod peers;

@@ -1,7 +1,7 @@
 //! The same Python job on what else is installed here, on the same root file system, in the same run.
 
 use crate::{
-    Plan,
+    Plan, gvisor,
     sample::{Row, Unit, as_ms, ms},
 };
 use anyhow::{Context, Result};
@@ -58,6 +58,11 @@ pub fn measure(plan: &Plan, rows: &mut Vec<Row>, notes: &mut Vec<String>) -> Res
         let row = Row::new(format!("peers: {name}, cold"), Unit::Ms, values, failed);
         rows.push(Row::single(format!("peers: offshoot / {name}"), Unit::Ratio, base / row.p50));
         rows.push(row);
+    }
+    if !installed("runsc") {
+        notes.push("gVisor, live state: `runsc` is not installed; not measured".to_owned());
+    } else if let Err(error) = gvisor::measure(plan, &root, rows) {
+        notes.push(format!("gVisor, live state: {error:#}"));
     }
     notes.dedup();
     env.finish();
