@@ -2,8 +2,8 @@
 
 use crate::{duration::Span, printer::visible};
 use jiff::Timestamp;
-use offshoot_api::v1::{Daemon, Event, EventDetail, Life, OutcomeName, TransactionEnd, Vm};
-use offshoot_types::{AutoSnapshot, Bytes};
+use offshoot_api::v1::{Daemon, Event, EventDetail, LastStart, Life, OutcomeName, Pool, TransactionEnd, Vm};
+use offshoot_types::{AutoSnapshot, Bytes, StartedFrom};
 use std::{fmt::Write, time::Duration};
 
 /// Columns padded to their widest cell, two blanks between them.
@@ -118,6 +118,9 @@ pub fn vm_details(vm: &Vm, now: Timestamp) -> String {
     if let Some(snapshot) = vm.suspended_to {
         lines.push(("continues", format!("from snapshot {snapshot} when it is started")));
     }
+    if let Some(start) = &vm.last_start {
+        lines.push(("begun from", begun_from(start)));
+    }
     if let Some(said) = &vm.attestations {
         lines.push(("renewed", crate::branches::attested(said)));
     }
@@ -152,10 +155,50 @@ fn span_of(milliseconds: u64) -> String {
     Span(Duration::from_millis(milliseconds)).to_string()
 }
 
+/// What a VM's process was begun from, and why not from the pool.
+fn begun_from(start: &LastStart) -> String {
+    let from = match start.from {
+        StartedFrom::Pool => "the warm pool",
+        StartedFrom::Template => "its image's template",
+        StartedFrom::Snapshot => "a snapshot",
+        StartedFrom::Boot => "its image's kernel",
+    };
+    match &start.not_pooled {
+        Some(why) => format!("{from}; not from the pool: {why}"),
+        None => from.into(),
+    }
+}
+
+/// The pool in a line, and one more for each kind of VM that has something ready or in trouble.
+fn pool_lines(pool: &Pool) -> Vec<(&'static str, String)> {
+    let size = match (pool.most, pool.fixed) {
+        (0, _) => "off".to_owned(),
+        (count, true) => format!("{count} of each kind"),
+        (most, false) => format!("up to {most} of each kind"),
+    };
+    let none = if pool.most > 0 && pool.shelves.is_empty() { ", none wanted yet" } else { "" };
+    let mut lines = vec![("pool", format!("{size}{none}"))];
+    for shelf in &pool.shelves {
+        let making = if shelf.making { ", one is being made" } else { "" };
+        let trouble = shelf.trouble.as_ref().map_or_else(String::new, |why| format!("; {why}"));
+        let kind = format!(
+            "{}, {} memory, {} cpus, {} disk",
+            shelf.image_digest.short(),
+            mebibytes(shelf.memory_mib),
+            shelf.cpus,
+            mebibytes(shelf.disk_mib)
+        );
+        let counts = format!("{} claimed, {} missed", shelf.claimed, shelf.missed);
+        let (ready, target) = (shelf.ready, shelf.target);
+        lines.push(("", format!("{kind}: {ready} of {target} ready{making}, {counts}{trouble}")));
+    }
+    lines
+}
+
 /// The daemon and what keeps it busy.
 pub fn daemon_details(daemon: &Daemon) -> String {
     let record = &daemon.record;
-    fields(&[
+    let mut lines = vec![
         ("daemon", format!("process {}, {}, version {}", record.pid, record.mode.as_str(), record.version)),
         ("since", seconds(record.started)),
         ("socket", record.socket.display().to_string()),
@@ -163,7 +206,9 @@ pub fn daemon_details(daemon: &Daemon) -> String {
         ("images", daemon.images_dir.display().to_string()),
         ("vms", format!("{}, of which {} have a process", daemon.vms, daemon.live_vms)),
         ("busy with", format!("{} operations, {} processes", daemon.operations, daemon.execs)),
-    ])
+    ];
+    lines.extend(pool_lines(&daemon.pool));
+    fields(&lines)
 }
 
 /// `key  value` lines, aligned.

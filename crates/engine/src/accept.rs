@@ -23,8 +23,8 @@ use offshoot_policy::Grant;
 use offshoot_provider::Capabilities;
 use offshoot_store::{Begun, Idempotency, NewVm, VmRecord};
 use offshoot_types::{
-    Command, ErrorCode, Failure, LayerId, Operation, OperationId, OperationKind, OperationOutcome,
-    OperationState, TransactionId, VmId, VmSpec,
+    Command, ErrorCode, Failure, IsolationClass, LayerId, Operation, OperationId, OperationKind,
+    OperationOutcome, OperationState, Owner, ProviderKind, TransactionId, VmId, VmSpec,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
@@ -70,7 +70,7 @@ impl Core {
         }
     }
 
-    /// Journals a new VM with its operation and starts its driver.
+    /// Chooses where a new VM runs, journals it with its operation, and starts its driver.
     pub async fn create(
         self: &Arc<Self>,
         spec: VmSpec,
@@ -78,10 +78,29 @@ impl Core {
         key: Option<Idempotency>,
     ) -> Result<Operation, Failure> {
         self.manager.check_open()?;
-        let (provider, isolation) =
-            placement::choose(&self.capabilities().await, spec.provider, spec.min_isolation)?;
+        let placed = placement::choose(&self.capabilities().await, spec.provider, spec.min_isolation)?;
         let (id, owner) = (VmId::new(), grant.actor().owner());
         let authority = Authority::Granted(Box::new(grant));
+        let made =
+            self.create_as(id, spec.clone(), placed, authority.clone(), owner.clone(), key.clone()).await;
+        match made {
+            Err(refused) if self.made_room(&refused, &owner).await => {
+                self.create_as(id, spec, placed, authority, owner, key).await
+            }
+            made => made,
+        }
+    }
+
+    /// Journals a new VM with its operation and starts its driver.
+    pub async fn create_as(
+        self: &Arc<Self>,
+        id: VmId,
+        spec: VmSpec,
+        (provider, isolation): (ProviderKind, IsolationClass),
+        authority: Authority,
+        owner: Owner,
+        key: Option<Idempotency>,
+    ) -> Result<Operation, Failure> {
         let kind = OperationKind::Create;
         let mut new = self.new_operation(&authority, kind, Some((id, &spec.name)), &owner, reason_for(kind));
         new.idempotency = key;

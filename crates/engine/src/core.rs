@@ -4,6 +4,7 @@ use crate::{
     Census, Options,
     manager::Manager,
     operations::{Operations, Ticket},
+    pool::Pool,
     reaper::Reap,
     snapshots::Snapshots,
     state_dir::{Layout, StateDirLock},
@@ -35,6 +36,7 @@ pub(crate) struct Core {
     pub tasks: Tasks,
     pub reaper: mpsc::UnboundedSender<Reap>,
     pub snapshots: Snapshots,
+    pub pool: Pool,
     /// Held while unused disk layers are removed.
     pub collecting: tokio::sync::Mutex<()>,
     pub census: watch::Sender<Census>,

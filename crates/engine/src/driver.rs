@@ -430,7 +430,17 @@ impl Driver {
             return;
         };
         let change = self.change(ticket.operation(), grace, input);
-        let outcome = self.run_saga(saga, None, &change).await;
+        let mut outcome = self.run_saga(saga, None, &change).await;
+        if let Err(unwound) = &outcome
+            && let Some(why) = start::goes_cold(&self.machine, &change, unwound)
+            && self.destroy.is_none()
+        {
+            match self.machine.go_cold(&change, why).await {
+                Ok(()) => outcome = self.run_saga(saga, None, &change).await,
+                // It could not be brought to rest: that is told by what follows.
+                Err(failure) => self.unsettled(&failure),
+            }
+        }
         self.conclude(ticket, outcome, &change, OperationOutcome::Done).await;
     }
 
@@ -557,6 +567,9 @@ impl Driver {
         self.core.close(ticket, outcome).await;
         if leaves_a_layer {
             self.core.collect_layers().await;
+        }
+        if std::mem::take(&mut self.machine.warm.leaves_a_layer) {
+            self.core.collect_layers_later();
         }
     }
 

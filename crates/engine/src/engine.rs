@@ -10,8 +10,8 @@
 //! answered as such.
 
 use crate::{
-    Census, Console, EventStream, ExecView, GuestAccess, Options, ProviderView, RequestVm, StartError,
-    StateDirLock, VmView,
+    Census, Console, EventStream, ExecView, GuestAccess, Options, PoolView, ProviderView, RequestVm,
+    StartError, StateDirLock, VmView,
     accept::Asked,
     admission::RequestKind,
     branch::transactions::Access,
@@ -25,9 +25,9 @@ use crate::{
 use offshoot_policy::{Authorized, Denial, Facts, Grant, VmFacts};
 use offshoot_store::{AuditDecision, AuditEntry, Idempotency, OperationFilter, Store};
 use offshoot_types::{
-    Actor, Command, ErrorCode, EventId, Failure, FileAccess, Generation, Lifetime, Operation, OperationId,
-    OperationKind, OperationOutcome, OperationState, Owner, SnapshotRef, Target, TransactionId, VmId, VmRef,
-    VmSpec, VmState, VmStateName,
+    Actor, Command, ErrorCode, EventId, Failure, FileAccess, Generation, ImageDigest, Lifetime, Operation,
+    OperationId, OperationKind, OperationOutcome, OperationState, Owner, SnapshotRef, Target, TransactionId,
+    VmId, VmRef, VmSpec, VmState, VmStateName,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -420,6 +420,24 @@ impl Engine {
             .collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(views)
+    }
+
+    /// An image is about to be removed ([`Command::ManageImage`]), or is gone: what the warm pool keeps of it goes too.
+    pub async fn release_image(
+        &self,
+        permit: &Authorized<Command>,
+        image: &ImageDigest,
+    ) -> Result<(), Failure> {
+        match permit.get() {
+            Command::ManageImage { .. } => self.core().release_image(image).await,
+            other => return Err(error::wrong_permit("release_image", other.action())),
+        }
+        Ok(())
+    }
+
+    /// The warm pool as it is now; it is the daemon's, whoever asks.
+    pub fn pool(&self, permit: Authorized<Command>) -> Result<PoolView, Failure> {
+        inspecting(&permit, "pool").map(|_| self.core().pool.view())
     }
 
     /// The VM once the condition is met, or as it is after `limit`; a destroyed VM ends the wait.

@@ -36,6 +36,7 @@ mod manager;
 mod operations;
 mod options;
 mod placement;
+mod pool;
 mod pump;
 mod reaper;
 mod reconcile;
@@ -69,6 +70,7 @@ pub use guest_access::GuestAccess;
 pub use images::{BootFiles, Images, StoredImages};
 pub use offshoot_store::{Clock, Idempotency, Limits, SystemClock};
 pub use options::{Deadlines, Options};
+pub use pool::{PoolOptions, PoolShelf, PoolSize, PoolTemplate, PoolView};
 pub use request_vm::RequestVm;
 #[doc(hidden)]
 pub use saga::steps_of;

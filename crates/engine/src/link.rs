@@ -14,6 +14,7 @@ use crate::{
     GuestHealth, GuestView,
     core::Core,
     machine::exit_words,
+    sync::lock,
     tasks::TaskKind,
     trace::{Scope, TraceEvent},
     work::{Use, Work},
@@ -25,7 +26,7 @@ use offshoot_guest_proto::{
 use offshoot_provider::{Exit, vm::Dialer};
 use offshoot_types::{Generation, VmName};
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
@@ -58,11 +59,20 @@ pub(crate) enum LinkState {
 #[derive(Debug, Clone)]
 pub(crate) struct GuestLink {
     state: watch::Receiver<LinkState>,
+    whose: Arc<Mutex<Whose>>,
     close: CancellationToken,
     /// Why it was closed; set before `close`.
     why: Arc<OnceLock<String>>,
     /// Of a caller: while it holds the link it works with the VM.
     _use: Option<Use>,
+}
+
+/// Whose guest it is: what the guest is told in the next handshake, and the log from now on.
+#[derive(Debug, Clone)]
+pub(crate) struct Whose {
+    pub hostname: VmName,
+    pub generation: Generation,
+    pub scope: Scope,
 }
 
 /// There will be no client any more, or none in time.
@@ -89,6 +99,8 @@ impl GuestLink {
         generation: Generation,
         deadline: Instant,
     ) -> Self {
+        let whose = Whose { hostname: hostname.clone(), generation, scope: scope.clone() };
+        let whose = Arc::new(Mutex::new(whose));
         let (publish, state) = watch::channel(LinkState::Connecting { reason: None, known: None });
         // Closed by its driver, or with the engine: the session ends in order, the VM lives on.
         let close = core.closing.child_token();
@@ -96,17 +108,20 @@ impl GuestLink {
         let dial = Dial {
             exit: dialer.exit(),
             dialer,
-            hostname: hostname.clone(),
-            generation,
+            whose: whose.clone(),
             first: deadline,
             reconnect: core.options.deadlines.reconnect,
             publish,
             close: close.clone(),
             why: why.clone(),
-            scope: scope.clone(),
         };
         core.tasks.spawn(TaskKind::GuestLink, scope, dial.run());
-        Self { state, close, why, _use: None }
+        Self { state, whose, close, why, _use: None }
+    }
+
+    /// The guest was renewed as another VM's. The session there is goes on.
+    pub fn belongs_to(&self, whose: Whose) {
+        *lock(&self.whose) = whose;
     }
 
     /// A client that was connected a moment ago, as soon as there is one.
@@ -188,17 +203,19 @@ fn view(hello: &GuestHello, health: GuestHealth) -> GuestView {
 struct Dial {
     dialer: Dialer,
     exit: watch::Receiver<Option<Exit>>,
-    hostname: VmName,
-    generation: Generation,
+    whose: Arc<Mutex<Whose>>,
     first: Instant,
     reconnect: Duration,
     publish: watch::Sender<LinkState>,
     close: CancellationToken,
     why: Arc<OnceLock<String>>,
-    scope: Scope,
 }
 
 impl Dial {
+    fn whose(&self) -> Whose {
+        lock(&self.whose).clone()
+    }
+
     async fn run(mut self) {
         let reason = tokio::select! {
             biased;
@@ -223,11 +240,12 @@ impl Dial {
             match self.attempt(limit).await {
                 Ok((client, hello)) => {
                     let took = begun.elapsed();
-                    TraceEvent::GuestConnected { kernel: &hello.kernel_release, took }.emit(&self.scope);
+                    TraceEvent::GuestConnected { kernel: &hello.kernel_release, took }
+                        .emit(&self.whose().scope);
                     known = Some(hello.clone());
                     pause = RETRY_FIRST;
                     let reason = self.watch(client, hello).await;
-                    TraceEvent::GuestLost { reason: &reason }.emit(&self.scope);
+                    TraceEvent::GuestLost { reason: &reason }.emit(&self.whose().scope);
                     self.connecting(Some(reason), known.clone());
                 }
                 Err(reason) => {
@@ -247,7 +265,8 @@ impl Dial {
             Ok(Err(error)) => return Err(chain(&error)),
             Err(_elapsed) => return Err(format!("the channel did not open within {left:?}")),
         };
-        let mut options = ConnectOptions::new(self.hostname.as_str(), self.generation.0);
+        let whose = self.whose();
+        let mut options = ConnectOptions::new(whose.hostname.as_str(), whose.generation.0);
         options.deadline = until.saturating_duration_since(Instant::now());
         Client::connect(pipe, options).await.map_err(|error| chain(&error))
     }

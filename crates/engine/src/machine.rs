@@ -15,6 +15,7 @@ use crate::{
     core::Core,
     images::BootFiles,
     link::{GuestLink, LinkState, chain},
+    pool::{self, Warm},
     saga::{
         Change, Checkpoints,
         rollback::{Beside, Going},
@@ -53,6 +54,8 @@ pub(crate) struct Machine {
     pub boot_files: Option<BootFiles>,
     /// What the start or rollback under way continues from; `None`: it boots.
     pub source: Option<Arc<Source>>,
+    /// What the start under way found of the pool.
+    pub warm: Warm,
     /// The state that is being taken by the change under way.
     pub capture: Option<Capture>,
     /// The process that is to take the place of the present one.
@@ -134,6 +137,7 @@ impl Machine {
             live: None,
             boot_files: None,
             source: None,
+            warm: Warm::default(),
             capture: None,
             beside: None,
             going: None,
@@ -485,6 +489,9 @@ impl Machine {
             if failures.is_empty() {
                 self.core.store.forget_instance(record.vm, record.generation).await?;
                 self.instances.retain(|known| known.generation != record.generation);
+                if let Err(failure) = self.bring_home(record).await {
+                    failed.push(failure.message);
+                }
             } else {
                 failed.extend(failures);
             }
@@ -499,6 +506,17 @@ impl Machine {
             format!("what is left of the process of VM `{name}` could not be removed: {}", failed.join(", ")),
         )
         .hint("it is tried again; `offshoot status` shows the state"))
+    }
+
+    /// What came from the pool left its files where it was made.
+    async fn bring_home(&self, record: InstanceRecord) -> Result<(), Failure> {
+        let layout = &self.core.layout;
+        let boot = layout.boot(record.vm, record.generation);
+        let runtime = layout.runtime_boot(record.vm, record.generation);
+        if record.state_dir == boot && record.runtime_dir == runtime {
+            return Ok(());
+        }
+        self.blocking(move || pool::bring_home(&record, &boot, &runtime)).await
     }
 
     /// Looks at the recorded processes again: after a restart of the daemon, or a handle lost in a cut-off move.
@@ -842,6 +860,7 @@ fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
         suspended_to: row.memory,
         position: row.position,
         attestations: None,
+        last_start: row.last_start.clone(),
     }
 }
 

@@ -69,6 +69,11 @@ impl Operations {
         changes.map(|operation| operation.borrow().id).collect()
     }
 
+    /// Whether one of this kind is under way.
+    pub fn any(&self, which: impl Fn(&Operation) -> bool) -> bool {
+        lock(&self.live).values().any(|operation| which(&operation.borrow()))
+    }
+
     pub fn count(&self) -> usize {
         lock(&self.live).len()
     }

@@ -1,6 +1,6 @@
 //! What an engine is made from. Everything ambient (clock, paths, providers) is handed in here.
 
-use crate::{Images, saga::Checkpoints};
+use crate::{Images, PoolOptions, saga::Checkpoints};
 use offshoot_policy::Policy;
 use offshoot_provider::Provider;
 use offshoot_store::{Clock, Limits};
@@ -21,6 +21,8 @@ pub struct Options {
     /// What all VMs together may take; checked in the transaction that promises it.
     pub limits: Limits,
     pub deadlines: Deadlines,
+    /// The warm pool; off unless something else is said.
+    pub pool: PoolOptions,
     /// The wall clock of every row and event.
     pub clock: Arc<dyn Clock>,
     pub node: NodeName,

@@ -16,6 +16,7 @@ use crate::{
     engine::OnShutdown,
     manager::Manager,
     operations::Operations,
+    pool::{self, Pool},
     reaper,
     reconcile::Unfinished,
     saga::Input,
@@ -82,6 +83,7 @@ pub(crate) async fn start(
     }
     let store = open_store(&layout, &options).await?;
     let (reaper, reaped) = mpsc::unbounded_channel();
+    let pool = Pool::new(options.pool);
     let core = Arc::new(Core {
         options,
         layout,
@@ -91,6 +93,7 @@ pub(crate) async fn start(
         tasks: Tasks::default(),
         reaper,
         snapshots: Snapshots::default(),
+        pool,
         collecting: tokio::sync::Mutex::default(),
         census: watch::Sender::default(),
         closing: CancellationToken::new(),
@@ -101,6 +104,7 @@ pub(crate) async fn start(
         core.settle_merges().await?;
         let left = core.discard_volatile().await?;
         let (known, orphans) = read(&core.store).await?;
+        core.load_templates().await?;
         Ok::<_, StoreError>((left, known, orphans))
     };
     let (mut left, known, orphans) = read.await.map_err(|source| StartError::Read { source })?;
@@ -134,6 +138,7 @@ pub(crate) async fn start(
     }
     strays::sweep(&core).await;
     core.collect_layers().await;
+    core.tasks.spawn(TaskKind::Pool, Scope::default(), pool::run(core.clone()));
     let adopted = core.census.borrow().live;
     TraceEvent::EngineStarted { vms, adopted, took: begun.elapsed() }.emit(&Scope::default());
     Ok((core, settled))
@@ -210,6 +215,8 @@ async fn close_orphan(core: &Arc<Core>, Unfinished { operation, .. }: Unfinished
 pub(crate) async fn shutdown(core: &Arc<Core>, vms: OnShutdown) -> ShutdownReport {
     core.manager.close();
     let until = Instant::now() + core.options.deadlines.drain;
+    // What of it is not gone in time is found by the next start, by its lifetime.
+    let _ = tokio::time::timeout(core.options.deadlines.destroy, core.pool.close()).await;
     let mut report = ShutdownReport { interrupted: drain(core, until).await, ..ShutdownReport::default() };
 
     let handles = core.manager.all();

@@ -14,6 +14,7 @@ use crate::{
     state_dir::{DATA_DISK, RUNTIME_DIGITS},
     trace::{Scope, TraceEvent},
 };
+use offshoot_provider::InstanceRecord;
 use offshoot_types::{EventKind, Owner, VmId, VmState};
 use std::{
     collections::HashSet,
@@ -26,11 +27,15 @@ use uuid::Uuid;
 pub(crate) async fn sweep(core: &Core) {
     let layout = core.layout.clone();
     let ids: HashSet<VmId> = core.manager.all().into_iter().map(|handle| handle.id).collect();
-    let runtime: HashSet<PathBuf> = ids.iter().map(|id| layout.runtime_vm(*id)).collect();
+    let mut runtime: HashSet<PathBuf> = ids.iter().map(|id| layout.runtime_vm(*id)).collect();
+    // A process that came from the warm pool has its files where it was made.
+    let Some(elsewhere) = directories_of_instances(core).await else { return };
+    runtime.extend(elsewhere.iter().cloned());
 
     for path in entries(&layout.vms()) {
         match vm_of(&path) {
             Some(id) if ids.contains(&id) => {}
+            Some(_) if elsewhere.contains(&path) => {}
             // A layer of its disk lies there that a snapshot or a fork still needs.
             Some(_) if path.join(DATA_DISK).exists() && is_layer(core, &path.join(DATA_DISK)).await => {}
             Some(id) if is_destroyed(core, id).await => remove(core, &path).await,
@@ -46,6 +51,23 @@ pub(crate) async fn sweep(core: &Core) {
             } else {
                 keep(core, &path).await;
             }
+        }
+    }
+}
+
+/// The directories above those of every recorded process; `None`: they cannot be told, and nothing is removed.
+async fn directories_of_instances(core: &Core) -> Option<HashSet<PathBuf>> {
+    let records = core.store.read(|view| {
+        view.instances()?.iter().map(|row| row.decode::<InstanceRecord>()).collect::<Result<Vec<_>, _>>()
+    });
+    match records.await {
+        Ok(records) => {
+            let dirs = records.into_iter().flat_map(|record| [record.state_dir, record.runtime_dir]);
+            Some(dirs.filter_map(|dir| dir.parent().map(Into::into)).collect())
+        }
+        Err(error) => {
+            core.store_failed("list instances", &error);
+            None
         }
     }
 }

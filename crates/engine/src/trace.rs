@@ -137,6 +137,29 @@ pub enum TraceEvent<'a> {
         task: &'a str,
         message: &'a str,
     },
+    /// A VM took over an instance of the warm pool.
+    Claimed {
+        member: &'a str,
+        isolation: offshoot_types::IsolationClass,
+        took: Duration,
+    },
+    /// An instance of the pool was ended instead of claimed; the start goes on without it.
+    NotClaimed {
+        error: &'a str,
+    },
+    /// A template or an instance of the pool could not be made; it is tried again.
+    PoolTrouble {
+        error: &'a str,
+    },
+    /// A template lacks something that would make starts from it faster.
+    NotWarmed {
+        what: &'a str,
+        error: &'a str,
+    },
+    /// A start from a template failed, and the VM boots instead.
+    ColdAfterAll {
+        error: &'a str,
+    },
     /// Some tasks did not let go in time and were dropped where they stood.
     TasksAbandoned,
 }
@@ -166,6 +189,9 @@ impl TraceEvent<'_> {
             | Self::NotPersisted { .. }
             | Self::NotFlushed { .. }
             | Self::NotCollected { .. }
+            | Self::NotClaimed { .. }
+            | Self::PoolTrouble { .. }
+            | Self::ColdAfterAll { .. }
             | Self::TasksAbandoned
             | Self::GuestSilent => Level::Warn,
             Self::EngineStarted { .. }
@@ -176,6 +202,8 @@ impl TraceEvent<'_> {
             | Self::RecoveryStarted { .. }
             | Self::VmmExited { .. }
             | Self::GuestAnswersAgain
+            | Self::Claimed { .. }
+            | Self::NotWarmed { .. }
             | Self::StrayRemoved { .. } => Level::Info,
             Self::OperationAccepted { .. }
             | Self::StepStarted { .. }
@@ -224,6 +252,11 @@ impl TraceEvent<'_> {
             Self::StrayKept { .. } => "stray-kept",
             Self::StoreFailed { .. } => "store-failed",
             Self::TaskPanicked { .. } => "task-panicked",
+            Self::Claimed { .. } => "claimed",
+            Self::NotClaimed { .. } => "not-claimed",
+            Self::PoolTrouble { .. } => "pool-trouble",
+            Self::NotWarmed { .. } => "not-warmed",
+            Self::ColdAfterAll { .. } => "cold-after-all",
             Self::TasksAbandoned => "tasks-abandoned",
         }
     }

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use offshoot_provider::{Capabilities, Usage};
 use offshoot_types::{
     Attestations, CpuCount, DiskMib, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest, ImageRef,
-    IsolationClass, Labels, Life, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind, SnapshotId,
-    SnapshotPolicy, VmId, VmName, VmState,
+    IsolationClass, Labels, LastStart, Life, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind,
+    SnapshotId, SnapshotPolicy, VmId, VmName, VmState,
 };
 
 /// One VM as it is now: record, process and guest as last observed.
@@ -48,6 +48,8 @@ pub struct VmView {
     pub position: Option<SnapshotId>,
     /// What its guest attested when it was renewed last; `None` for one that booted, or since the daemon's start.
     pub attestations: Option<Attestations>,
+    /// What its latest process was begun from; `None` before the first one.
+    pub last_start: Option<LastStart>,
 }
 
 /// What the guest said of itself in its handshake (untrusted), and whether it answers.

@@ -61,8 +61,13 @@ impl HostImages {
         .await
     }
 
-    pub async fn remove(&self, image: ImageRef, in_use: BTreeSet<ImageDigest>) -> Result<(), Failure> {
-        self.blocking(move |store| store.remove(&image, &in_use).map(drop)).await
+    /// Returns the images that are gone with their last tag.
+    pub async fn remove(
+        &self,
+        image: ImageRef,
+        in_use: BTreeSet<ImageDigest>,
+    ) -> Result<Vec<ImageDigest>, Failure> {
+        self.blocking(move |store| store.remove(&image, &in_use).map(|removed| removed.images)).await
     }
 
     /// Reads every part in full.

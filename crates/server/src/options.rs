@@ -2,7 +2,7 @@
 
 use crate::{LogFormat, Providers, ReadyPipe, listener::Identify};
 use offshoot_api::{socket::RuntimeBase, v1::DaemonMode};
-use offshoot_engine::{Checkpoints, Deadlines, Limits};
+use offshoot_engine::{Checkpoints, Deadlines, Limits, PoolOptions, PoolSize};
 use offshoot_image::AgentBinary;
 use offshoot_types::Bytes;
 use std::{path::PathBuf, time::Duration};
@@ -30,6 +30,8 @@ pub struct ServeOptions {
     pub log: Option<LogFormat>,
     pub limits: Limits,
     pub deadlines: Deadlines,
+    /// Off unless something else is said.
+    pub pool: PoolOptions,
     /// How long requests under way may take to end once the daemon is asked to.
     pub drain: Duration,
     /// Who is told that the daemon is ready, or why it is not.
@@ -59,11 +61,21 @@ impl ServeOptions {
             log: None,
             limits: host_limits(),
             deadlines: Deadlines::default(),
+            pool: PoolOptions::default(),
             drain: Duration::from_secs(10),
             ready: ReadyPipe::default(),
             checkpoints: Checkpoints::default(),
             identify: Identify::Kernel,
         }
+    }
+
+    /// Keeps so many VMs of each kind ready, none if 0; unless it is said, as many as were wanted lately.
+    pub fn keep_pool(&mut self, size: Option<u32>) {
+        self.pool = PoolOptions::of(match size {
+            None => host_pool_size(),
+            Some(0) => PoolSize::Off,
+            Some(count) => PoolSize::Fixed(count),
+        });
     }
 }
 
@@ -73,6 +85,13 @@ impl ServeOptions {
 pub fn host_limits() -> Limits {
     let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| memory_total(&text));
     Limits { vms: MAX_VMS, memory: memory.unwrap_or(Bytes(u64::MAX)), ..Limits::UNBOUNDED }
+}
+
+/// Refilling a pool takes a CPU for a quarter of a second each time: more instances than twice the CPUs are never
+/// ready when they are wanted.
+fn host_pool_size() -> PoolSize {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    PoolSize::Adaptive { most: u32::try_from(cpus * 2).unwrap_or(u32::MAX).clamp(2, 16) }
 }
 
 fn memory_total(meminfo: &str) -> Option<Bytes> {

@@ -66,6 +66,7 @@ pub fn engine_options(
         policy: policy.clone(),
         limits: options.limits,
         deadlines: options.deadlines,
+        pool: options.pool,
         clock: Arc::new(SystemClock),
         node: NodeName::default(),
         checkpoints: options.checkpoints.clone(),

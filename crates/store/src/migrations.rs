@@ -21,6 +21,7 @@ migrations! {
     1 => "0001_initial.sql",
     2 => "0002_branches.sql",
     3 => "0003_life.sql",
+    4 => "0004_starts.sql",
 }
 
 /// The newest schema this program knows.

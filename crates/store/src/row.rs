@@ -36,6 +36,12 @@ pub(crate) fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<T
     serde_json::from_str(&text).map_err(|failure| wrong(row, column, Type::Text, failure))
 }
 
+pub(crate) fn json_option<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<Option<T>, Error> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| serde_json::from_str(&text).map_err(|failure| wrong(row, column, Type::Text, failure)))
+        .transpose()
+}
+
 /// A column that holds the name of a unit variant, as serde writes it.
 pub(crate) fn named<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<T, Error> {
     let text: String = row.get(column)?;

@@ -3,12 +3,12 @@
 use crate::{
     AuditDecision, AuditEntry, Begun, NewEvent, NewOperation, StoreError, Tx, View,
     note::Subject,
-    row::{json, named, parsed, parsed_option, time, time_option, to_json, to_name},
+    row::{json, json_option, named, parsed, parsed_option, time, time_option, to_json, to_name},
 };
 use jiff::{SignedDuration, Timestamp};
 use offshoot_types::{
-    Actor, EventKind, Generation, ImageDigest, IsolationClass, Labels, LayerId, Life, LifeChange, Lifetime,
-    NodeName, OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy,
+    Actor, EventKind, Generation, ImageDigest, IsolationClass, Labels, LastStart, LayerId, Life, LifeChange,
+    Lifetime, NodeName, OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy,
     SnapshotPolicyChange, VmId, VmName, VmRef, VmSpec, VmState, VmStateName,
 };
 use rusqlite::{Row, params};
@@ -45,6 +45,8 @@ pub struct VmRecord {
     pub deadline: Option<Timestamp>,
     /// It was suspended by itself the last time, or was about to be.
     pub slept: bool,
+    /// What its latest process was begun from; `None` before the first one.
+    pub last_start: Option<LastStart>,
 }
 
 /// A VM to be made. Name, image, sizes and labels are those of its spec.
@@ -63,7 +65,7 @@ pub struct NewVm {
 }
 
 const COLUMNS: &str = "id, name, owner, labels, node, spec, provider, isolation, state, failure, generation, \
-     created, updated, started, layer, memory, position, policy, life, deadline, slept";
+     created, updated, started, layer, memory, position, policy, life, deadline, slept, last_start";
 
 fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
     let state = match named::<VmStateName>(row, "state")? {
@@ -100,6 +102,7 @@ fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
         life: json(row, "life")?,
         deadline: time_option(row, "deadline")?,
         slept: row.get("slept")?,
+        last_start: json_option(row, "last_start")?,
     })
 }
 
@@ -287,6 +290,13 @@ impl Tx<'_> {
         self.expect_vm(vm)?;
         let sql = "UPDATE vms SET slept = ?2 WHERE id = ?1";
         self.execute("note why a VM is suspended", sql, params![vm.to_string(), slept]).map(drop)
+    }
+
+    /// What its present process was begun from.
+    pub fn set_vm_last_start(&self, vm: VmId, start: &LastStart) -> Result<(), StoreError> {
+        self.expect_vm(vm)?;
+        let sql = "UPDATE vms SET last_start = ?2 WHERE id = ?1";
+        self.execute("set what a VM was begun from", sql, params![vm.to_string(), to_json(start)]).map(drop)
     }
 
     /// VMs that were made for one request belong to nobody but their owner from here on: all of them or, if the

@@ -18,6 +18,8 @@ pub struct TestEnv {
     dir: TempDir,
     binary: PathBuf,
     images: PathBuf,
+    /// Instances the warm pool keeps.
+    pool: u32,
     finished: bool,
 }
 
@@ -53,7 +55,14 @@ impl TestEnv {
         }
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(dir.path().join("run"), private).expect("make the runtime directory private");
-        Self { dir, binary, images, finished: false }
+        Self { dir, binary, images, pool: 0, finished: false }
+    }
+
+    /// With a warm pool that keeps so many instances. Without one no process runs that nobody asked for.
+    pub fn with_pool(pool: u32) -> Self {
+        let mut env = Self::new();
+        env.pool = pool;
+        env
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -89,6 +98,7 @@ impl TestEnv {
             .env("XDG_RUNTIME_DIR", self.runtime_dir())
             .env("OFFSHOOT_HOME", self.state_dir())
             .env("OFFSHOOT_IMAGES", &self.images)
+            .env("OFFSHOOT_POOL", self.pool.to_string())
             .current_dir(self.work_dir())
             .stdin(Stdio::null());
         command

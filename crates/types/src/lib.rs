@@ -18,6 +18,7 @@ mod operation;
 mod size;
 mod snapshot;
 mod spec;
+mod start;
 mod state;
 mod thaw;
 mod transaction;
@@ -42,6 +43,7 @@ pub use snapshot::{
     SnapshotPolicyChange, SnapshotRef, SnapshotState, UnknownAutoSnapshot,
 };
 pub use spec::{Lifetime, VmSpec};
+pub use start::{LastStart, StartedFrom};
 pub use state::{FailureReason, Generation, IllegalMove, VmState, VmStateName};
 pub use thaw::{Attestations, Interpreter, Reseeded, ThawHook};
 pub use transaction::{RollbackCause, TransactionEnd, TransactionState, TrySpec};

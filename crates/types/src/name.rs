@@ -68,6 +68,12 @@ impl Default for Owner {
         Self("local".into())
     }
 }
+impl Owner {
+    /// Of what a daemon makes for itself, such as templates and the instances of its warm pool. No caller has it.
+    pub fn daemon() -> Self {
+        Self("offshoot-daemon".into())
+    }
+}
 impl Default for NodeName {
     fn default() -> Self {
         Self("local".into())
@@ -86,5 +92,6 @@ mod tests {
         for bad in ["", "-a", "_a", "A", "a b", "a/b", "..", "a.b", "é", "a\0", &"x".repeat(64)] {
             assert!(bad.parse::<VmName>().is_err(), "{bad:?} must be refused");
         }
+        assert_eq!(Owner::daemon().as_str().parse::<Owner>().unwrap(), Owner::daemon());
     }
 }

@@ -1,6 +1,6 @@
 //! The daemon itself.
 
-use super::{Problem, schema};
+use super::{Pool, Problem, schema};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -46,6 +46,8 @@ pub struct Daemon {
     pub execs: u64,
     /// Open connections, this one included.
     pub connections: u64,
+    #[serde(default)]
+    pub pool: Pool,
 }
 
 /// The one line a starting daemon writes to whoever started it.

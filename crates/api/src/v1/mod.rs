@@ -14,6 +14,7 @@ mod frame;
 mod image;
 mod invalid;
 mod operation;
+mod pool;
 mod race;
 mod rollback;
 mod run;
@@ -45,6 +46,7 @@ pub use frame::{
 pub use image::{Image, ImageFile, ImageList, ImageVerified};
 pub use invalid::InvalidField;
 pub use operation::{Operation, OperationList, OperationQuery, OperationStateName, OutcomeName, Problem};
+pub use pool::{LastStart, Pool, PoolShelf};
 pub use race::{
     MAX_RACERS, NewRace, RaceMessage, RaceOutcome, RaceRequest, RacerScore, decode_race_output,
     encode_race_output,

@@ -2,7 +2,7 @@
 
 use offshoot_types::{
     AutoSnapshot, ErrorCode, IsolationClass, Language, OnTimeout, ProviderKind, SnapshotKind, SnapshotOrigin,
-    SnapshotState, TransactionState, VmStateName, Wake,
+    SnapshotState, StartedFrom, TransactionState, VmStateName, Wake,
 };
 use serde::Serialize;
 use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, SchemaFormat, Type};
@@ -33,6 +33,11 @@ pub fn provider() -> Object {
 fn serialised<T: Serialize>(values: impl IntoIterator<Item = T>) -> Object {
     let words = values.into_iter().filter_map(|value| serde_json::to_value(value).ok());
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).build()
+}
+
+pub fn started_from() -> Object {
+    use StartedFrom::*;
+    words([Pool, Template, Snapshot, Boot].map(StartedFrom::as_str))
 }
 
 pub fn snapshot_kind() -> Object {

@@ -1,8 +1,8 @@
 //! VMs: what a caller asks for, and what the daemon knows of them.
 
 use super::{
-    Attestations, InvalidField, Life, Operation, SetLife, SetSnapshotPolicy, SnapshotPolicy, Transaction,
-    invalid::parse, schema,
+    Attestations, InvalidField, LastStart, Life, Operation, SetLife, SetSnapshotPolicy, SnapshotPolicy,
+    Transaction, invalid::parse, schema,
 };
 use jiff::Timestamp;
 use offshoot_types::{
@@ -310,6 +310,9 @@ pub struct Vm {
     /// What its guest said when it was renewed last; absent for one that booted, or since the daemon's start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attestations: Option<Attestations>,
+    /// What its latest process was begun from; absent before the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_start: Option<LastStart>,
     /// Kept states of it; only in the answers of `list` and `show`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<u64>,

@@ -19,7 +19,7 @@ It takes over from a daemon that was started by a verb, VMs included, and is ref
 another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
 takes them up.
 
-A daemon that is started by a verb takes its quotas from the environment of that verb.";
+A daemon that is started by a verb takes its quotas and the size of its pool from the environment of that verb.";
 
 /// Run the daemon in the foreground, logging to standard error
 #[derive(Debug, clap::Args)]
@@ -34,6 +34,10 @@ pub struct Args {
     /// The same for the snapshots of any one VM
     #[arg(long, value_name = "SIZE", env = "OFFSHOOT_SNAPSHOT_QUOTA_PER_VM", hide_env_values = true)]
     snapshot_quota_per_vm: Option<Bytes>,
+    /// Keep so many VMs of each kind ready to be claimed; 0 turns the warm pool off [default: as many as were wanted
+    /// lately, none before the first]
+    #[arg(long, value_name = "N", env = "OFFSHOOT_POOL", hide_env_values = true)]
+    pool: Option<u32>,
     /// Listen for TCP connections too (not built yet)
     #[arg(long, value_name = "ADDRESS", hide = true)]
     listen: Option<String>,
@@ -100,6 +104,7 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
     options.log = Some(log);
     options.limits.snapshots = args.snapshot_quota;
     options.limits.snapshots_per_vm = args.snapshot_quota_per_vm;
+    options.keep_pool(args.pool);
     Ok(options)
 }
 

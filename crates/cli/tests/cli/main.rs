@@ -42,6 +42,7 @@ impl Home {
             .env("XDG_RUNTIME_DIR", self.dir.path().join("run"))
             .env("OFFSHOOT_HOME", self.state_dir())
             .env("OFFSHOOT_IMAGES", self.dir.path().join("images"))
+            .env("OFFSHOOT_POOL", "0")
             .env("COLUMNS", "100")
             .current_dir(self.dir.path())
             .stdin(Stdio::null());

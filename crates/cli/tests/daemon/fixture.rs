@@ -73,6 +73,7 @@ impl World {
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .env("OFFSHOOT_HOME", self.path("state"))
             .env("OFFSHOOT_IMAGES", self.path("images"))
+            .env("OFFSHOOT_POOL", "0")
             .current_dir(self.dir.path())
             .stdin(Stdio::null());
         command

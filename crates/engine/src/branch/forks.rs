@@ -191,7 +191,13 @@ impl Core {
         actor: &Actor,
         authority: &Authority,
     ) -> Result<Vec<ForkedVm>, Failure> {
-        let rows = self.record_forks(origin, order, operation, actor, authority).await?;
+        let recorded = self.record_forks(origin, order, operation, actor, authority).await;
+        let rows = match recorded {
+            Err(refused) if self.made_room(&refused, &origin.vm.owner).await => {
+                self.record_forks(origin, order, operation, actor, authority).await?
+            }
+            recorded => recorded?,
+        };
         let ids: Vec<VmId> = rows.iter().map(|row| row.id).collect();
         for row in rows {
             self.drive(row, Vec::new(), Beginning::AtRest);

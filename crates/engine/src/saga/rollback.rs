@@ -22,8 +22,7 @@ use crate::{
     ask::{Target, Went},
     capture::{self, Keep},
     error, layers,
-    machine::{Live, Machine, Power, io_failure},
-    state_dir::make_private_dir,
+    machine::{Live, Machine, Power},
 };
 use offshoot_provider::{AfterCheckpoint, RestorePlan, vm::Vm};
 use offshoot_store::{LayerRecord, SnapshotRecord, StoreError, Switch, View};
@@ -234,16 +233,7 @@ fn directories<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
             return Ok(());
         }
         let (layout, id) = (machine.core.layout.clone(), machine.id());
-        machine
-            .blocking(move || {
-                for dir in
-                    [layout.boot(id, generation), layout.runtime_vm(id), layout.runtime_boot(id, generation)]
-                {
-                    make_private_dir(&dir).map_err(|error| io_failure("make directory", &dir, &error))?;
-                }
-                Ok(())
-            })
-            .await
+        machine.blocking(move || start::make_directories(&layout, id, generation)).await
     })
 }
 

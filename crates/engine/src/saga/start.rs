@@ -1,26 +1,37 @@
 //! `Stopped | Failed | Suspended -> Starting -> Running`: from a verified image to a guest that answered its handshake,
 //! or from a verified snapshot to a guest that confirmed that it was renewed.
+//!
+//! A VM that never ran may find an instance of the warm pool: then the first step is all of it, and the others find it
+//! running. Or it continues from its image's template, on a disk layer that becomes its own when it runs: until then it
+//! has the disk it was made with, so a start that fails leaves nothing of the template.
 
-use super::{Change, Input, OnCrash, Saga, Step, StepFuture, Undo, create, quiet, step, thaw::Identity};
+use super::{
+    Change, Input, OnCrash, Saga, Step, StepFuture, Undo, Unwound, create, quiet, step, thaw::Identity,
+};
 use crate::{
     layers,
     link::{NoClient, ended},
     machine::{Live, Machine, Power, Verdict, exit_words, io_failure},
-    state_dir::make_private_dir,
+    pool,
+    state_dir::{Layout, make_private_dir},
 };
 use offshoot_provider::{BootPlan, InstanceRecord, RestorePlan, vm::Vm};
 use offshoot_store::LayerRecord;
-use offshoot_types::{ErrorCode, Failure, Generation, OperationKind, SnapshotId, VmState, VmStateName};
+use offshoot_types::{
+    ErrorCode, Failure, Generation, LastStart, OperationKind, SnapshotId, StartedFrom, VmId, VmState,
+    VmStateName,
+};
 use std::{fs, io, path::Path};
 use tokio::time::Instant;
 
 pub(crate) const START: Saga = Saga { kind: OperationKind::Start, steps: &[STEPS], on_crash: OnCrash::Undo };
 
 pub(super) const STEPS: &[Step] = &[
+    step(FIRST, pool::claim, Undo::Run(reclaim)),
     // The ledger admits the memory in the transaction of the move. What an earlier failure left is removed first:
     // two processes on one disk would be the end of it.
-    step(FIRST, admit, Undo::Nothing("settled by where the start failed: Stopped, Suspended or Failed")),
-    quiet("check-image", check_image, Undo::Nothing("reads only")),
+    quiet("admit", admit, Undo::Nothing("settled by where the start failed: Stopped, Suspended or Failed")),
+    quiet("check-image", check_own_image, Undo::Nothing("reads only")),
     quiet("check-state", check_state, Undo::Run(reset_disk)),
     quiet("directories", directories, Undo::Run(remove_sockets)),
     // Before the process exists: a daemon that dies in the next step finds it by this.
@@ -32,7 +43,7 @@ pub(super) const STEPS: &[Step] = &[
 ];
 
 /// The step with which a start begins to act; it is complete when the VM runs.
-pub(crate) const FIRST: &str = "admit";
+pub(crate) const FIRST: &str = "claim";
 
 /// Where the VM belongs after its start failed at `step`.
 pub(crate) fn verdict(machine: &Machine, change: &Change, step: &str, failure: &Failure) -> Verdict {
@@ -49,12 +60,26 @@ pub(crate) fn verdict(machine: &Machine, change: &Change, step: &str, failure: &
 
 fn admit<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
-        if machine.state() == VmStateName::Starting {
+        if machine.state() == VmStateName::Starting || is_claimed(machine) {
             return Ok(());
         }
         machine.reclaim_instances().await?;
+        let Err(refused) = machine.move_to(VmState::Starting, change).await else { return Ok(()) };
+        let (core, owner) = (machine.core.clone(), machine.row.owner.clone());
+        if !core.made_room(&refused, &owner).await {
+            return Err(refused);
+        }
         machine.move_to(VmState::Starting, change).await
     })
+}
+
+/// Whether the first step found an instance: it runs already.
+fn is_claimed(machine: &Machine) -> bool {
+    machine.state() == VmStateName::Running
+}
+
+fn check_own_image<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
+    if is_claimed(machine) { Box::pin(async { Ok(()) }) } else { check_image(machine, change) }
 }
 
 pub(super) fn check_image<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
@@ -68,6 +93,12 @@ pub(super) fn check_image<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFu
 /// What it continues from, and what it writes to.
 fn check_state<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
+        if is_claimed(machine) {
+            return Ok(());
+        }
+        if machine.row.memory.is_none() && machine.warm.template.is_some() {
+            return above_template(machine, change).await;
+        }
         machine.source = match (machine.row.memory, &change.input) {
             (None, _) => None,
             (Some(memory), Input::Fork(fork)) if fork.source.snapshot.id == memory => {
@@ -94,6 +125,31 @@ fn check_state<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'
             _ => clear_top(machine).await,
         }
     })
+}
+
+/// Makes the layer on which a VM that never ran continues from its image's template. It belongs to the change until the
+/// VM runs.
+async fn above_template(machine: &mut Machine, change: &Change) -> Result<(), Failure> {
+    let Some((source, id)) = &machine.warm.template else { return Ok(()) };
+    let (source, id) = (source.clone(), *id);
+    let row = &machine.row;
+    let below = source
+        .chain
+        .first()
+        .ok_or_else(|| Failure::new(ErrorCode::Internal, "a template has no disk layer in the record"))?;
+    let layer = layers::new_layer(id, &row.owner, &row.node, &row.spec, Some(below.id), change.operation);
+    let state = machine.core.layout.state.clone();
+    let (path, below) = (state.join(&layer.path), state.join(&below.path));
+    let (size, name) = (row.spec.disk, machine.name().clone());
+    let durability = create::durability(row.spec.lifetime);
+    machine.blocking(move || layers::make(&path, Some(&below), &below, size, durability, &name)).await?;
+    let chain = machine.core.store.transaction(move |tx| {
+        tx.add_layer(&layer)?;
+        tx.layer_chain(id)
+    });
+    machine.chain = chain.await?;
+    machine.source = Some(source);
+    Ok(())
 }
 
 /// A guest that was restored and not handed out may have written to its disk: that is forgotten, so that the memory
@@ -129,23 +185,34 @@ fn generation(machine: &Machine) -> Generation {
 
 fn directories<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
+        if is_claimed(machine) {
+            return Ok(());
+        }
         let (layout, id, generation) = (machine.core.layout.clone(), machine.id(), generation(machine));
         machine
             .blocking(move || {
                 remove_old_boots(&layout.vm(id), generation)?;
-                for dir in
-                    [layout.boot(id, generation), layout.runtime_vm(id), layout.runtime_boot(id, generation)]
-                {
-                    make_private_dir(&dir).map_err(|error| io_failure("make directory", &dir, &error))?;
-                }
-                Ok(())
+                make_directories(&layout, id, generation)
             })
             .await
     })
 }
 
+/// Those of a boot that is about to be. Blocks.
+pub(super) fn make_directories(layout: &Layout, id: VmId, generation: Generation) -> Result<(), Failure> {
+    let boot = layout.boot(id, generation);
+    if boot.is_symlink() {
+        // To an instance of the pool that was not claimed in the end.
+        create::remove_tree(&boot)?;
+    }
+    for dir in [boot, layout.runtime_vm(id), layout.runtime_boot(id, generation)] {
+        make_private_dir(&dir).map_err(|error| io_failure("make directory", &dir, &error))?;
+    }
+    Ok(())
+}
+
 /// Only the latest boot's console is kept, so that a VM that is restarted for ever does not fill the disk.
-fn remove_old_boots(vm: &Path, keep: Generation) -> Result<(), Failure> {
+pub(crate) fn remove_old_boots(vm: &Path, keep: Generation) -> Result<(), Failure> {
     let entries = match fs::read_dir(vm) {
         Ok(entries) => entries,
         // A fork's first start.
@@ -173,6 +240,9 @@ fn remove_sockets<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a>
 
 fn record<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
+        if is_claimed(machine) {
+            return Ok(());
+        }
         let base = machine.source.as_ref().and_then(|source| source.memory_base());
         let record = instance_record(machine, generation(machine), base);
         machine.record_instance(record).await
@@ -304,6 +374,7 @@ fn thaw<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
         let restored = machine.source.as_ref().is_some_and(|source| source.memory.is_some());
         let identity = match &change.input {
             Input::Fork(_) => Identity::New,
+            _ if machine.warm.template.is_some() => Identity::New,
             _ if restored => Identity::Kept,
             _ => return Ok(()),
         };
@@ -324,18 +395,35 @@ fn thaw<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
 fn running<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         let (vm, restored) = (machine.id(), machine.row.memory.is_some());
+        let template = machine.warm.template.as_ref().map(|(_, layer)| *layer);
+        let from = match (restored, template) {
+            (true, _) => StartedFrom::Snapshot,
+            (false, Some(_)) => StartedFrom::Template,
+            (false, None) => StartedFrom::Boot,
+        };
+        let start = LastStart { from, not_pooled: machine.warm.not_pooled.clone() };
         machine
-            .move_with(
-                VmState::Running,
-                change,
-                move |tx| {
-                    if restored { tx.set_vm_memory(vm, None) } else { Ok(()) }
-                },
-            )
+            .move_with(VmState::Running, change, move |tx| {
+                tx.set_vm_last_start(vm, &start)?;
+                if let Some(layer) = template {
+                    tx.set_vm_layer(vm, layer)?;
+                }
+                if restored { tx.set_vm_memory(vm, None) } else { Ok(()) }
+            })
             .await?;
         machine.source = None;
+        machine.warm.template = None;
         Ok(())
     })
+}
+
+/// Why the start of a VM that found something warm is to be tried again without: what failed it was the template's, and
+/// all of it is taken back.
+pub(crate) fn goes_cold(machine: &Machine, change: &Change, unwound: &Unwound) -> Option<String> {
+    let warm = change.kind == OperationKind::Start && machine.warm.template.is_some();
+    let clean = unwound.undo.failed.is_empty() && machine.instances.is_empty();
+    let asked = !matches!(unwound.failure.code, ErrorCode::Interrupted | ErrorCode::NoResource);
+    (warm && clean && asked && Instant::now() < change.deadline).then(|| unwound.failure.message.clone())
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use std::{
 use tokio::sync::watch;
 
 pub struct Guest {
-    hostname: String,
+    hostname: Mutex<String>,
     exit: watch::Sender<Option<Exit>>,
     stubborn: bool,
     mute: AtomicBool,
@@ -88,7 +88,7 @@ impl Guest {
             (id, Arc::new(Program { pid, state }))
         });
         Arc::new(Self {
-            hostname: hostname.into(),
+            hostname: Mutex::new(hostname.into()),
             exit,
             stubborn,
             mute: AtomicBool::new(false),
@@ -216,7 +216,7 @@ fn refuse(kind: GuestErrorKind, message: &str) -> GuestError {
 impl Services for Guest {
     async fn hello(&self, hello: &HostHello) -> Result<GuestHello, GuestError> {
         self.speak().await;
-        assert_eq!(hello.hostname, self.hostname);
+        assert_eq!(hello.hostname, *self.hostname.lock().unwrap());
         Ok(GuestHello {
             version: hello.version,
             epoch: hello.epoch,
@@ -346,11 +346,12 @@ impl Services for Guest {
         let mut machine_id = self.machine_id.lock().unwrap();
         if let Some(identity) = &thaw.identity {
             *machine_id = NewIdentity::machine_id_text(identity);
+            self.hostname.lock().unwrap().clone_from(&identity.hostname);
         }
         let thawed = Thawed {
             kernel_random: Reseeded::Yes,
             clock_offset_ns: 0,
-            hostname: self.hostname.clone(),
+            hostname: self.hostname.lock().unwrap().clone(),
             machine_id: machine_id.clone(),
             ssh_host_keys: vec![],
             connections_dropped: 0,

@@ -15,7 +15,7 @@ use offshoot_provider::{
     memory::{DeltaWriter, PAGE},
     parts::Part,
 };
-use offshoot_types::{Bytes, Generation, IsolationClass, ProviderKind, SnapshotId, VmId};
+use offshoot_types::{Bytes, IsolationClass, ProviderKind, SnapshotId, VmId};
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -34,7 +34,8 @@ pub struct Host {
 
 #[derive(Debug, Default)]
 struct Inner {
-    processes: Mutex<HashMap<(VmId, Generation), Arc<Process>>>,
+    /// By the directory each was started in: which VM it is of may change.
+    processes: Mutex<HashMap<PathBuf, Arc<Process>>>,
     faults: Mutex<Faults>,
     boots: AtomicUsize,
     most_of_one_vm: AtomicUsize,
@@ -130,7 +131,7 @@ impl Host {
 
     fn started(&self, process: &Arc<Process>) {
         let mut processes = self.inner.processes.lock().unwrap();
-        processes.insert((process.record.vm, process.record.generation), process.clone());
+        processes.insert(process.record.state_dir.clone(), process.clone());
         self.inner.boots.fetch_add(1, Ordering::SeqCst);
         let tops = processes.values().filter(|p| p.is_alive()).map(|p| p.top());
         let mut writers: HashMap<PathBuf, usize> = HashMap::new();
@@ -265,7 +266,7 @@ impl Provider for MemoryProvider {
     }
 
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError> {
-        let found = self.host.inner.processes.lock().unwrap().get(&(record.vm, record.generation)).cloned();
+        let found = self.host.inner.processes.lock().unwrap().get(&record.state_dir).cloned();
         Ok(match found {
             None => Adoption::NeverStarted,
             Some(process) => match process.exit.borrow().clone() {
@@ -283,7 +284,7 @@ impl Provider for MemoryProvider {
             return ReclaimReport { removed: vec![], failed: vec!["cgroup: device or resource busy".into()] };
         }
         let mut processes = self.host.inner.processes.lock().unwrap();
-        if let Some(process) = processes.remove(&(record.vm, record.generation)) {
+        if let Some(process) = processes.remove(&record.state_dir) {
             process.end(Exit::Signal(9));
         }
         // A provider removes its sockets; the directory is the engine's.

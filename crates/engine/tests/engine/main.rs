@@ -12,6 +12,8 @@ mod guest;
 mod host;
 mod life;
 mod lifecycle;
+mod pool;
+mod pool_faults;
 mod portable;
 mod prune;
 mod race;

@@ -4,7 +4,7 @@ use crate::host::Host;
 use futures::future::BoxFuture;
 use offshoot_engine::{
     BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, ForkReport, Images, Limits, OnShutdown,
-    Options, RollbackReport, SnapshotView, StateDirLock, SystemClock, VmCondition, VmView,
+    Options, PoolOptions, RollbackReport, SnapshotView, StateDirLock, SystemClock, VmCondition, VmView,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
 use offshoot_provider::Provider;
@@ -24,6 +24,7 @@ pub struct Stage {
     pub dir: TempDir,
     pub limits: Limits,
     pub deadlines: Deadlines,
+    pub pool: PoolOptions,
     pub checkpoints: Checkpoints,
     /// Instead of that of the host.
     pub provider: Option<Arc<dyn Provider>>,
@@ -48,6 +49,7 @@ impl Stage {
             dir,
             limits: Limits::UNBOUNDED,
             deadlines: Deadlines::default(),
+            pool: PoolOptions::default(),
             checkpoints: Checkpoints::default(),
             provider: None,
         }
@@ -82,6 +84,7 @@ impl Stage {
             policy: policy(),
             limits: self.limits,
             deadlines: self.deadlines,
+            pool: self.pool,
             clock: Arc::new(SystemClock),
             node: NodeName::default(),
             checkpoints,

@@ -3,7 +3,7 @@
 
 use crate::{log::Log, trouble::Board};
 use offshoot_engine::{
-    BootFiles, Checkpoints, Clock, Deadlines, Engine, Images, Limits, Options, StateDirLock,
+    BootFiles, Checkpoints, Clock, Deadlines, Engine, Images, Limits, Options, PoolOptions, StateDirLock,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
 use offshoot_provider::fake::{FakeHost, FakeProvider};
@@ -105,6 +105,7 @@ impl World {
             policy: policy(),
             limits: Limits::UNBOUNDED,
             deadlines: Deadlines::default(),
+            pool: PoolOptions::default(),
             clock: self.wall.clone(),
             node: NodeName::default(),
             checkpoints,

@@ -93,11 +93,10 @@ pub struct FakeHost {
     state: Arc<Mutex<State>>,
 }
 
-type Key = (VmId, Generation);
-
 #[derive(Debug, Default)]
 struct State {
-    machines: HashMap<Key, Arc<Machine>>,
+    /// By the directory each was started in: whose it is may change (see the engine's warm pool).
+    machines: HashMap<PathBuf, Arc<Machine>>,
     faults: VecDeque<BootFault>,
     restore_faults: VecDeque<BootFault>,
     checkpoint_faults: VecDeque<CheckpointFault>,
@@ -276,15 +275,15 @@ impl FakeHost {
             yields_to,
         };
         let machine = Machine::start(record, hardware, guest);
-        state.machines.insert(key, machine.clone());
+        state.machines.insert(plan.state_dir.clone(), machine.clone());
         Ok(machine)
     }
 
     pub(super) fn find(&self, record: &InstanceRecord) -> Option<Arc<Machine>> {
-        self.state().machines.get(&(record.vm, record.generation)).cloned()
+        self.state().machines.get(&record.state_dir).cloned()
     }
 
     pub(super) fn forget(&self, record: &InstanceRecord) -> Option<Arc<Machine>> {
-        self.state().machines.remove(&(record.vm, record.generation))
+        self.state().machines.remove(&record.state_dir)
     }
 }

@@ -5,6 +5,7 @@ use super::{
     extract::Json,
     openapi::openapi_json,
     request::Call,
+    view,
 };
 use axum::{
     http::header,
@@ -37,7 +38,7 @@ pub async fn openapi(call: Call) -> Result<Response, ApiError> {
 #[utoipa::path(get, path = "/v1/daemon", tag = "daemon", operation_id = "show_daemon",
     responses((status = 200, body = v1::Daemon), ReadErrors))]
 pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
-    let _read = call.permit(Command::Inspect { vm: None }).await?;
+    let read = call.permit(Command::Inspect { vm: None }).await?;
     let census = call.engine.census();
     Ok(axum::Json(v1::Daemon {
         record: call.app.record.clone(),
@@ -47,6 +48,7 @@ pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
         operations: census.operations as u64,
         execs: census.execs as u64,
         connections: call.app.activity.count() as u64,
+        pool: view::pool(call.engine.pool(read)?),
     }))
 }
 

@@ -22,10 +22,12 @@ pub async fn list(call: Call) -> Result<Json<v1::ImageList>, ApiError> {
     params(("image" = String, Path, description = "Tag or `sha256:` digest")),
     responses((status = 204, description = "Removed"), ImageErrors))]
 pub async fn remove(call: Call, ImagePath(image): ImagePath) -> Result<StatusCode, ApiError> {
-    let _manage = call.permit(Command::ManageImage { image: image.to_string() }).await?;
+    let manage = call.permit(Command::ManageImage { image: image.to_string() }).await?;
     let vms = call.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
     let in_use = vms.into_iter().map(|vm| vm.image_digest).collect();
-    call.app.images.remove(image, in_use).await?;
+    for gone in call.app.images.remove(image, in_use).await? {
+        call.engine.release_image(&manage, &gone).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

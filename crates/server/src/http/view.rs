@@ -2,7 +2,8 @@
 
 use offshoot_api::v1;
 use offshoot_engine::{
-    ExecState, ExecView, ForkReport, GuestHealth, RollbackReport, SnapshotView, TransactionView, VmView,
+    ExecState, ExecView, ForkReport, GuestHealth, PoolShelf, PoolSize, PoolTemplate, PoolView,
+    RollbackReport, SnapshotView, TransactionView, VmView,
 };
 use offshoot_types::{ExecArgv, Lifetime};
 use std::time::Duration;
@@ -49,9 +50,37 @@ pub fn vm(view: VmView) -> v1::Vm {
         suspended_to: view.suspended_to,
         position: view.position,
         attestations: view.attestations.map(Into::into),
+        last_start: view.last_start.map(Into::into),
         snapshots: None,
         transaction: None,
     }
+}
+
+pub fn pool(view: PoolView) -> v1::Pool {
+    let (most, fixed) = match view.size {
+        PoolSize::Off => (0, true),
+        PoolSize::Fixed(count) => (count, true),
+        PoolSize::Adaptive { most } => (most, false),
+    };
+    let shelf = |shelf: PoolShelf| v1::PoolShelf {
+        image_digest: shelf.image,
+        memory_mib: shelf.memory.mib().into(),
+        cpus: shelf.cpus.get().into(),
+        disk_mib: shelf.disk.mib().into(),
+        provider: shelf.provider,
+        isolation: shelf.isolation,
+        template: match shelf.template {
+            PoolTemplate::Ready(id) => Some(id),
+            PoolTemplate::Absent | PoolTemplate::Building => None,
+        },
+        making: shelf.making || shelf.template == PoolTemplate::Building,
+        ready: shelf.ready.into(),
+        target: shelf.target.into(),
+        claimed: shelf.claimed,
+        missed: shelf.missed,
+        trouble: shelf.trouble,
+    };
+    v1::Pool { most: most.into(), fixed, shelves: view.shelves.into_iter().map(shelf).collect() }
 }
 
 pub fn exec(view: ExecView) -> v1::ExecSummary {

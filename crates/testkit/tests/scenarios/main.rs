@@ -12,6 +12,7 @@ mod faults;
 mod files;
 mod interactive;
 mod lifecycle;
+mod pool;
 mod run;
 mod scale;
 mod state;
