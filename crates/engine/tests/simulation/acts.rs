@@ -1,19 +1,21 @@
 //! One command, from the permit to its end.
 
 use crate::{schedule::Verb, world::permit};
-use offshoot_engine::{CodeEvent, Engine, ExecEvent, TryEvent};
+use offshoot_engine::{CodeEvent, Engine, ExecEvent, TryEvent, VmCondition};
 use offshoot_guest_proto::client::ClientError;
 use offshoot_types::{
     Command, ContextCode, CpuCount, DiskMib, ErrorCode, ExecArgv, ExecLimits, ExecSpec, Failure, FileAccess,
-    ForkSource, Lifetime, MemMib, OperationKind, OperationOutcome, OperationState, ProviderChoice,
-    ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotRef, TransactionEnd, TrySpec,
-    VmRef, VmSpec,
+    ForkSource, LifeChange, Lifetime, MemMib, OperationKind, OperationOutcome, OperationState,
+    ProviderChoice, ProviderKind, RollbackTo, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotRef,
+    TimeLimit, TransactionEnd, TrySpec, VmRef, VmSpec, VmStateName,
 };
 use std::time::Duration;
 
 const GRACE: Duration = Duration::from_secs(5);
 /// Of a transaction: longer than what is done in it.
 const DEADLINE: Duration = Duration::from_secs(600);
+/// Without work, before it suspends itself.
+const IDLE: Duration = Duration::from_secs(120);
 
 /// A command whose time has come: what it names is chosen.
 #[derive(Debug, Clone)]
@@ -39,7 +41,7 @@ impl Deed {
             Verb::Pause => OperationKind::Pause,
             Verb::Resume => OperationKind::Resume,
             Verb::Destroy => OperationKind::Destroy,
-            Verb::Echo | Verb::Sleep => OperationKind::Exec,
+            Verb::Echo | Verb::Sleep | Verb::Rest => OperationKind::Exec,
             Verb::Write => OperationKind::WriteFiles,
             Verb::SetVariable => OperationKind::Context,
             Verb::Snapshot | Verb::SnapshotDisk => OperationKind::Snapshot,
@@ -104,10 +106,22 @@ impl Deed {
                 let snapshot = SnapshotRef::Id(self.snapshot.expect("chosen"));
                 self.fork(engine, ForkSource::Snapshot(snapshot)).await
             }
+            Verb::Rest => self.rest(engine).await,
             Verb::Try => self.attempt(engine, "exit 0").await,
             Verb::TryAndFail => self.attempt(engine, "exit 3").await,
             Verb::TransactAndCommit | Verb::TransactAndRollBack => self.transact(engine).await,
         }
+    }
+
+    async fn rest(&self, engine: &Engine) -> Result<(), Failure> {
+        set_idle(engine, &self.vm, TimeLimit::After(IDLE)).await?;
+        let vm = Command::Inspect { vm: Some(named(&self.vm)) };
+        let at_rest = vec![VmStateName::Suspended, VmStateName::Stopped, VmStateName::Failed];
+        let at_rest = VmCondition { states: at_rest, newer_than: None };
+        // Whether it comes to that depends on the trouble.
+        engine.wait_vm(permit(engine, vm), at_rest, Some(IDLE * 4)).await?;
+        set_idle(engine, &self.vm, TimeLimit::None).await?;
+        exec(engine, named(&self.vm), &["echo", "hello"], Until::Ended).await
     }
 
     async fn attempt(&self, engine: &Engine, end: &str) -> Result<(), Failure> {
@@ -147,6 +161,11 @@ impl Deed {
         let command = Command::Fork { source, name, count: self.count };
         engine.fork(permit(engine, command)).await.map(drop)
     }
+}
+
+pub async fn set_idle(engine: &Engine, vm: &str, limit: TimeLimit) -> Result<(), Failure> {
+    let life = LifeChange { idle_suspend: Some(limit), ..LifeChange::default() };
+    engine.set_life(permit(engine, Command::SetLife { vm: named(vm), life })).await.map(drop)
 }
 
 pub fn named(name: &str) -> VmRef {

@@ -248,9 +248,23 @@ fn check_state(
         // What the VMM was told may have been done.
         (Verb::Pause, Some(false)) => vec![was, Some(Paused)],
         (Verb::Resume, Some(false)) => vec![was, Some(Running)],
-        (Verb::Suspend, Some(false)) => vec![was, Some(Suspended)],
+        (Verb::Suspend, Some(false)) | (Verb::Rest, _) => vec![was, Some(Suspended)],
         _ => vec![was],
     };
+    let wakes = matches!(
+        deed.verb,
+        Verb::Rest
+            | Verb::Echo
+            | Verb::Sleep
+            | Verb::Write
+            | Verb::SetVariable
+            | Verb::Snapshot
+            | Verb::SnapshotDisk
+    );
+    if was == Some(Suspended) && (wakes || deed.verb.transacts()) {
+        // It had suspended itself, and was cut off before it was woken.
+        allowed.push(Some(Running));
+    }
     if met.any {
         // A machine that ended by itself, or an undo that failed.
         allowed.extend([Some(Failed), Some(Stopped)]);

@@ -13,7 +13,9 @@ use crate::{
 };
 use offshoot_engine::{Engine, OnShutdown};
 use offshoot_store::AuditVerdict;
-use offshoot_types::{Command, ErrorCode, Failure, OperationId, SnapshotId, SnapshotRef, VmStateName};
+use offshoot_types::{
+    Command, ErrorCode, Failure, OperationId, SnapshotId, SnapshotRef, TimeLimit, VmStateName,
+};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -56,6 +58,7 @@ impl Run {
     }
 
     async fn step(&mut self, n: usize, step: Step) -> Result<(), String> {
+        self.keep_awake().await?;
         let mut deeds: Vec<Deed> = Vec::new();
         for act in &step.acts {
             // Those that change what others on the same VM mean are alone there.
@@ -95,6 +98,18 @@ impl Run {
         let named = |name: &str| deeds.iter().any(|deed| deed.vm == name || deed.makes(name));
         self.look_inside(&facts, |name| crash || met.any || named(name)).await?;
         self.log_state(&facts);
+        Ok(())
+    }
+
+    /// Nothing rests in this step because it was to rest in an earlier one that was cut off.
+    async fn keep_awake(&self) -> Result<(), String> {
+        let vms = self.engine().vms(permit(self.engine(), Command::Inspect { vm: None }));
+        for vm in vms.map_err(|failure| failure.to_string())? {
+            if vm.life.idle_suspend.is_some() {
+                let lifted = acts::set_idle(self.engine(), vm.name.as_str(), TimeLimit::None).await;
+                lifted.map_err(|failure| failure.to_string())?;
+            }
+        }
         Ok(())
     }
 
@@ -185,8 +200,13 @@ impl Run {
             return None;
         }
         self.names += 1;
+        // By bits that choose nothing else, so that every seed still does what it did otherwise.
+        let verb = match (act.verb, act.pick >> 30) {
+            (Verb::Echo, 1..) | (Verb::Suspend | Verb::Resume, 0) => Verb::Rest,
+            (verb, _) => verb,
+        };
         Some(Deed {
-            verb: act.verb,
+            verb,
             snapshot: needs.then(|| snapshots[below(snapshots.len())]),
             count: 1 + below(2) as u32,
             file: FILES[below(FILES.len())],

@@ -59,6 +59,8 @@ pub enum Verb {
     TryAndFail,
     TransactAndCommit,
     TransactAndRollBack,
+    /// Nothing is asked of it until it suspends itself, then a process. Some of the others are made this.
+    Rest,
 }
 
 impl Verb {
