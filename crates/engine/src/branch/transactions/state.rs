@@ -53,7 +53,6 @@ pub(in crate::branch) async fn keep(
     } else {
         core.persist_later(taken.snapshot);
     }
-    core.snapshots.count_unasked();
     Ok(taken.snapshot)
 }
 
