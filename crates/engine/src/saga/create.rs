@@ -1,7 +1,7 @@
 //! `Creating -> Stopped`: directories and data disk. The row and its place in the ledger were written together
 //! with the operation, before this began; undoing everything takes the row to `Destroyed`.
 
-use super::{Change, OnCrash, Saga, StepFuture, Undo, step};
+use super::{Change, OnCrash, Saga, StepFuture, Undo, quiet};
 use crate::{
     layers,
     machine::{Machine, io_failure},
@@ -14,11 +14,12 @@ use std::{fs, io, path::Path};
 pub(crate) const CREATE: Saga = Saga {
     kind: OperationKind::Create,
     steps: &[&[
-        // Row and ledger came with the operation; their undo is the row's end, after all files are gone.
-        step("reserve", |_, _| Box::pin(async { Ok(()) }), Undo::Run(release)),
-        step("directories", directories, Undo::Run(remove_directories)),
-        step("data-disk", data_disk, Undo::Run(remove_disk)),
-        step("stopped", stopped, Undo::Nothing("the last step: nothing fails after it")),
+        // Row and ledger came with the operation; their undo is the row's end, after all files are gone. Nothing is
+        // journaled: a create that was cut off is taken back from its end, however far it came.
+        quiet("reserve", |_, _| Box::pin(async { Ok(()) }), Undo::Run(release)),
+        quiet("directories", directories, Undo::Run(remove_directories)),
+        quiet("data-disk", data_disk, Undo::Run(remove_disk)),
+        quiet("stopped", stopped, Undo::Nothing("the last step: nothing fails after it")),
     ]],
     on_crash: OnCrash::Undo,
 };
