@@ -435,6 +435,13 @@ impl Engine {
         Ok(())
     }
 
+    /// VMs that are the daemon's own, which nobody's list shows: their directories are no strays.
+    pub async fn own_vms(&self, permit: &Authorized<Command>) -> Result<Vec<VmId>, Failure> {
+        inspecting(permit, "own_vms")?;
+        let vms = self.core().store.read(|view| view.vms()).await?;
+        Ok(vms.into_iter().filter(|vm| vm.owner == Owner::daemon()).map(|vm| vm.id).collect())
+    }
+
     /// The warm pool as it is now; it is the daemon's, whoever asks.
     pub fn pool(&self, permit: Authorized<Command>) -> Result<PoolView, Failure> {
         inspecting(&permit, "pool").map(|_| self.core().pool.view())

@@ -1,7 +1,7 @@
 //! What new VMs can start from without a boot.
 
 use super::schema;
-use offshoot_types::{ImageDigest, IsolationClass, ProviderKind, SnapshotId, StartedFrom};
+use offshoot_types::{ImageDigest, IsolationClass, ProviderKind, SnapshotId, StartedFrom, VmId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -15,6 +15,9 @@ pub struct Pool {
     /// One for each image in one size; the one that was wanted last comes first. None before the first start that could
     /// have used one.
     pub shelves: Vec<PoolShelf>,
+    /// The VMs that are the daemon's: instances nobody has claimed, and what templates are made of. No list shows them.
+    #[schema(value_type = Vec<String>)]
+    pub vms: Vec<VmId>,
 }
 
 /// What is kept for VMs of one image in one size.

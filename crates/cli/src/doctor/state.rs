@@ -2,7 +2,6 @@
 
 use super::Check;
 use crate::{context::Context, paths::Paths, view};
-use offshoot_api::v1::Vm;
 use offshoot_types::VmId;
 use rustix::fs::statvfs;
 use std::{
@@ -73,8 +72,8 @@ fn space(dir: &Path) -> Check {
     }
 }
 
-/// The daemon, and its VMs if it runs.
-pub async fn daemon(context: &Context) -> (Check, Option<Vec<Vm>>) {
+/// The daemon and, if it runs, all VMs it has: those of its own, for the warm pool, too.
+pub async fn daemon(context: &Context) -> (Check, Option<Vec<VmId>>) {
     const NAME: &str = "daemon";
     let asked = async {
         let Some(client) = context.running_client().await? else { return Ok(None) };
@@ -99,7 +98,8 @@ pub async fn daemon(context: &Context) -> (Check, Option<Vec<Vm>>) {
                     env!("CARGO_PKG_VERSION")
                 )),
             };
-            (check, Some(vms))
+            let ids = vms.into_iter().map(|vm| vm.id).chain(daemon.pool.vms);
+            (check, Some(ids.collect()))
         }
         Err(crate::failure::Stop::Failed(report)) => {
             let cause = report.failure.cause.map_or_else(String::new, |cause| format!(": {cause}"));
@@ -111,10 +111,15 @@ pub async fn daemon(context: &Context) -> (Check, Option<Vec<Vm>>) {
 }
 
 /// Files that are not ours. With a daemon to ask, directories of VMs that do not exist too.
-pub fn strays(paths: &Paths, vms: Option<&[Vm]>) -> Check {
+pub fn strays(paths: &Paths, vms: Option<&[VmId]>) -> Check {
     const NAME: &str = "stray files";
-    let known: Option<BTreeSet<String>> =
-        vms.map(|vms| vms.iter().flat_map(|vm| [vm.id.to_string(), vm.id.simple()]).collect());
+    let mut known: Option<BTreeSet<String>> =
+        vms.map(|vms| vms.iter().flat_map(|id| [id.to_string(), id.simple()]).collect());
+    if let Some(known) = &mut known {
+        let elsewhere = known.iter().flat_map(|vm| lives_in(&paths.state_dir.join("vms").join(vm)));
+        let elsewhere: Vec<String> = elsewhere.collect();
+        known.extend(elsewhere);
+    }
     let mut strays = Vec::new();
     for name in names(&paths.state_dir) {
         if !OURS.contains(&name.as_str()) && !name.starts_with("offshoot.db") {
@@ -136,6 +141,14 @@ pub fn strays(paths: &Paths, vms: Option<&[Vm]>) -> Check {
     let dir = paths.state_dir.display();
     Check::warn(NAME, format!("{} in {dir}", strays.join(", ")))
         .remedy("nobody here needs them: move them away")
+}
+
+/// Where else the processes of a VM have their files: one that came from the warm pool has them where it was made, and
+/// the VM's directory a link there.
+fn lives_in(vm: &Path) -> Vec<String> {
+    let links = names(vm).into_iter().filter_map(|name| fs::read_link(vm.join(name)).ok());
+    let made_in = |link: std::path::PathBuf| Some(link.parent()?.file_name()?.to_string_lossy().into_owned());
+    links.filter_map(made_in).collect()
 }
 
 /// Sorted; none if there is no such directory.
@@ -176,6 +189,16 @@ mod tests {
         assert!(found.detail.starts_with("todo, vms/notes.txt in "), "{}", found.detail);
         let with_daemon = strays(&paths(dir.path()), Some(&[]));
         assert!(with_daemon.detail.matches("vms/").count() == 2, "a VM nobody knows: {}", with_daemon.detail);
+        let (claimed, made_as) = (VmId::new(), VmId::new());
+        let boots = [claimed, made_as].map(|vm| dir.path().join("vms").join(vm.simple()));
+        fs::create_dir_all(boots[1].join("g3")).unwrap();
+        fs::create_dir(&boots[0]).unwrap();
+        let stray = strays(&paths(dir.path()), Some(&[claimed]));
+        assert!(stray.detail.contains(&made_as.simple()), "{}", stray.detail);
+        std::os::unix::fs::symlink(boots[1].join("g3"), boots[0].join("g4")).unwrap();
+        let from_pool = strays(&paths(dir.path()), Some(&[claimed]));
+        assert_eq!(from_pool.detail, with_daemon.detail, "where a VM's process has its files is no stray");
+        boots.iter().for_each(|boot| fs::remove_dir_all(boot).unwrap());
         let layer = dir.path().join("vms").join(VmId::new().simple());
         fs::create_dir(&layer).unwrap();
         fs::write(layer.join(DISK), "").unwrap();

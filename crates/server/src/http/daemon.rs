@@ -39,6 +39,7 @@ pub async fn openapi(call: Call) -> Result<Response, ApiError> {
     responses((status = 200, body = v1::Daemon), ReadErrors))]
 pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
     let read = call.permit(Command::Inspect { vm: None }).await?;
+    let own = call.engine.own_vms(&read).await?;
     let census = call.engine.census();
     Ok(axum::Json(v1::Daemon {
         record: call.app.record.clone(),
@@ -48,7 +49,7 @@ pub async fn status(call: Call) -> Result<axum::Json<v1::Daemon>, ApiError> {
         operations: census.operations as u64,
         execs: census.execs as u64,
         connections: call.app.activity.count() as u64,
-        pool: view::pool(call.engine.pool(read)?),
+        pool: view::pool(call.engine.pool(read)?, own),
     }))
 }
 

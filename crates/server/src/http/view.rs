@@ -5,7 +5,7 @@ use offshoot_engine::{
     ExecState, ExecView, ForkReport, GuestHealth, PoolShelf, PoolSize, PoolTemplate, PoolView,
     RollbackReport, SnapshotView, TransactionView, VmView,
 };
-use offshoot_types::{ExecArgv, Lifetime};
+use offshoot_types::{ExecArgv, Lifetime, VmId};
 use std::time::Duration;
 
 pub fn vm(view: VmView) -> v1::Vm {
@@ -56,7 +56,7 @@ pub fn vm(view: VmView) -> v1::Vm {
     }
 }
 
-pub fn pool(view: PoolView) -> v1::Pool {
+pub fn pool(view: PoolView, vms: Vec<VmId>) -> v1::Pool {
     let (most, fixed) = match view.size {
         PoolSize::Off => (0, true),
         PoolSize::Fixed(count) => (count, true),
@@ -80,7 +80,7 @@ pub fn pool(view: PoolView) -> v1::Pool {
         missed: shelf.missed,
         trouble: shelf.trouble,
     };
-    v1::Pool { most: most.into(), fixed, shelves: view.shelves.into_iter().map(shelf).collect() }
+    v1::Pool { most: most.into(), fixed, shelves: view.shelves.into_iter().map(shelf).collect(), vms }
 }
 
 pub fn exec(view: ExecView) -> v1::ExecSummary {
