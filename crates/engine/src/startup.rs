@@ -150,6 +150,10 @@ async fn keep_house(core: Arc<Core>) {
         tokio::select! {
             () = core.closing.cancelled() => return,
             () = tokio::time::sleep(HOUSEKEEPING) => {}
+            () = core.snapshots.many_unasked() => {
+                core.expire_snapshots().await;
+                continue;
+            }
         }
         if let Err(error) = core.store.prune(Retention::default()).await {
             core.store_failed("forget old records", &error);

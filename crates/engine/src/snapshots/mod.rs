@@ -37,9 +37,12 @@ use offshoot_provider::{memory::Delta, parts::Trusted};
 use offshoot_types::{ErrorCode, Failure, SnapshotId};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
-use tokio::sync::{OnceCell, RwLock, watch};
+use tokio::sync::{Notify, OnceCell, RwLock, watch};
 
 #[derive(Debug, Default)]
 pub(crate) struct Snapshots {
@@ -50,7 +53,14 @@ pub(crate) struct Snapshots {
     uses: Uses,
     /// One merge at a time: each takes as much memory as what it merges.
     merging: tokio::sync::Mutex<()>,
+    /// Taken by a policy since this daemon began.
+    unasked: AtomicU32,
+    many_unasked: Notify,
 }
+
+/// So many snapshots that nobody asked for are taken before the old ones among them are looked for: a VM that keeps itself
+/// before each command takes thousands an hour.
+const MANY: u32 = 8;
 
 /// A snapshot whose bytes are not all on the disk yet.
 #[derive(Debug)]
@@ -85,6 +95,18 @@ impl Snapshots {
         let (id, volatile) = (volatile.id, Arc::new(volatile));
         lock(&self.volatile).insert(id, volatile.clone());
         volatile
+    }
+
+    /// One was taken without being asked for.
+    pub fn count_unasked(&self) {
+        if self.unasked.fetch_add(1, Ordering::Relaxed) % MANY == MANY - 1 {
+            self.many_unasked.notify_one();
+        }
+    }
+
+    /// Resolves whenever many have been.
+    pub async fn many_unasked(&self) {
+        self.many_unasked.notified().await;
     }
 
     pub fn volatile(&self, id: SnapshotId) -> Option<Arc<Volatile>> {

@@ -53,6 +53,7 @@ pub(in crate::branch) async fn keep(
     } else {
         core.persist_later(taken.snapshot);
     }
+    core.snapshots.count_unasked();
     Ok(taken.snapshot)
 }
 
