@@ -112,8 +112,13 @@ pub fn check(disk: &DiskStack) -> Result<(), DiskError> {
 /// Makes sure that a layer nobody writes to any more is on the host's disk, and marks it as read-only. Blocks for as
 /// long as that takes.
 pub fn freeze(path: &Path) -> Result<(), DiskError> {
+    const FROZEN: u32 = 0o400;
     let file = File::open(path).map_err(io("open", path))?;
-    file.set_permissions(PermissionsExt::from_mode(0o400)).map_err(io("freeze", path))?;
+    let mode = file.metadata().map_err(io("look at", path))?.permissions().mode();
+    // Setting the mode it has changes its identity too: whoever reads it meanwhile would take it for damaged.
+    if mode & 0o777 != FROZEN {
+        file.set_permissions(PermissionsExt::from_mode(FROZEN)).map_err(io("freeze", path))?;
+    }
     file.sync_all().map_err(io("flush", path))
 }
 
@@ -252,6 +257,10 @@ mod tests {
         create_overlay(&template, mib(64), &path("a"), Durability::Volatile).unwrap();
         freeze(&path("a")).unwrap();
         assert_eq!(path("a").metadata().unwrap().permissions().mode() & 0o777, 0o400);
+        let identity = || crate::parts::Identity::of(&File::open(path("a")).unwrap()).unwrap();
+        let frozen = identity();
+        freeze(&path("a")).unwrap();
+        assert_eq!(identity(), frozen, "it is the same file to whoever reads it");
         create_layer(&path("a"), mib(64), &path("b"), Durability::Flushed).unwrap();
         create_layer(&path("b"), mib(64), &path("c"), Durability::Volatile).unwrap();
         assert_eq!(
