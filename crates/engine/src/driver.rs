@@ -41,8 +41,8 @@ use offshoot_policy::{Decision, Facts, VmFacts};
 use offshoot_provider::{Exit, UndoReport};
 use offshoot_store::SnapshotRecord;
 use offshoot_types::{
-    Command, ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause,
-    SnapshotOrigin, VmState, VmStateName,
+    Command, ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause, VmState,
+    VmStateName,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -581,8 +581,7 @@ impl Driver {
             self.core.close(ticket, OperationOutcome::Done).await;
             return;
         }
-        let (core, id, vm) = (self.core.clone(), snapshot_id(change.operation), self.machine.id());
-        let automatic = matches!(&change.input, Input::Snapshot(ask) if ask.origin == SnapshotOrigin::Auto);
+        let (core, id) = (self.core.clone(), snapshot_id(change.operation));
         let scope = crate::core::scope(ticket.operation());
         self.core.tasks.spawn(TaskKind::Persister, scope, async move {
             let outcome = match core.persist(id).await {
@@ -590,10 +589,7 @@ impl Driver {
                 Err(failure) => OperationOutcome::Failed { failure },
             };
             core.close(ticket, outcome).await;
-            match automatic {
-                true => core.expire_if_many(vm).await,
-                false => core.collect_layers().await,
-            }
+            core.collect_layers().await;
         });
     }
 

@@ -313,3 +313,30 @@ async fn an_exec_that_is_rolled_back_can_be_left_to_itself() {
     assert_eq!(file(&engine, "/f").await.as_deref(), Some("1"), "it ended well, with nobody there to see it");
     leave(engine).await;
 }
+
+/// Nobody waits for the next round of housekeeping: a VM that is kept before each command is kept some twenty times.
+#[tokio::test(flavor = "multi_thread")]
+async fn automatic_snapshots_are_let_go_as_they_come() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    set_policy(&engine, AutoSnapshot::BeforeExec, false).await;
+    for number in 0..60 {
+        program(&engine, "a", &["note", &number.to_string()]).await;
+    }
+    let kept = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let kept = snapshots(&engine).await;
+            if kept <= 28 {
+                return kept;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(kept.await.expect("they are let go") >= 20);
+    set_policy(&engine, AutoSnapshot::Never, false).await;
+    rollback(&engine, "a", RollbackTo::Newest).await.unwrap();
+    let notes: String = (0..59).map(|number| number.to_string()).collect();
+    assert_eq!(program(&engine, "a", &["notes"]).await, notes, "the newest is whole");
+    leave(engine).await;
+}

@@ -50,6 +50,7 @@ pub(in crate::branch) async fn keep(
     let (_, taken) = core.take_snapshot(handle, authority, None, within, ask).await?;
     if durable {
         core.persist(taken.snapshot).await?;
+        core.tidy_later(taken.snapshot);
     } else {
         core.persist_later(taken.snapshot);
     }
