@@ -27,9 +27,7 @@ use offshoot_provider::{
     parts::{Part, PartError, Trusted, hash_file},
 };
 use offshoot_store::{LayerRecord, SnapshotRecord, StoreError, VmRecord};
-use offshoot_types::{
-    Actor, Bytes, ErrorCode, Failure, LayerId, SnapshotId, SnapshotKind, SnapshotOrigin, SnapshotState,
-};
+use offshoot_types::{Actor, Bytes, ErrorCode, Failure, LayerId, SnapshotId, SnapshotKind, SnapshotState};
 use serde_json::Value;
 use std::{
     collections::HashMap,
@@ -63,24 +61,8 @@ impl Core {
                 let event = TraceEvent::NotPersisted { snapshot: &id.to_string(), error: &failure.message };
                 event.emit(&Scope::default());
             }
-            core.tidy_after(id).await;
+            core.collect_layers().await;
         });
-    }
-
-    /// What a snapshot makes unnecessary is let go in the background.
-    pub fn tidy_later(self: &Arc<Self>, id: SnapshotId) {
-        let core = self.clone();
-        self.tasks.spawn(TaskKind::Persister, Scope::default(), async move { core.tidy_after(id).await });
-    }
-
-    async fn tidy_after(&self, id: SnapshotId) {
-        match self.store.read(move |view| view.snapshot(id)).await {
-            Ok(Some(snapshot)) if snapshot.origin == SnapshotOrigin::Auto => {
-                self.expire_if_many(snapshot.vm).await;
-            }
-            Ok(_) => self.collect_layers().await,
-            Err(error) => self.store_failed("read a snapshot that was just written", &error),
-        }
     }
 
     /// Writes a snapshot that was just taken. On failure it is taken back, or marked as damaged if somebody continues

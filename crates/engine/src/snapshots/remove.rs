@@ -25,8 +25,6 @@ use std::{
 use uuid::Uuid;
 
 const OLD_SNAPSHOT: &str = ".old-";
-/// So many more automatic snapshots than are to be kept are let go at once.
-const BATCH: u64 = 8;
 
 impl Core {
     /// Removes one snapshot, or says who needs it. Its disk layer goes when nobody needs that either. What came after it
@@ -105,23 +103,6 @@ impl Core {
             }
         }
         kept
-    }
-
-    /// After an automatic snapshot: a VM that is kept before every command does not collect them until the next round of
-    /// housekeeping. What is let go comes in batches, for each is an operation in the history.
-    pub async fn expire_if_many(&self, vm: VmId) {
-        let listed = match self.store.read(move |view| view.snapshots(Some(vm))).await {
-            Ok(listed) => listed,
-            Err(error) => return self.store_failed("count a VM's snapshots", &error),
-        };
-        let automatic =
-            listed.iter().filter(|s| s.origin == SnapshotOrigin::Auto && s.name.is_none()).count();
-        let most = SnapshotRetention::default().auto.max_count.unwrap_or(u64::MAX);
-        if automatic as u64 >= most.saturating_add(BATCH) {
-            self.expire_snapshots().await;
-        } else {
-            self.collect_layers().await;
-        }
     }
 
     /// Removes snapshots that were taken without being asked for and are too old or too many, then the layers they

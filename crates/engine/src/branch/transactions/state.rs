@@ -50,7 +50,6 @@ pub(in crate::branch) async fn keep(
     let (_, taken) = core.take_snapshot(handle, authority, None, within, ask).await?;
     if durable {
         core.persist(taken.snapshot).await?;
-        core.tidy_later(taken.snapshot);
     } else {
         core.persist_later(taken.snapshot);
     }
