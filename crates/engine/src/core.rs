@@ -10,6 +10,7 @@ use crate::{
     state_dir::{Layout, StateDirLock},
     tasks::{TaskKind, Tasks},
     trace::{Scope, TraceEvent},
+    unwritten::Unwritten,
 };
 use offshoot_policy::Grant;
 use offshoot_provider::Provider;
@@ -37,6 +38,7 @@ pub(crate) struct Core {
     pub reaper: mpsc::UnboundedSender<Reap>,
     pub snapshots: Snapshots,
     pub pool: Pool,
+    pub unwritten: Unwritten,
     /// Held while unused disk layers are removed.
     pub collecting: tokio::sync::Mutex<()>,
     pub census: watch::Sender<Census>,
@@ -151,6 +153,7 @@ impl Core {
             Ok(()) => outcome,
             Err(error) => {
                 self.store_failed("end an operation", &error);
+                self.unwritten.add(ticket.operation().kind, id, outcome);
                 OperationOutcome::Failed { failure: error.into() }
             }
         };

@@ -54,6 +54,7 @@ mod strays;
 mod sync;
 mod tasks;
 mod trace;
+mod unwritten;
 mod view;
 mod work;
 

@@ -149,10 +149,12 @@ impl Driver {
                 self.core.close(ticket, OperationOutcome::Interrupted { undone: true }).await;
             }
             OperationKind::Transaction => self.recover_transaction_operation(operation).await,
-            OperationKind::WriteFiles
-            | OperationKind::RemoveSnapshot
-            | OperationKind::Context
-            | OperationKind::Reconcile => {
+            OperationKind::RemoveSnapshot => {
+                let undone = !self.core.has_removed(operation.id).await;
+                let ticket = self.core.opened(operation);
+                self.core.close(ticket, OperationOutcome::Interrupted { undone }).await;
+            }
+            OperationKind::WriteFiles | OperationKind::Context | OperationKind::Reconcile => {
                 let ticket = self.core.opened(operation);
                 self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
             }

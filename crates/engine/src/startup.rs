@@ -25,6 +25,7 @@ use crate::{
     strays,
     tasks::{TaskKind, Tasks},
     trace::{Scope, TraceEvent},
+    unwritten::Unwritten,
 };
 use offshoot_provider::InstanceRecord;
 use offshoot_store::{Retention, Store, StoreError, VmRecord};
@@ -94,6 +95,7 @@ pub(crate) async fn start(
         reaper,
         snapshots: Snapshots::default(),
         pool,
+        unwritten: Unwritten::default(),
         collecting: tokio::sync::Mutex::default(),
         census: watch::Sender::default(),
         closing: CancellationToken::new(),
@@ -150,6 +152,10 @@ async fn keep_house(core: Arc<Core>) {
         tokio::select! {
             () = core.closing.cancelled() => return,
             () = tokio::time::sleep(HOUSEKEEPING) => {}
+            () = core.unwritten.due() => {
+                core.write_outcomes().await;
+                continue;
+            }
             () = core.snapshots.many_unasked() => {
                 core.expire_snapshots().await;
                 continue;
@@ -204,10 +210,11 @@ async fn read(store: &Store) -> Result<(Vec<Known>, Vec<Unfinished>), StoreError
 
 /// An operation of a VM that is destroyed already: only its outcome was not written.
 async fn close_orphan(core: &Arc<Core>, Unfinished { operation, .. }: Unfinished) {
-    let undone = matches!(
-        operation.kind,
-        OperationKind::Create | OperationKind::Fork | OperationKind::Race | OperationKind::Import
-    );
+    let undone = match operation.kind {
+        OperationKind::Create | OperationKind::Fork | OperationKind::Race | OperationKind::Import => true,
+        OperationKind::RemoveSnapshot => !core.has_removed(operation.id).await,
+        _ => false,
+    };
     let ticket = core.opened(operation);
     core.close(ticket, OperationOutcome::Interrupted { undone }).await;
 }

@@ -51,6 +51,13 @@ impl View<'_> {
         Ok(EventPage { events, last, missed: after < pruned })
     }
 
+    /// Whether this operation removed a snapshot.
+    pub fn has_removed_snapshots(&self, operation: OperationId) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM events WHERE operation = ?1 AND json_extract(kind, '$.event') = 'snapshot-removed'";
+        let found = self.one("look for removed snapshots", sql, [operation.to_string()], |_| Ok(()))?;
+        Ok(found.is_some())
+    }
+
     /// The newest event ever written; `EventId(0)` before the first.
     pub fn last_event(&self) -> Result<EventId, StoreError> {
         let sql = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)";

@@ -105,6 +105,17 @@ impl Core {
         kept
     }
 
+    /// Whether a removal that was cut off had got as far as the record.
+    pub async fn has_removed(&self, operation: OperationId) -> bool {
+        match self.store.read(move |view| view.has_removed_snapshots(operation)).await {
+            Ok(removed) => removed,
+            Err(error) => {
+                self.store_failed("look for what a removal did", &error);
+                false
+            }
+        }
+    }
+
     /// Removes snapshots that were taken without being asked for and are too old or too many, then the layers they
     /// alone needed.
     pub async fn expire_snapshots(&self) {
