@@ -4,7 +4,12 @@
 use crate::vm;
 use offshoot_testkit::{TestEnv, wait_for};
 use serde_json::Value;
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    time::Duration,
+};
 
 #[track_caller]
 fn start(env: &TestEnv, name: &str) {
@@ -371,8 +376,11 @@ fn heavy_rpc_survives_1000_pause_resume() {
     // Goes on over all of them, and its output arrives whole.
     let counting = "import time\nfor i in range(200000): print(i, flush=i % 100 == 0)";
     let mut counter = env.spawn(&["exec", "a", "--", "python3", "-c", counting]);
-    let stdout = counter.child.stdout.take().expect("standard output is a pipe");
-    let reader = std::thread::spawn(move || std::io::read_to_string(stdout).expect("text"));
+    let mut stdout = BufReader::new(counter.child.stdout.take().expect("standard output is a pipe"));
+    let mut printed = String::new();
+    stdout.read_line(&mut printed).expect("the program runs before the first pause");
+    let reader =
+        std::thread::spawn(move || stdout.read_to_string(&mut printed).map(|_| printed).expect("text"));
     for round in 0..1000 {
         env.run(&["pause", "a"]).success();
         env.run(&["resume", "a"]).success();
