@@ -10,7 +10,7 @@ use crate::{
     state_dir::{Layout, StateDirLock},
     tasks::{TaskKind, Tasks},
     trace::{Scope, TraceEvent},
-    unwritten::Unwritten,
+    unwritten::{self, Unwritten, write_once},
 };
 use offshoot_policy::Grant;
 use offshoot_provider::Provider;
@@ -142,18 +142,18 @@ impl Core {
         &self,
         ticket: Ticket,
         outcome: OperationOutcome,
-        also: impl Fn(&Tx<'_>) -> Result<(), StoreError> + Send + 'static,
+        also: impl Fn(&Tx<'_>) -> Result<(), StoreError> + Send + Sync + 'static,
     ) -> Operation {
         let (id, ending) = (ticket.id(), outcome.clone());
-        let written = self.store.transaction(move |tx| {
+        let write: unwritten::Write = Arc::new(move |tx| {
             also(tx)?;
             tx.end_operation(id, &ending)
         });
-        let outcome = match written.await {
+        let outcome = match write_once(&self.store, write.clone()).await {
             Ok(()) => outcome,
             Err(error) => {
                 self.store_failed("end an operation", &error);
-                self.unwritten.add(ticket.operation().kind, id, outcome);
+                self.unwritten.add(ticket.operation().kind, write);
                 OperationOutcome::Failed { failure: error.into() }
             }
         };

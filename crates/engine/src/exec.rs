@@ -235,16 +235,12 @@ impl Core {
     pub async fn close_exec(&self, ticket: Ticket, outcome: OperationOutcome, detail: Value) {
         let id = ticket.id();
         let status = Journaled::deserialize(&detail).ok().and_then(|journaled| journaled.status);
-        let written = self.store.transaction(move |tx| {
+        let also = move |tx: &offshoot_store::Tx<'_>| {
             tx.step_done(id, 0, Some(&detail))?;
             // What "the last failed exec" goes by.
             status.map_or(Ok(()), |status| tx.exec_ended(id, status))
-        });
-        let written = written.await;
-        if let Err(error) = written {
-            self.store_failed("record how an exec ended", &error);
-        }
-        self.close(ticket, outcome).await;
+        };
+        self.close_with(ticket, outcome, also).await;
     }
 }
 
