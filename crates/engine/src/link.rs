@@ -138,7 +138,7 @@ impl GuestLink {
             };
             match tokio::time::timeout_at(until, state.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(NoClient::Ended { reason: "the link was closed".into() }),
+                Ok(Err(_)) => return Err(NoClient::Ended { reason: dropped().await }),
                 Err(_elapsed) => return Err(NoClient::Late { reason }),
             }
         }
@@ -162,7 +162,7 @@ impl GuestLink {
                 return reason.clone();
             }
             if state.changed().await.is_err() {
-                return "the link was closed".into();
+                return dropped().await;
             }
         }
     }
@@ -177,6 +177,13 @@ impl GuestLink {
         let _ = self.why.set(why.to_owned());
         self.close.cancel();
     }
+}
+
+/// Why a link is gone that said nothing. An engine that is being dropped drops its links first and then whoever uses
+/// them: those are dropped here, and do not record an end that their VM never had.
+async fn dropped() -> String {
+    tokio::task::yield_now().await;
+    "the link was closed".into()
 }
 
 /// What a state of the link shows to callers.
