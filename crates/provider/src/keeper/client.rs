@@ -115,12 +115,20 @@ impl Client {
 
     /// `None` if the connection was lost before the answer came.
     pub async fn call(&self, call: Call) -> Option<(Reply, Option<OwnedFd>)> {
-        if let Some(exit) = self.exit.borrow().clone() {
-            return Some((Reply::Ended { exit }, None));
+        if let Some(ended) = self.ended() {
+            return Some(ended);
         }
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Outgoing { call, reply }).await.ok()?;
-        answer.await.ok()
+        let answered = match self.calls.send(Outgoing { call, reply }).await {
+            Ok(()) => answer.await.ok(),
+            Err(_closed) => None,
+        };
+        // The keeper may have told of the end while the call was on its way, and answers nothing after it.
+        answered.or_else(|| self.ended())
+    }
+
+    fn ended(&self) -> Option<(Reply, Option<OwnedFd>)> {
+        self.exit.borrow().clone().map(|exit| (Reply::Ended { exit }, None))
     }
 }
 
@@ -224,6 +232,42 @@ async fn last_replies(socket: &Socket, mut waiting: HashMap<u64, oneshot::Sender
             }
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::wire::tests::pair;
+    use offshoot_types::{Generation, VmId};
+
+    /// The keeper tells of the end before the call reached it, or while it waits there, and hangs up.
+    #[tokio::test]
+    async fn a_call_that_crosses_the_end_is_answered_by_it() {
+        for read_the_call in [false, true] {
+            let (daemon, theirs) = pair();
+            let keeper = ProcessId::of_self().unwrap();
+            let id = keeper.clone();
+            let serve = tokio::spawn(async move {
+                theirs.receive::<ToKeeper>().await.unwrap();
+                let (version, vm, generation) = (VERSION, VmId::new(), Generation(1));
+                theirs
+                    .send(&FromKeeper::Welcome { version, vm, generation, keeper: id.clone() }, None)
+                    .await
+                    .unwrap();
+                let started = Started { vmm: id, limits: Vec::new() };
+                theirs.send(&FromKeeper::Started(started), None).await.unwrap();
+                if read_the_call {
+                    theirs.receive::<ToKeeper>().await.unwrap();
+                }
+                theirs.send(&FromKeeper::Exited { exit: Exit::PoweredOff }, None).await.unwrap();
+            });
+            let files = Files::new(Path::new("/nowhere"), Path::new("/nowhere"));
+            let Greeting::Started(client) = attach(daemon, files).await.unwrap() else { panic!() };
+            let (reply, _) = client.call(Call::Channel).await.expect("an answer");
+            assert_eq!(reply, Reply::Ended { exit: Exit::PoweredOff });
+            serve.await.unwrap();
         }
     }
 }

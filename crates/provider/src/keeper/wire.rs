@@ -221,12 +221,12 @@ impl AsFd for Socket {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     use std::io::Read;
 
-    fn pair() -> (Socket, Socket) {
+    pub fn pair() -> (Socket, Socket) {
         let (a, b) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
