@@ -66,6 +66,9 @@ pub enum HostOpen {
     RemoveContext { context: String },
     /// The same, with a new interpreter of the same language, user and directory in its place. Answer: [`Reply<()>`].
     RestartContext { context: String },
+    /// Have an interpreter ready for the user's first context of that language, and have it do once what its first code
+    /// will need. Answer: [`Reply<()>`].
+    PrepareInterpreter { language: Language, user: String },
 }
 
 /// First frame on a stream opened by the guest. The host answers [`Reply<()>`], then a [`crate::Tunnel`]; unknown

@@ -20,8 +20,8 @@ use offshoot_guest_proto::{
     CloseReason,
     message::{
         ContextInfo, ExecAttach, ExecInput, ExecStart, ExecSummary, FileChunk, FileOperation, FileRequest,
-        Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, ListItem, RunCode,
-        ShutdownKind, Thaw, Thawed,
+        Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, ListItem,
+        RunCode, ShutdownKind, Thaw, Thawed,
     },
     resync::EpochEnd,
     server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer},
@@ -162,6 +162,10 @@ impl server::Services for Services {
 
     async fn restart_context(&self, context: String) -> Result<(), GuestError> {
         self.contexts.restart(&context).await
+    }
+
+    async fn prepare_interpreter(&self, language: Language, user: String) -> Result<(), GuestError> {
+        self.contexts.prepare(language, user).await
     }
 
     fn session_ended(&self, reason: &CloseReason) {

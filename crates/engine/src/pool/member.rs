@@ -10,10 +10,11 @@ use crate::{
     machine::{Live, Machine},
     saga::{Change, Input, start::START},
     snapshots::Source,
+    trace::{Scope, TraceEvent},
 };
 use offshoot_guest_proto::{
     client::{Client, ClientError},
-    message::{ExecCommand, ExecEvent, ExecStart, ExitKind, ResourceLimits},
+    message::{ExecCommand, ExecEvent, ExecStart, ExitKind, Language, ResourceLimits},
 };
 use offshoot_provider::{Durability, InstanceRecord};
 use offshoot_store::{Move, NewVm, StoreError, VmRecord};
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 /// For the exec that warms an instance: under emulation the first one is the slowest.
 const WARM: Duration = Duration::from_secs(20);
+/// For one interpreter to start and to load what most code needs; longer than the guest gives it.
+const INTERPRETER: Duration = Duration::from_secs(75);
 
 /// A VM that runs and is nobody's. Dropping it has it ended.
 #[derive(Debug)]
@@ -238,11 +241,31 @@ async fn warm(member: &Member) -> Result<(), Failure> {
         .await
         .map_err(|error| error::guest_silent(name, &error.to_string()))?;
     match run(&client, ExecCommand::Argv(vec!["/bin/true".into()]), WARM).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {}
         // An image may have no such program: then it is as warm as it gets.
-        Err(ClientError::Guest(_)) => Ok(()),
-        Err(error) => Err(error::guest_failure(name, &error)),
+        Err(ClientError::Guest(_)) => {}
+        Err(error) => return Err(error::guest_failure(name, &error)),
     }
+    let interpreters = ready_interpreters(member.row.id, &client).await;
+    interpreters.map_err(|error| error::guest_failure(name, &error))
+}
+
+/// Has the guest keep an interpreter of each language ready, for the contexts of the user most are of.
+pub(super) async fn ready_interpreters(vm: VmId, client: &Client) -> Result<(), ClientError> {
+    for (language, what) in
+        [(Language::Bash, "bash"), (Language::Javascript, "javascript"), (Language::Python, "python")]
+    {
+        match client.prepare_interpreter(language, "root", INTERPRETER).await {
+            Ok(()) => {}
+            // Not every image has every interpreter.
+            Err(ClientError::Guest(refused)) => {
+                let scope = Scope { vm: Some(vm), ..Scope::default() };
+                TraceEvent::NotWarmed { what, error: &refused.message }.emit(&scope);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Runs a program to its end, and says whether that was success. Its output goes nowhere.

@@ -1,7 +1,7 @@
 //! Making the snapshot that warm VMs of an image continue from, finding those of earlier daemons, and removing them.
 //!
 //! ```text
-//! create, boot --> sync, caches dropped --> each interpreter answers once --> contexts removed --> free memory zeroed
+//! create, boot --> sync, caches dropped --> an interpreter of each language kept ready --> free memory zeroed
 //!   --> snapshot --> destroy
 //! ```
 //! The VM belongs to a request that never ends: whatever cuts this off, the next start of the daemon destroys it.
@@ -20,7 +20,7 @@ use crate::{
 };
 use offshoot_guest_proto::{
     client::{Client, ClientError},
-    message::{CodeEvent, ExecCommand, GuestErrorKind, Language, RunCode},
+    message::ExecCommand,
 };
 use offshoot_store::{SnapshotRecord, StoreError};
 use offshoot_types::{
@@ -31,16 +31,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// For one interpreter to start and answer.
-const ANSWER: Duration = Duration::from_secs(60);
 const TRIM: Duration = Duration::from_secs(30);
 
-/// Each interpreter loads what its first piece of code needs. The names are free again when the snapshot is taken.
-const FIRST_CODE: [(Language, &str, &str); 3] = [
-    (Language::Python, "template-python", "import json, random, re, ssl, subprocess; 41 + 1"),
-    (Language::Javascript, "template-javascript", "require('crypto').randomUUID(); 41 + 1"),
-    (Language::Bash, "template-bash", "echo $((41 + 1))"),
-];
 /// What only the boot needed is dropped from memory; what the interpreters read afterwards stays there.
 const DROPPED: &str = "sync && echo 3 > /proc/sys/vm/drop_caches";
 /// What is not on the disk is written there, and memory that is free is filled with zeros, which are not kept: most of
@@ -142,31 +134,9 @@ impl Core {
         let name = &handle.name;
         let until = Instant::now() + self.options.deadlines.reconnect;
         let client = link.client(until).await.map_err(|e| error::guest_silent(name, &e.to_string()))?;
-        let broken = |error: ClientError| error::guest_failure(name, &error);
         self.trim(handle, &client, DROPPED).await?;
-        for (language, context, code) in FIRST_CODE {
-            match tokio::time::timeout(ANSWER, answer(&client, language, context, code)).await {
-                Ok(Ok(())) => {}
-                // Not every image has every interpreter.
-                Ok(Err(ClientError::Guest(refused))) => {
-                    let scope = Scope { vm: Some(handle.id), ..Scope::default() };
-                    TraceEvent::NotWarmed { what: context, error: &refused.message }.emit(&scope);
-                }
-                Ok(Err(error)) => return Err(broken(error)),
-                Err(_elapsed) => {
-                    let message = format!("`{context}` did not answer within {ANSWER:?}");
-                    return Err(Failure::new(ErrorCode::Timeout, message));
-                }
-            }
-        }
-        // Nothing of what was tried is to be seen in what is made of this.
-        let made = match client.contexts().await {
-            Err(ClientError::Guest(refused)) if refused.kind == GuestErrorKind::Unsupported => Vec::new(),
-            made => made.map_err(broken)?,
-        };
-        for context in made {
-            client.remove_context(context.context).await.map_err(broken)?;
-        }
+        let interpreters = member::ready_interpreters(handle.id, &client).await;
+        interpreters.map_err(|error| error::guest_failure(name, &error))?;
         self.trim(handle, &client, ZEROED).await
     }
 
@@ -237,24 +207,6 @@ impl Core {
         self.collect_layers().await;
         gone
     }
-}
-
-async fn answer(client: &Client, language: Language, context: &str, code: &str) -> Result<(), ClientError> {
-    let run = RunCode {
-        context: context.into(),
-        language: Some(language),
-        code: code.into(),
-        timeout_ms: Some(u64::try_from(ANSWER.as_millis()).unwrap_or(u64::MAX)),
-        user: "root".into(),
-        cwd: None,
-    };
-    let mut handle = client.run_code(run).await?;
-    while let Some(event) = handle.next().await? {
-        if let CodeEvent::Failed(refused) = event {
-            return Err(ClientError::Guest(refused));
-        }
-    }
-    Ok(())
 }
 
 fn given_up() -> Failure {

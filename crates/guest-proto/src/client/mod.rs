@@ -31,8 +31,8 @@ pub use host_services::{HostService, HostServices};
 
 use crate::{
     message::{
-        ContextInfo, ExecAttach, ExecStart, ExecSummary, Frozen, GuestHello, GuestInfo, HostOpen, RunCode,
-        ShutdownKind, Thaw, Thawed,
+        ContextInfo, ExecAttach, ExecStart, ExecSummary, Frozen, GuestHello, GuestInfo, HostOpen, Language,
+        RunCode, ShutdownKind, Thaw, Thawed,
     },
     resync::Pipe,
     session::{CloseReason, Session},
@@ -115,7 +115,7 @@ impl Client {
 
     /// Has the guest's disk hold what its programs have written so far. `limit`: as long as that may take.
     pub async fn flush(&self, limit: Duration) -> Result<(), ClientError> {
-        state::flush(self.context("flush"), limit).await
+        state::lasting(self.context("flush"), &HostOpen::Flush, limit).await
     }
 
     /// Makes all user processes stand still within `deadline`. On a timeout or a lost session they may stand still
@@ -153,6 +153,17 @@ impl Client {
     /// The same, with a new interpreter in its place.
     pub async fn restart_context(&self, context: impl Into<String>) -> Result<(), ClientError> {
         self.ask("restart-context", &HostOpen::RestartContext { context: context.into() }).await
+    }
+
+    /// Has an interpreter ready for the user's first context of that language. `limit`: as long as that may take.
+    pub async fn prepare_interpreter(
+        &self,
+        language: Language,
+        user: impl Into<String>,
+        limit: Duration,
+    ) -> Result<(), ClientError> {
+        let open = HostOpen::PrepareInterpreter { language, user: user.into() };
+        state::lasting(self.context("prepare-interpreter"), &open, limit).await
     }
 
     pub fn health(&self) -> watch::Receiver<Health> {

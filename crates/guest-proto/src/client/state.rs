@@ -17,10 +17,15 @@ const MAX_REASON: usize = 4096;
 /// Kinds of SSH host keys there are, with room to spare.
 const MAX_HOST_KEYS: usize = 16;
 
-pub(super) async fn flush(mut context: Context, limit: Duration) -> Result<(), ClientError> {
+/// Asks for what takes the guest as long as `limit`.
+pub(super) async fn lasting(
+    mut context: Context,
+    open: &HostOpen,
+    limit: Duration,
+) -> Result<(), ClientError> {
     context.patience = limit;
     let work = async {
-        let mut call = Call::open(context.clone(), &HostOpen::Flush).await?;
+        let mut call = Call::open(context.clone(), open).await?;
         call.reply::<()>().await
     };
     context.within(work).await

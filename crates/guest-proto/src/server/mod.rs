@@ -22,7 +22,7 @@ pub use serve::Server;
 use crate::{
     message::{
         ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
-        GuestHello, GuestInfo, HostHello, HostTime, RunCode, ShutdownKind, Thaw, Thawed,
+        GuestHello, GuestInfo, HostHello, HostTime, Language, RunCode, ShutdownKind, Thaw, Thawed,
     },
     resync::{EpochEnd, Pipe},
     session::CloseReason,
@@ -102,6 +102,16 @@ pub trait Services: Send + Sync + 'static {
 
     fn restart_context(&self, context: String) -> impl Future<Output = Result<(), GuestError>> + Send {
         let _unused = context;
+        async { Err(unsupported("live contexts")) }
+    }
+
+    /// Returns once it is ready, or cannot be.
+    fn prepare_interpreter(
+        &self,
+        language: Language,
+        user: String,
+    ) -> impl Future<Output = Result<(), GuestError>> + Send {
+        let _unused = (language, user);
         async { Err(unsupported("live contexts")) }
     }
 

@@ -229,6 +229,10 @@ async fn handle<S: Services>(stream: MuxStream, services: Arc<S>, shutdown: mpsc
             let done = services.restart_context(context).await;
             answer(&mut writer, done).await;
         }
+        HostOpen::PrepareInterpreter { language, user } => {
+            let done = services.prepare_interpreter(language, user).await;
+            answer(&mut writer, done).await;
+        }
         HostOpen::Control(_) => {
             let message = "the session has its control stream already".to_owned();
             let refusal = GuestError { kind: GuestErrorKind::AlreadyExists, message };

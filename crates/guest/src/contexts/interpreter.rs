@@ -91,6 +91,8 @@ pub struct Live {
 #[derive(Debug)]
 pub struct Interpreter {
     pub live: Arc<Live>,
+    /// What it keeps of random numbers may be that of another VM: see [`super::spares`].
+    pub stale: bool,
     control: AsyncFd<OwnedFd>,
     code: OwnedFd,
     received: Vec<u8>,
@@ -163,7 +165,8 @@ impl Starter {
                 watched.exit.send_replace(Some(exit));
             }
         });
-        Ok(Interpreter { live, control: wires.control, code: wires.code, received: Vec::new() })
+        let (control, code) = (wires.control, wires.code);
+        Ok(Interpreter { live, stale: false, control, code, received: Vec::new() })
     }
 }
 
@@ -246,6 +249,25 @@ impl Interpreter {
         }
         rustix::io::write(&self.control, b"run\n")?;
         Ok(())
+    }
+
+    /// Does what its first code will need, without a trace in its variables. Only before that. Not cancel-safe.
+    pub async fn warm(&mut self) -> io::Result<()> {
+        ftruncate(&self.code, 0)?;
+        self.order(b"warm\n").await
+    }
+
+    /// Takes new random numbers. Only before its first code. Not cancel-safe.
+    pub async fn renew(&mut self) -> io::Result<()> {
+        self.order(b"renew\n").await
+    }
+
+    async fn order(&mut self, order: &[u8]) -> io::Result<()> {
+        rustix::io::write(&self.control, order)?;
+        match self.answer().await {
+            Ok(Answer::End { status: 0 }) => Ok(()),
+            answer => Err(io::Error::other(format!("it answered {answer:?}"))),
+        }
     }
 
     /// The next answer; [`Nonsense`] also where the socket has ended. Cancel-safe.

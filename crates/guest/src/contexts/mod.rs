@@ -11,6 +11,7 @@
 mod answer;
 mod interpreter;
 mod run;
+mod spares;
 
 pub use interpreter::{Starter, place_addon};
 
@@ -29,11 +30,12 @@ use offshoot_guest_proto::{
     server::CodePeer,
 };
 use run::Run;
+use spares::Spares;
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -57,6 +59,7 @@ pub struct Contexts {
     users: Arc<Users>,
     freezer: Arc<Freezer>,
     registry: Mutex<BTreeMap<String, Arc<Context>>>,
+    spares: Spares,
     /// Makes names of trees unique: one whose processes linger keeps its name.
     trees: AtomicU64,
 }
@@ -73,6 +76,8 @@ struct Context {
     waiting: AtomicU32,
     /// What can be done with the interpreter without having the turn.
     live: Mutex<Option<Arc<Live>>>,
+    /// Its interpreter was kept ready, and no code was told that the context was made for it.
+    untold: AtomicBool,
 }
 
 impl Context {
@@ -92,7 +97,14 @@ impl Context {
 
 impl Contexts {
     pub fn new(starter: Starter, users: Arc<Users>, freezer: Arc<Freezer>) -> Self {
-        Self { starter, users, freezer, registry: Mutex::default(), trees: AtomicU64::new(0) }
+        Self {
+            starter,
+            users,
+            freezer,
+            registry: Mutex::default(),
+            spares: Spares::default(),
+            trees: AtomicU64::new(0),
+        }
     }
 
     /// Runs code and tells the host, until the code has ended. The host's leaving interrupts it.
@@ -214,6 +226,8 @@ impl Contexts {
         let turn = Arc::clone(&context.turn).lock_owned().await;
         drop(queue);
         self.freezer.running().await;
+        let turn = spares::renewed(turn).await;
+        self.freezer.running().await;
         if !self.lock().get(&run.context).is_some_and(|known| Arc::ptr_eq(known, &context)) {
             let message = format!("context {}: removed before its turn came", run.context);
             return Err(fault(GuestErrorKind::NotFound, message));
@@ -242,36 +256,36 @@ impl Contexts {
             let message = format!("context {}: {MAX_CONTEXTS} contexts exist, the most of a VM", run.context);
             return Err(fault(GuestErrorKind::Exhausted, message));
         }
+        let language = run.language.unwrap_or(Language::Python);
+        // One that is kept ready stands in its user's own directory.
+        let spare = if run.cwd.is_none() { self.spares.take(language, &run.user) } else { None };
+        let live = spare.as_ref().map(|spare| Arc::clone(&spare.live));
         let context = Arc::new(Context {
             name: run.context.clone(),
-            language: run.language.unwrap_or(Language::Python),
+            language,
             user: run.user.clone(),
             cwd: run.cwd.clone(),
             created_ms: clock::wall_clock().0 / 1_000_000,
-            turn: Arc::default(),
+            untold: AtomicBool::new(spare.is_some()),
+            turn: Arc::new(tokio::sync::Mutex::new(spare)),
             waiting: AtomicU32::new(0),
-            live: Mutex::default(),
+            live: Mutex::new(live),
         });
         registry.insert(run.context.clone(), Arc::clone(&context));
         Ok(context)
     }
 
-    /// Starts an interpreter unless one is alive; answers whether it did. A context whose first interpreter cannot be
+    /// Starts an interpreter unless one is alive; answers whether this code is its first. A context whose first interpreter cannot be
     /// started is none. Without a wait: see [`crate::freeze`].
     fn ensure(&self, context: &Context, turn: &mut Option<Interpreter>) -> Result<bool, GuestError> {
         if turn.as_ref().is_some_and(|interpreter| interpreter.live.exit().is_none()) {
-            return Ok(false);
+            return Ok(context.untold.swap(false, Ordering::Relaxed));
         }
         let first = turn.is_none() && context.live().is_none();
         *turn = None;
-        let number = self.trees.fetch_add(1, Ordering::Relaxed);
-        let tree = format!("{}.{number}", context.name);
-        let started = self
-            .users
-            .find(&context.user)
-            .and_then(|user| self.starter.start(&tree, context.language, &user, context.cwd.as_deref()));
-        match started {
+        match self.start(&context.name, context.language, &context.user, context.cwd.as_deref()) {
             Ok(interpreter) => {
+                context.untold.store(false, Ordering::Relaxed);
                 *context.live() = Some(Arc::clone(&interpreter.live));
                 *turn = Some(interpreter);
                 Ok(true)
@@ -283,6 +297,18 @@ impl Contexts {
                 Err(error)
             }
         }
+    }
+
+    fn start(
+        &self,
+        name: &str,
+        language: Language,
+        user: &str,
+        cwd: Option<&str>,
+    ) -> Result<Interpreter, GuestError> {
+        let number = self.trees.fetch_add(1, Ordering::Relaxed);
+        let user = self.users.find(user)?;
+        self.starter.start(&format!("{name}.{number}"), language, &user, cwd)
     }
 }
 

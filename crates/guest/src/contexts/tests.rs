@@ -11,7 +11,7 @@ use offshoot_guest_proto::message::{
 use std::path::Path;
 
 struct Bench {
-    contexts: Contexts,
+    contexts: Arc<Contexts>,
     _files: tempfile::TempDir,
 }
 
@@ -25,7 +25,7 @@ impl Bench {
             Starter { reaper: Reaper::start().unwrap(), trees: Arc::new(ProcessGroups), addon: Ok(addon) };
         let freezer = Arc::new(Freezer::new(Vec::new()));
         let users = Arc::new(Users::new(Path::new("/etc")));
-        Self { contexts: Contexts::new(starter, users, freezer), _files: files }
+        Self { contexts: Arc::new(Contexts::new(starter, users, freezer)), _files: files }
     }
 
     async fn start(&self, run: RunCode) -> Result<Code, GuestError> {
@@ -42,6 +42,10 @@ impl Bench {
 
     async fn run(&self, language: Language, code: &str) -> Seen {
         self.start(run(language, code)).await.unwrap().see().await
+    }
+
+    async fn run_at_home(&self, language: Language, code: &str) -> Seen {
+        self.start(at_home(language, code)).await.unwrap().see().await
     }
 
     async fn reseed(&self) -> Vec<InterpreterThawed> {
@@ -303,4 +307,109 @@ async fn a_context_is_of_one_language_and_one_user_and_can_be_restarted_and_remo
     bench.contexts.remove("python").await.unwrap();
     assert_eq!(bench.contexts.list(), []);
     assert_eq!(bench.contexts.remove("python").await.unwrap_err().kind, GuestErrorKind::NotFound);
+}
+
+fn at_home(language: Language, code: &str) -> RunCode {
+    RunCode { cwd: None, ..run(language, code) }
+}
+
+const LANGUAGES: [Language; 3] = [Language::Python, Language::Javascript, Language::Bash];
+
+#[tokio::test]
+async fn a_context_takes_over_an_interpreter_that_was_kept_ready_and_finds_it_as_if_new() {
+    let _one = CHILDREN.lock().await;
+    let bench = Bench::new();
+    let me = at_home(Language::Bash, "").user;
+    for language in LANGUAGES {
+        // Asked for again, it is the same.
+        for _ in 0..2 {
+            bench.contexts.prepare(language, me.clone()).await.unwrap();
+        }
+    }
+    assert_eq!((bench.contexts.spares(), bench.contexts.list()), (3, vec![]));
+    let pids: Vec<i32> =
+        bench.contexts.spares.kept().iter().map(|spare| spare.interpreter.live.pid).collect();
+    let score = |pid| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert!(pids.iter().all(|&pid| score(pid) == "1000\n"));
+    for (language, code, shown) in [
+        // No name is bound that a new one would not have, and the code is its first.
+        (Language::Python, "print(sorted(n for n in globals() if n[:2] != '__')); 1/0", "[]\n"),
+        (Language::Javascript, "console.log(typeof _); throw new Error('x')", "undefined\n"),
+        (Language::Bash, "echo \"$?\"; false", "0\n"),
+    ] {
+        let seen = bench.start(at_home(language, code)).await.unwrap().see().await;
+        assert_eq!((seen.created, seen.stdout.as_str()), (true, shown), "{seen:?}");
+        let traceback = seen.error.unwrap().2;
+        assert!(language == Language::Bash || traceback.contains("code 1") || traceback.contains("code-1"));
+        assert!(!bench.start(at_home(language, ":")).await.unwrap().see().await.created);
+    }
+    let mut taken: Vec<i32> =
+        bench.contexts.list().iter().filter_map(|info| info.pid.map(u32::cast_signed)).collect();
+    assert!(taken.iter().all(|&pid| score(pid) == "0\n"));
+    taken.sort_unstable();
+    let mut pids = pids;
+    pids.sort_unstable();
+    assert_eq!((taken, bench.contexts.spares()), (pids, 0));
+    bench.end().await;
+}
+
+/// What a fork finds: the same interpreter, with the same numbers to come, in two VMs.
+#[tokio::test]
+async fn an_interpreter_that_was_kept_ready_has_numbers_of_its_own_before_its_first_code() {
+    let _one = CHILDREN.lock().await;
+    let bench = Bench::new();
+    let me = at_home(Language::Bash, "").user;
+    for (language, seed, draw) in [
+        (Language::Python, "import random; random.seed(7)", "random.random()"),
+        (Language::Bash, "RANDOM=7", "echo $RANDOM"),
+    ] {
+        bench.contexts.prepare(language, me.clone()).await.unwrap();
+        {
+            let mut kept = bench.contexts.spares.kept();
+            let spare = kept.last_mut().unwrap();
+            // Seeded behind the agent's back.
+            spare.interpreter.run(seed).unwrap();
+        }
+        let mut interpreter = bench.contexts.spares.take(language, &me).unwrap();
+        assert_eq!(interpreter.answer().await.unwrap(), answer::Answer::End { status: 0 });
+        bench.contexts.spares.keep(me.clone(), interpreter);
+        let seen = bench.start(at_home(language, draw)).await.unwrap().see().await;
+        let again = bench.run_at_home(language, &format!("{seed}\n{draw}")).await;
+        let drawn = |seen: &Seen| format!("{}{}", seen.stdout, seen.value());
+        assert!(
+            seen.created && !drawn(&seen).is_empty() && drawn(&seen) != drawn(&again),
+            "{seen:?} {again:?}"
+        );
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn where_none_is_kept_ready_that_fits_a_new_one_is_started() {
+    let _one = CHILDREN.lock().await;
+    let bench = Bench::new();
+    let me = at_home(Language::Bash, "").user;
+    bench.contexts.prepare(Language::Python, me.clone()).await.unwrap();
+    // Another directory, or another language: not this one.
+    assert!(bench.run(Language::Python, "1").await.created);
+    assert!(bench.start(at_home(Language::Bash, ":")).await.unwrap().see().await.created);
+    assert_eq!(bench.contexts.spares(), 1);
+    bench.contexts.remove("python").await.unwrap();
+    // It ended while nobody looked: no code is lost for it.
+    let live = Arc::clone(&bench.contexts.spares.kept()[0].interpreter.live);
+    live.kill().unwrap();
+    live.exited().await;
+    assert_eq!(bench.contexts.spares(), 0);
+    assert_eq!(bench.run_at_home(Language::Python, "6 * 7").await.value(), "42");
+    // It stopped listening: it is ended, and the code runs in a new one.
+    bench.contexts.remove("python").await.unwrap();
+    bench.contexts.prepare(Language::Python, me).await.unwrap();
+    let stuck = Arc::clone(&bench.contexts.spares.kept()[0].interpreter.live);
+    crate::sys::send_signal(stuck.pid, libc::SIGSTOP).unwrap();
+    let seen = bench.run_at_home(Language::Python, "6 * 7").await;
+    assert_eq!((seen.created, seen.value()), (true, "42"));
+    assert!(stuck.exit().is_some());
+    let nobody = bench.contexts.prepare(Language::Python, "no-such-user".into()).await.unwrap_err();
+    assert_eq!(nobody.kind, GuestErrorKind::NotFound, "{nobody}");
+    bench.end().await;
 }

@@ -103,7 +103,11 @@ impl Thawer {
             machine_id: identity::machine_id()?,
             ssh_host_keys,
             connections_dropped,
-            processes_not_reseeded: not_reseeded(self.freezer.standing(), &interpreters),
+            processes_not_reseeded: not_reseeded(
+                self.freezer.standing(),
+                &interpreters,
+                self.contexts.spares(),
+            ),
             interpreters,
             hooks,
         };
@@ -119,8 +123,10 @@ impl Thawer {
     }
 }
 
-/// Of the processes that stood still, those that are not interpreters which have reseeded themselves.
-fn not_reseeded(standing: u32, interpreters: &[InterpreterThawed]) -> u32 {
+/// Of the processes that stood still, those that are not interpreters which have reseeded themselves, or will before
+/// they run anything.
+fn not_reseeded(standing: u32, interpreters: &[InterpreterThawed], spares: u32) -> u32 {
     let reseeded = interpreters.iter().filter(|one| one.random == Reseeded::Yes).count();
-    standing.saturating_sub(u32::try_from(reseeded).unwrap_or(u32::MAX))
+    let reseeded = u32::try_from(reseeded).unwrap_or(u32::MAX);
+    standing.saturating_sub(reseeded.saturating_add(spares))
 }

@@ -13,8 +13,8 @@ use crate::Exit;
 use offshoot_guest_proto::{
     message::{
         ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
-        GuestHello, GuestInfo, HostHello, HostTime, PROTOCOL_VERSION, Reseeded, RunCode, ShutdownKind, Thaw,
-        Thawed,
+        GuestHello, GuestInfo, HostHello, HostTime, Language, PROTOCOL_VERSION, Reseeded, RunCode,
+        ShutdownKind, Thaw, Thawed,
     },
     server::{CodePeer, ExecPeer, FilePeer, Services, TcpPeer},
 };
@@ -286,5 +286,10 @@ impl Services for Guest {
 
     async fn restart_context(&self, context: String) -> Result<(), GuestError> {
         self.contexts.restart(&context)
+    }
+
+    /// Its interpreters need no start.
+    async fn prepare_interpreter(&self, _: Language, _: String) -> Result<(), GuestError> {
+        Ok(())
     }
 }

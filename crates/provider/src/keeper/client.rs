@@ -249,7 +249,7 @@ mod tests {
             let (daemon, theirs) = pair();
             let keeper = ProcessId::of_self().unwrap();
             let id = keeper.clone();
-            let serve = tokio::spawn(async move {
+            let serve = async move {
                 theirs.receive::<ToKeeper>().await.unwrap();
                 let (version, vm, generation) = (VERSION, VmId::new(), Generation(1));
                 theirs
@@ -262,12 +262,14 @@ mod tests {
                     theirs.receive::<ToKeeper>().await.unwrap();
                 }
                 theirs.send(&FromKeeper::Exited { exit: Exit::PoweredOff }, None).await.unwrap();
-            });
-            let files = Files::new(Path::new("/nowhere"), Path::new("/nowhere"));
-            let Greeting::Started(client) = attach(daemon, files).await.unwrap() else { panic!() };
-            let (reply, _) = client.call(Call::Channel).await.expect("an answer");
-            assert_eq!(reply, Reply::Ended { exit: Exit::PoweredOff });
-            serve.await.unwrap();
+            };
+            let ask = async {
+                let files = Files::new(Path::new("/nowhere"), Path::new("/nowhere"));
+                let Greeting::Started(client) = attach(daemon, files).await.unwrap() else { panic!() };
+                let (reply, _) = client.call(Call::Channel).await.expect("an answer");
+                assert_eq!(reply, Reply::Ended { exit: Exit::PoweredOff });
+            };
+            tokio::join!(serve, ask);
         }
     }
 }

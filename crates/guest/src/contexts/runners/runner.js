@@ -1,5 +1,6 @@
 // The inside of a live JavaScript context. Descriptors given by the agent:
-//   13 control: a line `run` comes in; answers go out, each a line of its kind and the lengths of its texts, then those
+//   13 control: a line comes in, `run` or before the first one `warm` and `renew`; answers go out, each a line of its kind
+//      and the lengths of its texts, then those
 //   14 the code to run, a file the agent rewrites before each `run`
 //   15 one line for each reseeding asked for by signal
 // Code runs as in the developer tools' console: `let` and `const` persist and may be declared again, `await` works.
@@ -36,16 +37,19 @@
   }
   delete process.env.OFFSHOOT_RESEED;
 
+  const renew = () => {
+    if (native === null) throw new Error(nativeProblem);
+    const entropy = fs.openSync('/dev/urandom', 'r');
+    const bytes = Buffer.alloc(80);
+    try { fs.readSync(entropy, bytes, 0, 80, null); } finally { fs.closeSync(entropy); }
+    native.reseed(bytes.subarray(0, 64));
+    state.set(new Uint32Array(bytes.buffer.slice(bytes.byteOffset + 64, bytes.byteOffset + 80)));
+    // Up to 128 UUIDs are kept in advance: use them up.
+    for (let i = 0; i < 128; i++) crypto.randomUUID();
+  };
   const reseed = () => {
     try {
-      if (native === null) throw new Error(nativeProblem);
-      const entropy = fs.openSync('/dev/urandom', 'r');
-      const bytes = Buffer.alloc(80);
-      try { fs.readSync(entropy, bytes, 0, 80, null); } finally { fs.closeSync(entropy); }
-      native.reseed(bytes.subarray(0, 64));
-      state.set(new Uint32Array(bytes.buffer.slice(bytes.byteOffset + 64, bytes.byteOffset + 80)));
-      // Up to 128 UUIDs are kept in advance: use them up.
-      for (let i = 0; i < 128; i++) crypto.randomUUID();
+      renew();
       fs.writeSync(ACKS, 'ok\n');
     } catch (error) {
       fs.writeSync(ACKS, `${error.message.split('\n').join(' ').slice(0, 500)}\n`);
@@ -126,12 +130,9 @@
   process.on('SIGINT', () => { if (interrupted !== null) interrupted(); });
   process.on('SIGUSR2', reseed);
 
-  let count = 0;
-  const run = async () => {
-    const code = fs.readFileSync(`/proc/self/fd/${CODE}`, 'utf8');
-    count += 1;
-    const name = `code-${count}`;
-    let answer = null, stop;
+  // What the code came to: an answer, or none, and its value, if it has one.
+  const evaluate = async (code, name) => {
+    let stop;
     const stopped = new Promise((resolve) => { stop = resolve; });
     interrupted = () => stop('interrupted');
     try {
@@ -152,23 +153,40 @@
         const thrown = value, at = result.exceptionDetails;
         if (util.types.isNativeError(thrown) || thrown instanceof Error) {
           const stack = shorten(String(thrown.stack));
-          answer = ['error', String(thrown.name), cut(String(thrown.message)), cut(
-            stack.includes(name) ? stack : `${stack}\n    at ${name}:${at.lineNumber + 1}:${at.columnNumber + 1}`)];
-        } else {
-          answer = ['error', 'Uncaught', cut(util.inspect(thrown)), ''];
+          return { answer: ['error', String(thrown.name), cut(String(thrown.message)), cut(
+            stack.includes(name) ? stack : `${stack}\n    at ${name}:${at.lineNumber + 1}:${at.columnNumber + 1}`)] };
         }
-      } else if (value !== undefined) {
-        globalThis._ = value;
-        answer = ['value', 'text/plain', cut(util.inspect(value))];
+        return { answer: ['error', 'Uncaught', cut(util.inspect(thrown)), ''] };
       }
+      if (value === undefined) return { answer: null };
+      return { answer: ['value', 'text/plain', cut(util.inspect(value))], value };
     } catch (error) {
-      answer = error.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
+      return { answer: error.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
         ? ['error', 'Interrupted', 'the code was interrupted', '']
-        : ['error', String(error.name), cut(String(error.message)), ''];
+        : ['error', String(error.name), cut(String(error.message)), ''] };
+    } finally {
+      interrupted = null;
     }
-    interrupted = null;
-    if (answer !== null) send(...answer);
-    send('end');
+  };
+
+  let count = 0;
+  const orders = {
+    run: async () => {
+      const code = fs.readFileSync(`/proc/self/fd/${CODE}`, 'utf8');
+      count += 1;
+      const { answer, value } = await evaluate(code, `code-${count}`);
+      if (value !== undefined) globalThis._ = value;
+      if (answer !== null) send(...answer);
+      send('end');
+    },
+    // What the first code needs, and nothing that is to be seen in its variables.
+    warm: async () => {
+      fs.readFileSync(`/proc/self/fd/${CODE}`, 'utf8');
+      process.stdout.write('');
+      await evaluate('41 + 1', 'warm');
+      send('end');
+    },
+    renew: async () => { renew(); send('end'); },
   };
 
   process.on('uncaughtException', (error) => { console.error(error); });
@@ -179,7 +197,8 @@
     while (lines.includes('\n')) {
       const line = lines.slice(0, lines.indexOf('\n'));
       lines = lines.slice(line.length + 1);
-      if (line === 'run') run();
+      // One that fails in what is not the code's is of no use, and ends.
+      if (Object.hasOwn(orders, line)) orders[line]().catch(() => process.exit(1));
     }
   });
   control.on('end', () => process.exit(0));

@@ -1,5 +1,6 @@
 # The inside of a live Python context. Descriptors given by the agent:
-#   13 control: a line `run` comes in; answers go out, each a line of its kind and the lengths of its texts, then those
+#   13 control: a line comes in, `run` or before the first one `warm` and `renew`; answers go out, each a line of its kind
+#      and the lengths of its texts, then those
 #   14 the code to run, a file the agent rewrites before each `run`
 #   15 one line for each reseeding asked for by signal
 # User code runs in a module of its own, so that nothing here is in its way.
@@ -29,17 +30,20 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
         if running:
             raise KeyboardInterrupt
 
+    def renew():
+        modules = sys.modules
+        if "random" in modules:
+            modules["random"].seed(os.urandom(64))
+        if "_ssl" in modules:
+            modules["_ssl"].RAND_add(os.urandom(64), 64.0)
+        if "numpy.random" in modules:
+            words = os.urandom(64)
+            modules["numpy.random"].seed(
+                [int.from_bytes(words[at:at + 4], "little") for at in range(0, 64, 4)])
+
     def reseed(number, frame):
         try:
-            modules = sys.modules
-            if "random" in modules:
-                modules["random"].seed(os.urandom(64))
-            if "_ssl" in modules:
-                modules["_ssl"].RAND_add(os.urandom(64), 64.0)
-            if "numpy.random" in modules:
-                words = os.urandom(64)
-                modules["numpy.random"].seed(
-                    [int.from_bytes(words[at:at + 4], "little") for at in range(0, 64, 4)])
+            renew()
             said = "ok"
         except BaseException as error:
             said = "%s: %s" % (type(error).__name__, error)
@@ -107,7 +111,7 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
             pending += [one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ())]
         return shown
 
-    def execute(source, name):
+    def execute(source, name, space):
         nonlocal loop
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | flags)
@@ -119,7 +123,7 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
             if part is None:
                 continue
             code = compile(part, name, mode, flags)
-            value = eval(code, main.__dict__)
+            value = eval(code, space)
             if code.co_flags & inspect.CO_COROUTINE:
                 if loop is None:
                     import asyncio
@@ -136,19 +140,39 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
                 # User code may have put anything there, or closed it.
                 pass
 
+    def read_code():
+        with open("/proc/self/fd/%d" % CODE, encoding="utf-8") as file:
+            return file.read()
+
+    def warm():
+        # All that the first code of most needs. None of it is to be seen in its variables.
+        for name in ("collections", "datetime", "json", "math", "random", "re", "ssl", "subprocess"):
+            try:
+                __import__(name)
+            except ImportError:
+                pass
+        read_code()
+        represent(execute("print(end='')\n41 + 1", "<warm>", {"__builtins__": builtins}))
+        flush()
+
     count = 0
     while True:
-        if next_line() != b"run":
+        order = next_line()
+        if order in (b"warm", b"renew"):
+            # One that fails in this is of no use, and ends.
+            warm() if order == b"warm" else renew()
+            send("end")
+            continue
+        if order != b"run":
             continue
         count += 1
         name = "<code %d>" % count
         value, failed = None, None
         try:
             running = True
-            with open("/proc/self/fd/%d" % CODE, encoding="utf-8") as file:
-                source = file.read()
+            source = read_code()
             linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-            value = execute(source, name)
+            value = execute(source, name, main.__dict__)
             if value is not None:
                 builtins._ = value
                 answer = represent(value)
