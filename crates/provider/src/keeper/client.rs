@@ -165,6 +165,7 @@ impl Link {
     async fn converse(&mut self, socket: Socket) -> Parting {
         let mut waiting: HashMap<u64, oneshot::Sender<(Reply, Option<OwnedFd>)>> = HashMap::new();
         let mut next = 0;
+        let mut listening = true;
         let watchers = self.publish.clone();
         loop {
             tokio::select! {
@@ -184,12 +185,15 @@ impl Link {
                     Ok(Some((FromKeeper::Welcome { .. } | FromKeeper::Started(_), _))) => {}
                     Ok(Some((FromKeeper::StartFailed(_), _))) | Ok(None) | Err(_) => return Parting::Lost,
                 },
-                Some(Outgoing { call, reply }) = self.queue.recv() => {
+                Some(Outgoing { call, reply }) = self.queue.recv(), if listening => {
                     next += 1;
                     waiting.retain(|_, caller| !caller.is_closed());
                     waiting.insert(next, reply);
-                    if socket.send(&ToKeeper::Call { id: next, call }, None).await.is_err() {
-                        return Parting::Lost;
+                    match socket.send(&ToKeeper::Call { id: next, call }, None).await {
+                        Ok(()) => {}
+                        // It has hung up: its last words are still to be read.
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => listening = false,
+                        Err(_) => return Parting::Lost,
                     }
                 }
             }
