@@ -195,7 +195,7 @@ impl Core {
 
     /// Publishes what keeps us busy. Called after every change of it.
     pub fn count(&self) {
-        let census = self.manager.census(self.operations.count());
+        let census = self.manager.census(&self.operations);
         self.census.send_if_modified(|old| {
             let changed = *old != census;
             *old = census;

@@ -1,6 +1,9 @@
 //! The map of VMs: names, and the way to each driver. Locked for map operations only, never across an await.
 
-use crate::{Census, VmView, admission::QUEUE_DEPTH, error, request::Request, shared::VmShared, sync::lock};
+use crate::{
+    Census, VmView, admission::QUEUE_DEPTH, error, operations::Operations, request::Request,
+    shared::VmShared, sync::lock,
+};
 use offshoot_types::{Failure, Owner, VmId, VmName, VmRef};
 use std::{
     collections::HashMap,
@@ -106,11 +109,14 @@ impl Manager {
         if lock(&self.state).closed { Err(error::shutting_down()) } else { Ok(()) }
     }
 
-    pub fn census(&self, operations: usize) -> Census {
+    pub fn census(&self, operations: &Operations) -> Census {
+        let (operations, wanted) = operations.count();
         let state = lock(&self.state);
-        let mut census = Census { vms: state.vms.len(), operations, ..Census::default() };
+        let mut census = Census { vms: state.vms.len(), operations, wanted, ..Census::default() };
         for handle in state.vms.values() {
-            census.live += usize::from(handle.view.borrow().state.name().has_process());
+            let live = handle.view.borrow().state.name().has_process();
+            census.live += usize::from(live);
+            census.wanted += usize::from(live && handle.owner != Owner::daemon());
             census.execs += handle.shared.execs.running();
         }
         census

@@ -11,7 +11,7 @@
 use crate::sync::lock;
 use jiff::Timestamp;
 use offshoot_types::{
-    ErrorCode, Failure, Operation, OperationId, OperationKind, OperationOutcome, OperationState,
+    Actor, ErrorCode, Failure, Operation, OperationId, OperationKind, OperationOutcome, OperationState,
 };
 use std::{
     collections::HashMap,
@@ -74,8 +74,11 @@ impl Operations {
         lock(&self.live).values().any(|operation| which(&operation.borrow()))
     }
 
-    pub fn count(&self) -> usize {
-        lock(&self.live).len()
+    /// All that are under way, and those of them that somebody else than the daemon asked for.
+    pub fn count(&self) -> (usize, usize) {
+        let live = lock(&self.live);
+        let asked = live.values().filter(|operation| operation.borrow().actor != Actor::Daemon).count();
+        (live.len(), asked)
     }
 }
 
@@ -147,7 +150,7 @@ mod tests {
             waiter.borrow_and_update().state,
             OperationState::Ended { outcome: OperationOutcome::Done }
         );
-        assert_eq!(operations.count(), 0);
+        assert_eq!(operations.count(), (0, 0));
     }
 
     #[tokio::test]

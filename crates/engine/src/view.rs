@@ -111,7 +111,7 @@ pub struct ProviderView {
     pub preferred: bool,
 }
 
-/// What keeps an engine busy; a daemon that finds all zero may leave.
+/// What an engine has to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Census {
     /// VMs that exist in any state.
@@ -120,10 +120,13 @@ pub struct Census {
     pub live: usize,
     pub operations: usize,
     pub execs: usize,
+    /// Of the live VMs and the operations, those that are not the daemon's own: its warm pool keeps no daemon.
+    pub wanted: usize,
 }
 
 impl Census {
+    /// Whether a daemon that nobody started by hand may leave.
     pub const fn is_idle(&self) -> bool {
-        self.live == 0 && self.operations == 0 && self.execs == 0
+        self.wanted == 0 && self.execs == 0
     }
 }

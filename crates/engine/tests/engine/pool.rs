@@ -338,6 +338,33 @@ async fn an_adaptive_pool_grows_with_what_it_lacked_and_empties_when_nobody_star
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_pool_has_and_does_keeps_no_daemon() {
+    let mut stage = stage();
+    let engine = warm(&stage).await;
+    ready(&engine, 1).await;
+    eventually("nobody wants anything", || engine.census().is_idle()).await;
+    engine.shutdown(OnShutdown::LeaveVms).await;
+    drop(engine);
+    stage.pool = PoolOptions {
+        size: PoolSize::Adaptive { most: 2 },
+        shrink: Duration::from_millis(20),
+        drain: Duration::from_millis(60),
+        ..EAGER
+    };
+    let engine = stage.engine().await;
+    create_running(&engine, "b").await;
+    run(&engine, Command::Destroy { vm: named("b") }).await.unwrap();
+    eventually("nobody wants anything", || engine.census().is_idle()).await;
+    let mut census = engine.census_changes();
+    eventually("it is drained", || {
+        assert!(census.borrow_and_update().is_idle());
+        stage.host.processes().is_empty()
+    })
+    .await;
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_used_never_returns() {
     let stage = stage();
     let engine = warm(&stage).await;

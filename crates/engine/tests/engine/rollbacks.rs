@@ -2,9 +2,10 @@
 
 use crate::{host::Faults, sagas::state, stage::*};
 use offshoot_engine::{ExecEvent, OperationPage};
+use offshoot_store::fault;
 use offshoot_types::{
-    Bytes, Command, ErrorCode, Failure, RollbackTo, SnapshotKind, SnapshotOrigin, SnapshotRef, SnapshotState,
-    VmState, VmStateName,
+    Bytes, Command, ErrorCode, Failure, OperationOutcome, OperationState, RollbackTo, SnapshotKind,
+    SnapshotOrigin, SnapshotRef, SnapshotState, VmState, VmStateName,
 };
 
 async fn undo(engine: &offshoot_engine::Engine) -> Result<offshoot_engine::RollbackReport, Failure> {
@@ -203,6 +204,48 @@ async fn last_good_is_before_the_last_failed_exec_and_never_the_failed_state() {
     let back = rollback(&engine, "a", RollbackTo::LastGood).await.unwrap();
     assert_eq!(back.to, good.id);
     assert_eq!(now(&engine).await, both("good"));
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_a_full_disk_kept_out_of_the_record_counts_once_there_is_room() {
+    let stage = Stage::new();
+    let engine = stage.engine().await;
+    create_running(&engine, "a").await;
+    change(&engine, "good").await;
+    let good = snapshot(&engine, "a", Some("good")).await.unwrap();
+    change(&engine, "bad").await;
+    let mut session = exec(&engine, "a", &["cat"]).await.unwrap();
+    assert!(matches!(session.next().await, Some(ExecEvent::Started { .. })));
+    let store = engine.store();
+    let pages = fault::page_count(store).await.unwrap();
+    fault::limit_pages(store, Some(pages)).await.unwrap();
+    let full = loop {
+        match exec(&engine, "a", &["true"]).await {
+            Ok(one) => drop(output(one).await),
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!(full.code, ErrorCode::NoResource, "{full:?}");
+    let (operation, input) = (session.operation, session.input().clone());
+    input.signal(15).await.unwrap();
+    assert!(matches!(output(session).await.1, ExecEvent::Ended(_)), "its caller is told all the same");
+    let ended = engine.wait(operation, None).await.unwrap();
+    let OperationState::Ended { outcome: OperationOutcome::Failed { failure } } = ended.state else {
+        panic!("the record was to have no room: {ended:?}")
+    };
+    assert_eq!(failure.code, ErrorCode::NoResource);
+    let recorded = async || store.operation(operation).await.unwrap().unwrap().state;
+    assert!(!matches!(recorded().await, OperationState::Ended { .. }));
+    fault::limit_pages(store, None).await.unwrap();
+    let written = async {
+        while !matches!(recorded().await, OperationState::Ended { outcome: OperationOutcome::Done }) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), written).await.expect("it is written");
+    let back = rollback(&engine, "a", RollbackTo::LastGood).await.unwrap();
+    assert_eq!(back.to, good.id);
     leave(engine).await;
 }
 

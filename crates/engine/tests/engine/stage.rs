@@ -288,10 +288,10 @@ pub async fn program(engine: &Engine, name: &str, words: &[&str]) -> String {
 
 /// Polls until it holds: for what announces nothing.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let held = tokio::time::timeout(Duration::from_secs(10), async {
+    let held = tokio::time::timeout(Duration::from_secs(30), async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    held.await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+    held.await.unwrap_or_else(|_| panic!("not within 30 s: {what}"));
 }
