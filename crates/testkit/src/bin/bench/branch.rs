@@ -68,13 +68,13 @@ async fn running(client: &Client, name: &str, memory: u64) -> Result<VmRef> {
     name.parse().context("a valid name")
 }
 
-async fn destroy(client: &Client, vm: &VmRef) -> Result<()> {
+pub async fn destroy(client: &Client, vm: &VmRef) -> Result<()> {
     client.destroy(vm, &DestroyQuery::default()).await.with_context(|| format!("destroy {vm}"))?;
     Ok(())
 }
 
 /// Runs Python in the live context `main` and returns what it printed.
-async fn python(client: &Client, vm: &VmRef, code: &str) -> Result<String> {
+pub async fn python(client: &Client, vm: &VmRef, code: &str) -> Result<String> {
     let request = CodeRequest { context: "main".into(), code: code.into(), ..CodeRequest::default() };
     let mut connection = client.run_code(vm, &request).await?;
     let mut printed = Vec::new();

@@ -11,6 +11,7 @@ mod machine;
 mod offshoot;
 mod peers;
 mod sample;
+mod warm;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -82,6 +83,9 @@ fn main() -> Result<()> {
         }
     }
     runtime.block_on(offshoot::measure(&plan, &wanted, &mut record.rows, &mut record.notes))?;
+    if wanted("warm") {
+        runtime.block_on(warm::measure(&plan, &mut record.rows))?;
+    }
     if wanted("peers") {
         peers::measure(&plan, &mut record.rows, &mut record.notes)?;
     }

@@ -55,7 +55,7 @@ pub async fn measure(
     Ok(())
 }
 
-fn socket(env: &TestEnv) -> Result<std::path::PathBuf> {
+pub fn socket(env: &TestEnv) -> Result<std::path::PathBuf> {
     let record = env.run(&["daemon", "status", "--json"]).success().json();
     let path = record["socket"].as_str().context("`daemon status --json` has no `socket`")?;
     Ok(path.into())
