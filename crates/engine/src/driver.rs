@@ -196,7 +196,7 @@ impl Driver {
         // Before any request that would believe it lives, too.
         if let Some(exit) = self.machine.seen_exit() {
             self.exited(exit).await;
-            return true;
+            return self.machine.seen_exit().is_none() || self.again_later().await;
         }
         if let Some(request) = self.destroy.take().or_else(|| self.queue.next()) {
             self.handle(request).await;
@@ -540,6 +540,8 @@ impl Driver {
         change: &Change,
         done: OperationOutcome,
     ) {
+        // Nothing is restored any more, before anybody hears that it has ended.
+        self.machine.source = None;
         let outcome = match ended {
             // It ends when the snapshot is durable, and the VM does not wait for that.
             Ok(()) if change.kind == OperationKind::Snapshot && done == OperationOutcome::Done => {
@@ -656,6 +658,16 @@ impl Driver {
         }
         self.responsive = true;
         self.tidy = TIDY_FIRST;
+    }
+
+    /// That the process has ended could not be written, perhaps for a full disk: not tried again without a pause. `false`
+    /// if the engine ends meanwhile.
+    async fn again_later(&self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.core.closing.cancelled() => false,
+            () = tokio::time::sleep(TIDY_FIRST) => true,
+        }
     }
 
     async fn guest_changed(&mut self) {
