@@ -1,6 +1,7 @@
 //! The `Provider` and `Instance` traits: contracts, records and errors.
 
 use crate::{
+    disk::{self, DiskError},
     facts::Facts,
     memory::{Delta, Memory},
 };
@@ -9,7 +10,11 @@ use offshoot_types::{
     Bytes, CpuCount, Generation, ImageDigest, IsolationClass, MemMib, ProviderKind, SnapshotId, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
-use std::{fmt::Debug, path::PathBuf, time::Duration};
+use std::{
+    fmt::Debug,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
@@ -317,6 +322,15 @@ pub trait Provider: Send + Sync + Debug {
         Err(format!("provider `{}` saves no states", self.kind()))
     }
 
+    /// Makes at `to`, which must not exist, one layer of `layers`, newest first, that are frozen and lie over each other:
+    /// it reads as they do over whatever they lie over. It appears complete, flushed and frozen, or not at all. Refused
+    /// while a VM writes to one of them. Blocks.
+    fn merge_layers(&self, layers: &[PathBuf], to: &Path) -> Result<(), DiskError> {
+        let Some(oldest) = layers.last() else { return Err(DiskError::Layers { layers: 0 }) };
+        let disk::Layer { below, kind, .. } = disk::inspect(oldest)?;
+        disk::merge(layers, &below, kind, to)
+    }
+
     /// Finds a recorded instance again after a daemon restart. Never signals a process it cannot prove to be
     /// the recorded one.
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError>;
@@ -346,6 +360,16 @@ pub trait Instance: Send + Sync + Debug {
     /// that one by now or not, both are right. A lost answer to [`AfterCheckpoint::Hold`] may leave the CPUs standing.
     async fn checkpoint(&self, _plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
         Err(InstanceError::Unsupported { operation: "taking a checkpoint", provider: self.record().provider })
+    }
+
+    /// Has the VMM read what lies below the layer it writes to from other files with the same content: `layers` is the
+    /// whole disk, newest first, its own layer included. The VM runs on meanwhile. On failure it reads what it did; both
+    /// are right.
+    async fn restack(&self, _layers: &[PathBuf]) -> Result<(), InstanceError> {
+        Err(InstanceError::Unsupported {
+            operation: "reading the disk from other layers",
+            provider: self.record().provider,
+        })
     }
 
     /// Ends the VMM: waits `grace` for an exit already under way (the guest was asked to power off), then VMM

@@ -17,7 +17,7 @@ use crate::{
     AfterCheckpoint, Checkpoint, CheckpointPlan, Diagnostics, Exit, GuestIo, Instance, InstanceError,
     InstanceRecord, StopReport, Usage,
 };
-use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+use std::{fmt, marker::PhantomData, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 mod sealed {
@@ -99,6 +99,11 @@ impl<S: State> Vm<S> {
     /// Takes the state and goes on as before. See [`Instance::checkpoint`].
     pub async fn checkpoint(&self, plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
         self.instance.checkpoint(&CheckpointPlan { then: AfterCheckpoint::Continue, ..plan.clone() }).await
+    }
+
+    /// See [`Instance::restack`].
+    pub async fn restack(&self, layers: &[PathBuf]) -> Result<(), InstanceError> {
+        self.instance.restack(layers).await
     }
 }
 

@@ -196,6 +196,56 @@ impl Tx<'_> {
         self.execute("set a VM's disk layer", sql, params![vm.to_string(), layer.to_string()]).map(drop)
     }
 
+    /// From now on `merged`, which lies over what the last of `covered` lies over, stands for all of them: consecutive
+    /// layers, newest first, that nobody names and that lie below one layer only. Refused while a snapshot above them is
+    /// being written or a VM above them is starting, for those have listed them. The layers themselves stay, needed by
+    /// nobody.
+    pub fn merge_layers(&self, merged: LayerId, covered: &[LayerId]) -> Result<(), StoreError> {
+        let invalid = |detail: String| StoreError::Invalid { what: "disk layer", detail };
+        let new = self.expect_layer(merged)?;
+        let [newest, .., oldest] = covered else {
+            return Err(invalid("one layer cannot be merged".into()));
+        };
+        let mut above = None;
+        for id in covered {
+            let layer = self.expect_layer(*id)?;
+            if !layer.frozen || layer.image != new.image || layer.size != new.size {
+                return Err(invalid(format!("{id} cannot be part of {merged}")));
+            }
+            let users = self.layer_users(*id)?;
+            let only_one_above = match &above {
+                Some(above) => users == [format!("disk layer {above}")],
+                None => users.len() == 1 && users[0].starts_with("disk layer "),
+            };
+            if !only_one_above {
+                return Err(StoreError::InUse { what: format!("disk layer {id}"), by: users });
+            }
+            above = Some(*id);
+        }
+        if self.expect_layer(*oldest)?.parent != new.parent || !new.frozen {
+            return Err(invalid(format!("{merged} does not lie where those it covers do")));
+        }
+        let by = self.about_to_read(*newest)?;
+        if !by.is_empty() {
+            return Err(StoreError::InUse { what: format!("disk layer {newest}"), by });
+        }
+        let sql = "UPDATE layers SET parent = ?2 WHERE parent = ?1 AND id <> ?2";
+        let params = params![newest.to_string(), merged.to_string()];
+        self.execute("put a disk layer in place of others", sql, params).map(drop)
+    }
+
+    /// Who has listed a layer to use its file, in words.
+    fn about_to_read(&self, layer: LayerId) -> Result<Vec<String>, StoreError> {
+        let sql = "WITH RECURSIVE above (link) AS (
+                SELECT ?1 UNION SELECT layers.id FROM above JOIN layers ON layers.parent = link)
+             SELECT 'snapshot ' || snapshots.id AS user FROM snapshots JOIN above ON snapshots.layer = link
+                WHERE snapshots.state = 'volatile' UNION ALL
+             SELECT 'VM ' || vms.name FROM vms JOIN above ON vms.layer = link WHERE vms.state = 'starting'";
+        self.many("find who is about to read a disk layer", sql, params![layer.to_string()], |row| {
+            row.get("user")
+        })
+    }
+
     /// Forgets a layer whose file was seen gone. Refused while somebody needs it; forgetting what is not recorded changes
     /// nothing.
     pub fn forget_layer(&self, id: LayerId) -> Result<(), StoreError> {
@@ -303,6 +353,47 @@ mod tests {
             f.store.forget_layer(named).await.unwrap();
         }
         assert_eq!(f.store.images_in_use().await.unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn layers_nobody_names_are_covered_by_one_and_unused_then() {
+        let f = Fixture::new();
+        let (vm, _) = f.stopped("a").await;
+        let kept = f.take_named(vm, "kept").await;
+        let base = f.store.snapshot(kept).await.unwrap().unwrap().layer;
+        for _ in 0..3 {
+            f.layer_on(vm).await;
+        }
+        let top = f.store.vm(vm).await.unwrap().unwrap().layer.unwrap();
+        let chain: Vec<LayerId> =
+            f.store.layer_chain(top).await.unwrap().iter().map(|layer| layer.id).collect();
+        let [_, c, b, a, last] = chain[..] else { panic!("{chain:?}") };
+        assert_eq!(last, base);
+        let new = new_layer(Some(base));
+        let merged = new.id;
+        add(&f, &new).await.unwrap();
+        f.store.transaction(move |tx| tx.freeze_layer(merged)).await.unwrap();
+        let merge = |covered: Vec<LayerId>| f.store.transaction(move |tx| tx.merge_layers(merged, &covered));
+        for wrong in [vec![c], vec![b, c], vec![c, a], vec![top, c], vec![a, base], vec![c, b]] {
+            assert!(merge(wrong.clone()).await.is_err(), "{wrong:?}");
+        }
+        // One that is being written lists them.
+        let writing = f.take(vm, offshoot_types::SnapshotOrigin::Auto).await;
+        let refused = merge(vec![c, b, a]).await.unwrap_err();
+        assert!(refused.to_string().contains(&format!("snapshot {writing}")), "{refused}");
+        f.store.snapshot_durable(writing, serde_json::json!({}), offshoot_types::Bytes(1)).await.unwrap();
+        // So does a VM that starts.
+        let at = f.store.vm(vm).await.unwrap().unwrap().generation;
+        let at = f.go(vm, at, offshoot_types::VmState::Starting).await.unwrap();
+        let refused = merge(vec![c, b, a]).await.unwrap_err();
+        assert!(refused.to_string().ends_with("is needed by VM a"), "{refused}");
+        f.go(vm, at, offshoot_types::VmState::Running).await.unwrap();
+        merge(vec![c, b, a]).await.unwrap();
+        let top = f.store.vm(vm).await.unwrap().unwrap().layer.unwrap();
+        let chain: Vec<LayerId> =
+            f.store.layer_chain(top).await.unwrap().iter().map(|layer| layer.id).collect();
+        assert_eq!(chain[2..], [merged, base]);
+        assert_eq!(ids(&f).await, [c, b, a]);
     }
 
     #[tokio::test]

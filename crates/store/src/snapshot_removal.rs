@@ -121,6 +121,13 @@ impl Tx<'_> {
         Ok(Some(snapshot))
     }
 
+    /// What a snapshot is made of was replaced by what says the same: from now on its manifest is this one.
+    pub fn restage_snapshot(&self, id: SnapshotId, manifest: &Value) -> Result<(), StoreError> {
+        self.expect_usable_snapshot(id)?;
+        let sql = "UPDATE snapshots SET manifest = ?2 WHERE id = ?1";
+        self.execute("restage a snapshot", sql, params![id.to_string(), to_json(manifest)]).map(drop)
+    }
+
     /// A snapshot's pages were merged with those of what it depended on: from now on it differs from `memory_base`.
     /// `manifest` and `size` are those of its new files.
     pub fn rebase_snapshot(

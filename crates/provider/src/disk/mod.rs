@@ -7,9 +7,11 @@
 //! saves 15 ms per VM and a package. The guest only ever sees the blocks inside; no byte of the header comes
 //! from it. The VMM is still told every driver and the whole stack explicitly, so nothing is probed.
 
+mod merge;
 mod qcow2;
 
 use crate::{DiskStack, Durability};
+pub use merge::merge;
 use offshoot_types::{Bytes, DiskMib};
 use qcow2::{Layout, MAX_BACKING_NAME};
 use std::{
@@ -20,7 +22,7 @@ use std::{
 };
 
 /// The most layers a disk may have. Each costs the VMM two descriptors, and every read of a place never written looks
-/// at all of them; merging layers is not supported yet.
+/// at all of them.
 pub const MAX_LAYERS: usize = 128;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,8 @@ pub enum DiskError {
     Below { path: PathBuf },
     #[error("`{}` is not a data disk made by this program: {reason}", path.display())]
     Foreign { path: PathBuf, reason: &'static str },
+    #[error("`{}` is written to by a running VM", path.display())]
+    Written { path: PathBuf },
     #[error("a data disk of {layers} layers is not supported: it has at least one and at most {MAX_LAYERS}")]
     Layers { layers: usize },
 }

@@ -13,7 +13,7 @@ const MAGIC: [u8; 4] = *b"QFI\xfb";
 const VERSION: u32 = 3;
 const HEADER_LENGTH: u32 = 104;
 const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
+pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// 16-bit reference counts, as `qemu-img` makes them.
 const REFCOUNT_ORDER: u32 = 4;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -110,7 +110,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    const L1: u64 = CLUSTER;
+    pub const L1: u64 = CLUSTER;
 
     pub fn new(size: u64) -> Self {
         // One L1 entry covers one L2 table, which covers CLUSTER / 8 clusters.
@@ -118,16 +118,20 @@ impl Layout {
         Self { size, l1_entries, l1_clusters: (l1_entries * 8).div_ceil(CLUSTER) }
     }
 
-    fn refcount_table(&self) -> u64 {
+    pub fn refcount_table(&self) -> u64 {
         Self::L1 + self.l1_clusters * CLUSTER
     }
 
-    fn refcount_block(&self) -> u64 {
+    pub fn refcount_block(&self) -> u64 {
         self.refcount_table() + CLUSTER
     }
 
-    fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.refcount_block() + CLUSTER
+    }
+
+    pub fn l1_entries(&self) -> u64 {
+        self.l1_entries
     }
 
     pub fn header(&self, below: &Path, kind: Kind) -> Result<Vec<u8>, DiskError> {

@@ -7,11 +7,12 @@
 //! A layer that has been written to holds all of the guest's files: those below it do not count.
 
 use super::files::Tree;
+use crate::disk::{self, DiskError};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     fs::File,
-    io,
+    io::{self, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -65,6 +66,20 @@ impl Disks {
             Ok(file) => held(&file).ok().flatten().map(|(_, written)| written),
             Err(_) => self.nameless().get(layer).cloned(),
         }
+    }
+
+    /// One layer of several: what the newest of them holds that holds anything is all there is.
+    pub fn merge(&self, layers: &[PathBuf], to: &Path) -> Result<(), DiskError> {
+        let Some(first) = layers.first() else { return Err(DiskError::Layers { layers: 0 }) };
+        let newest = layers.iter().find(|layer| self.written(layer).is_some()).unwrap_or(first);
+        let failed = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| DiskError::Io { operation, path, source }
+        };
+        let bytes = std::fs::read(newest).map_err(failed("read", newest))?;
+        let mut file = File::options().write(true).create_new(true).open(to).map_err(failed("create", to))?;
+        file.write_all(&bytes).map_err(failed("write", to))?;
+        disk::freeze(to)
     }
 
     /// Of a stack of layers: that of the newest that was written to.

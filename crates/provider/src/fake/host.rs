@@ -7,11 +7,11 @@ use super::{
     machine::{Hardware, Machine},
     state::Stored,
 };
-use crate::{BootPlan, BootStep, Exit, InstanceRecord, StopStep, memory::Base};
+use crate::{BootPlan, BootStep, Exit, InstanceRecord, StopStep, disk::DiskError, memory::Base};
 use offshoot_types::{Generation, IsolationClass, ProviderKind, VmId};
 use std::{
     collections::{HashMap, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -198,6 +198,18 @@ impl FakeHost {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`crate::Provider::merge_layers`].
+    pub(super) fn merge(&self, layers: &[PathBuf], to: &Path) -> Result<(), DiskError> {
+        let state = self.state();
+        let mut written = state.machines.values().filter(|machine| machine.exit().is_none());
+        if let Some(path) =
+            written.find_map(|machine| layers.iter().find(|layer| machine.disk().top() == Some(layer)))
+        {
+            return Err(DiskError::Written { path: path.clone() });
+        }
+        state.disks.merge(layers, to)
     }
 
     /// The stamp of what a machine has written to the newest of these layers that holds anything.

@@ -308,6 +308,21 @@ impl Instance for FakeInstance {
         self.answer(OPERATION, Checkpoint { memory, paused, device_state })
     }
 
+    async fn restack(&self, layers: &[PathBuf]) -> Result<(), InstanceError> {
+        const OPERATION: &str = "reading the disk from other layers";
+        self.alive()?;
+        {
+            let mut disk = self.machine.disk.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = layers.iter().position(|layer| Some(layer) == disk.top());
+            let Some(place) = place else {
+                let message = "the layer it writes to is not part of the disk given".to_owned();
+                return Err(InstanceError::Refused { operation: OPERATION, message });
+            };
+            disk.layers = layers[place..].to_vec();
+        }
+        self.answer(OPERATION, ())
+    }
+
     async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError> {
         let mut steps = Vec::new();
         if let Some(exit) = self.machine.exit() {

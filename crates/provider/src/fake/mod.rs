@@ -27,7 +27,8 @@ pub use host::{BootFault, CheckpointFault, FakeHost, FakeMachine, GuestFault};
 
 use crate::{
     Adoption, BootError, BootPlan, BootStep, Capabilities, Exit, Instance, InstanceError, InstanceRecord,
-    Provider, ReclaimReport, RestorePlan, UndoReport, facts::Facts, memory::Base, parts::Part,
+    Provider, ReclaimReport, RestorePlan, UndoReport, disk::DiskError, facts::Facts, memory::Base,
+    parts::Part,
 };
 use async_trait::async_trait;
 use devices::Devices;
@@ -35,7 +36,10 @@ use host::Refusal;
 use machine::FakeInstance;
 use offshoot_types::ProviderKind;
 use state::Stored;
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 #[derive(Debug)]
 pub struct FakeProvider {
@@ -129,6 +133,10 @@ impl Provider for FakeProvider {
         let stored = Stored::read(&plan.memory, size).map_err(|error| refused(&error))?;
         let from = (stored, plan.memory.base.clone());
         self.start(&plan.boot, self.host.take_restore_fault(), Some(from)).await
+    }
+
+    fn merge_layers(&self, layers: &[PathBuf], to: &Path) -> Result<(), DiskError> {
+        self.host.merge(layers, to)
     }
 
     async fn adopt(&self, record: &InstanceRecord) -> Result<Adoption, InstanceError> {

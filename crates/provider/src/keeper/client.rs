@@ -62,6 +62,8 @@ pub(crate) struct Client {
     calls: mpsc::Sender<Outgoing>,
     exit: watch::Receiver<Option<Exit>>,
     pub keeper: ProcessId,
+    /// Of its protocol: no other is spoken with it.
+    pub version: u32,
     pub started: Started,
 }
 
@@ -82,7 +84,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<Socket> {
 
 /// Says hello and waits for the VMM to have started, or not.
 pub(crate) async fn attach(socket: Socket, files: Files) -> Result<Greeting, ClientError> {
-    let keeper = hello(&socket).await?;
+    let (keeper, version) = hello(&socket).await?;
     let started = match socket.receive::<FromKeeper>().await?.ok_or(ClientError::Closed)?.0 {
         FromKeeper::Started(started) => started,
         FromKeeper::StartFailed(failure) => return Ok(Greeting::StartFailed(failure)),
@@ -94,16 +96,17 @@ pub(crate) async fn attach(socket: Socket, files: Files) -> Result<Greeting, Cli
     let (publish, exit) = watch::channel(None);
     let link = Link { queue, publish, files, keeper: keeper.clone() };
     spawn(Task::KeeperClient, link.run(socket));
-    Ok(Greeting::Started(Client { calls, exit, keeper, started }))
+    Ok(Greeting::Started(Client { calls, exit, keeper, version, started }))
 }
 
-async fn hello(socket: &Socket) -> Result<ProcessId, ClientError> {
+/// Who it is, and the version it speaks.
+async fn hello(socket: &Socket) -> Result<(ProcessId, u32), ClientError> {
     socket.send(&ToKeeper::Hello { version: VERSION }, None).await?;
     match socket.receive::<FromKeeper>().await?.ok_or(ClientError::Closed)?.0 {
         FromKeeper::Welcome { version, .. } if version == 0 || version > VERSION => {
             Err(ClientError::Version { theirs: version })
         }
-        FromKeeper::Welcome { keeper, .. } => Ok(keeper),
+        FromKeeper::Welcome { keeper, version, .. } => Ok((keeper, version)),
         _ => Err(ClientError::Unexpected("an event")),
     }
 }
@@ -215,7 +218,7 @@ impl Link {
                 });
             }
             if let Ok(socket) = connect(&self.files.keeper_socket())
-                && let Ok(keeper) = hello(&socket).await
+                && let Ok((keeper, _)) = hello(&socket).await
                 && keeper == self.keeper
             {
                 return Ok(socket);

@@ -206,6 +206,10 @@ async fn ask(running: Arc<Running>, call: Call) -> (Reply, Option<OwnedFd>) {
             Err(error) => Reply::Failed { message: error.to_string() },
         },
         Call::Diagnose => diagnosis(&running),
+        Call::Restack { layers } => {
+            let mut disk = running.disk.lock().await;
+            done(disk.restack(vmm, &layers).await)
+        }
         Call::Checkpoint(plan) => match running.checkpoint(plan).await {
             Some(Ok(Taken { said, delta, .. })) => return (Reply::Checkpointed(said), delta),
             Some(Err(error)) => refusal(error),

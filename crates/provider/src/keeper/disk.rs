@@ -41,9 +41,28 @@ pub(crate) fn layer(path: &Path, durability: Durability, node: &str) -> Value {
     })
 }
 
+/// What a layer lies over, newest first: read, and never written to. Frozen layers are shared by VMs, so the VMM does
+/// not lock them.
+pub(crate) fn frozen(layers: &[PathBuf], template: &Path) -> Value {
+    let template = json!({
+        "driver": "raw", "read-only": true,
+        "file": { "driver": "file", "filename": template, "read-only": true, "locking": "off" },
+    });
+    layers.iter().rev().fold(template, |below, path| {
+        json!({
+            "driver": "qcow2", "read-only": true,
+            "file": { "driver": "file", "filename": path, "read-only": true, "locking": "off" },
+            "backing": below,
+        })
+    })
+}
+
 #[derive(Debug)]
 pub(super) struct Disk {
     top: Layer,
+    template: PathBuf,
+    /// What of the stack below the top the VMM knows by a name, newest first.
+    named: Vec<String>,
     /// Held for their locks alone.
     frozen: Vec<File>,
     durability: Durability,
@@ -72,7 +91,8 @@ impl Disk {
         let lock = lock(path, FlockOperation::NonBlockingLockExclusive).map_err(start_error)?;
         let frozen = stack.layers[1..].iter().map(|path| lock_frozen(path)).collect::<Result<_, _>>();
         let top = Layer { node: FIRST_NODE.into(), path: path.clone(), lock };
-        Ok(Self { top, frozen: frozen.map_err(start_error)?, durability, made: 0, used: true })
+        let (frozen, template) = (frozen.map_err(start_error)?, stack.template.clone());
+        Ok(Self { top, template, named: Vec::new(), frozen, durability, made: 0, used: true })
     }
 
     /// What the guest wrote until now, on its way to the host's disk: then there is less to flush when time counts.
@@ -151,7 +171,47 @@ impl Disk {
         // a frozen layer to write to.
         let _ = rustix::fs::flock(&old.lock, FlockOperation::NonBlockingLockShared);
         self.frozen.push(old.lock);
+        self.named.insert(0, old.node);
         self.used = false;
+        Ok(())
+    }
+
+    /// Has the VMM read what lies below its top layer from other files that say the same, while the VM runs on. `layers`
+    /// is the whole disk, newest first. On failure it reads from those it did, unless it is told otherwise.
+    pub async fn restack(&mut self, vmm: &Vmm, layers: &[PathBuf]) -> Result<(), CallError> {
+        let place = layers.iter().position(|layer| *layer == self.top.path);
+        let Some(below) = place.map(|place| &layers[place + 1..]) else {
+            let message = format!("`{}` is not part of the disk given", self.top.path.display());
+            return Err(CallError::Refused(message));
+        };
+        let refused = |error: DiskError| CallError::Refused(error.to_string());
+        let whole = [std::slice::from_ref(&self.top.path), below].concat();
+        disk::check(&DiskStack { layers: whole, template: self.template.clone() }).map_err(refused)?;
+        let locks = below.iter().map(|path| lock_frozen(path)).collect::<Result<Vec<_>, _>>();
+        let locks = locks.map_err(CallError::Refused)?;
+        self.made += 1;
+        let node = format!("below-{}", self.made);
+        let mut options = frozen(below, &self.template);
+        options["node-name"] = json!(node);
+        vmm.ask(Command::BlockdevAdd(options)).await?;
+        let mut top = layer(&self.top.path, self.durability, &self.top.node);
+        top["backing"] = json!(node);
+        if let Err(error) = vmm.ask(Command::BlockdevReopen { options: vec![top] }).await {
+            // Refused while it is in use, should the answer alone have been lost: then it stays, and is named.
+            if vmm.ask(Command::BlockdevDel { node: node.clone() }).await.is_err() {
+                self.named.insert(0, node);
+            }
+            return Err(error);
+        }
+        self.frozen = locks;
+        let mut kept = vec![node];
+        for node in std::mem::take(&mut self.named) {
+            // What cannot be closed is tried again the next time; it costs descriptors and nothing else.
+            if vmm.ask(Command::BlockdevDel { node: node.clone() }).await.is_err() {
+                kept.push(node);
+            }
+        }
+        self.named = kept;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::{
     client::Client,
     files::{ExitRecord, Files, read_json},
-    wire::{Call, Checkpoint as CheckpointCall, Checkpointed, Reply},
+    wire::{Call, Checkpoint as CheckpointCall, Checkpointed, RESTACK, Reply},
 };
 use crate::{
     Checkpoint, CheckpointPlan, Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord,
@@ -14,6 +14,7 @@ use offshoot_types::Bytes;
 use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    path::PathBuf,
     time::Duration,
 };
 use tokio::{net::UnixStream, sync::watch};
@@ -137,6 +138,14 @@ impl Instance for KeptInstance {
         };
         let paused = Duration::from_micros(paused_us);
         Ok(Checkpoint { memory, paused, device_state: Bytes(device_state) })
+    }
+
+    async fn restack(&self, layers: &[PathBuf]) -> Result<(), InstanceError> {
+        let operation = "reading the disk from other layers";
+        if self.client.version < RESTACK {
+            return Err(InstanceError::Unsupported { operation, provider: self.record.provider });
+        }
+        self.call(operation, Call::Restack { layers: layers.to_vec() }, CALL).await.map(drop)
     }
 
     async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError> {

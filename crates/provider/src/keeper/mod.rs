@@ -40,7 +40,7 @@ pub use cgroup::LimitsOnOffer;
 pub(crate) use cgroup::remove as remove_cgroup;
 pub(crate) use client::Greeting;
 pub(crate) use console::{last_lines, tail as console_tail};
-pub(crate) use disk::{FIRST_NODE, layer};
+pub(crate) use disk::{FIRST_NODE, frozen, layer};
 pub(crate) use instance::KeptInstance;
 pub(crate) use launch::{LaunchError, launch};
 pub(crate) use recovery::{adopt, reclaim};

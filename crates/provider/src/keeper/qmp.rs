@@ -54,6 +54,10 @@ pub(crate) enum Command {
         #[serde(rename = "node-name")]
         node: String,
     },
+    /// All options of nodes that are there, as they are to be.
+    BlockdevReopen {
+        options: Vec<Value>,
+    },
 }
 
 impl Command {
@@ -69,6 +73,7 @@ impl Command {
             Self::BlockdevAdd(_) => "blockdev-add",
             Self::BlockdevSnapshot { .. } => "blockdev-snapshot",
             Self::BlockdevDel { .. } => "blockdev-del",
+            Self::BlockdevReopen { .. } => "blockdev-reopen",
         }
     }
 }

@@ -28,7 +28,9 @@ use std::{
 };
 use tokio::io::unix::AsyncFd;
 
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The first version that knows [`Call::Restack`].
+pub const RESTACK: u32 = 2;
 /// Larger packets are refused by both sides; the largest sent is a start failure with its console lines.
 pub const MAX_PACKET: usize = 64 * 1024;
 
@@ -54,6 +56,10 @@ pub enum Call {
     Diagnose,
     /// Take the VM's state while its CPUs stand still. The reply carries the memory, if that was asked for.
     Checkpoint(Checkpoint),
+    /// Read what lies below the top layer from these files: see [`crate::Instance::restack`].
+    Restack {
+        layers: Vec<PathBuf>,
+    },
 }
 
 /// See [`crate::CheckpointPlan`].
@@ -263,14 +269,18 @@ pub(super) mod tests {
         assert!(daemon.receive::<FromKeeper>().await.is_err());
     }
 
-    /// Old daemons and old keepers are out there: what version 1 wrote must be read for ever.
+    /// Old daemons and old keepers are out there: what any version wrote must be read for ever.
     #[test]
-    fn version_1_packets_read_as_they_were_written() {
+    fn packets_of_every_version_read_as_they_were_written() {
         let cases = [
             (r#"{"type":"hello","version":1}"#, ToKeeper::Hello { version: 1 }),
             (
                 r#"{"type":"call","id":3,"call":{"call":"stop","grace_ms":100}}"#,
                 ToKeeper::Call { id: 3, call: Call::Stop { grace_ms: 100 } },
+            ),
+            (
+                r#"{"type":"call","id":4,"call":{"call":"restack","layers":["/a","/b"]}}"#,
+                ToKeeper::Call { id: 4, call: Call::Restack { layers: vec!["/a".into(), "/b".into()] } },
             ),
         ];
         for (text, message) in cases {

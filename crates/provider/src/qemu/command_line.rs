@@ -203,21 +203,9 @@ fn root_disk(line: &mut Line, path: &Path) {
 }
 
 fn data_disk(line: &mut Line, disk: &DiskStack, durability: Durability) {
-    let template = json!({
-        "driver": "raw", "read-only": true,
-        "file": { "driver": "file", "filename": disk.template, "read-only": true, "locking": "off" },
-    });
-    // From the oldest layer to the one that is written to. Frozen layers are shared by VMs, so nobody locks them here.
-    let frozen = disk.layers.iter().skip(1).rev().fold(template, |below, path| {
-        json!({
-            "driver": "qcow2", "read-only": true,
-            "file": { "driver": "file", "filename": path, "read-only": true, "locking": "off" },
-            "backing": below,
-        })
-    });
     let Some(top) = disk.top() else { return };
     let mut top = keeper::layer(top, durability, keeper::FIRST_NODE);
-    top["backing"] = frozen;
+    top["backing"] = keeper::frozen(&disk.layers[1..], &disk.template);
     line.pair("-blockdev", top);
     line.pair("-device", format!("virtio-blk-device,drive={},serial=data", keeper::FIRST_NODE));
 }
