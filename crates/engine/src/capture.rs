@@ -12,7 +12,7 @@
 use crate::{
     ask::{SnapshotAsk, Taken},
     layers,
-    machine::{Machine, Power, io_failure},
+    machine::{Live, Machine, Power, io_failure},
     saga::{Change, create},
     snapshots::Volatile,
     state_dir::{Layout, make_private_dir},
@@ -20,7 +20,7 @@ use crate::{
 };
 use offshoot_guest_proto::client::ClientError;
 use offshoot_provider::{Adoption, AfterCheckpoint, Checkpoint, CheckpointPlan, vm::Adopted};
-use offshoot_store::{NewSnapshot, SnapshotRecord, StoreError, Tx};
+use offshoot_store::{LayerRecord, NewSnapshot, SnapshotRecord, StoreError, Tx};
 use offshoot_types::{
     Actor, Bytes, ErrorCode, Failure, LayerId, OperationId, SnapshotId, SnapshotKind, SnapshotName,
     SnapshotOrigin, VmStateName,
@@ -137,7 +137,12 @@ pub(crate) async fn prepare(
     let below = chain.first().ok_or_else(|| {
         Failure::new(ErrorCode::Internal, format!("disk layer {layer} is not in the record"))
     })?;
+    if runs && machine.shared.take_shorter() {
+        restack(machine, &chain).await;
+    }
     if chain.len() >= MOST_LAYERS {
+        // The next one may find less.
+        machine.core.snapshots.grown.add(machine.id());
         let message = format!(
             "the disk of VM `{}` has {} layers above each other, one for each state that was kept of it; more are not \
              supported",
@@ -186,6 +191,20 @@ pub(crate) async fn prepare(
         checkpoint: None,
     });
     Ok(())
+}
+
+/// Has the process read its disk from the layers there are now. It need not: those it has open say the same.
+async fn restack(machine: &mut Machine, chain: &[LayerRecord]) {
+    let layers: Vec<PathBuf> =
+        chain.iter().map(|layer| machine.core.layout.state.join(&layer.path)).collect();
+    let told = match &machine.live {
+        Some(Live { power: Some(Power::Running(vm)), .. }) => vm.restack(&layers).await,
+        Some(Live { power: Some(Power::Paused(vm)), .. }) => vm.restack(&layers).await,
+        _ => return,
+    };
+    if let Err(error) = told {
+        TraceEvent::NotRestacked { error: &crate::link::chain(&error) }.emit(&machine.own_scope());
+    }
 }
 
 /// Removes what was written of a state that is not kept. The new layer stays on top: it is empty, or written to by now.

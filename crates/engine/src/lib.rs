@@ -79,7 +79,7 @@ pub use saga::{Checkpoint, Checkpoints, Fault, Phase};
 pub use session::{
     ExecEnd, ExecEvent, ExecEvents, ExecInput, ExecSession, OnDrop, OutputStream, SessionClosed,
 };
-pub use snapshots::Export;
+pub use snapshots::{Export, Merging};
 pub use state_dir::{LockError, StateDirLock};
 pub use trace::TraceEvent;
 pub use view::{Census, ExecState, ExecView, GuestHealth, GuestView, ProviderView, VmView};

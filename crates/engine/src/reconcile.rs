@@ -154,7 +154,13 @@ impl Driver {
                 let ticket = self.core.opened(operation);
                 self.core.close(ticket, OperationOutcome::Interrupted { undone }).await;
             }
-            OperationKind::WriteFiles | OperationKind::Context | OperationKind::Reconcile => {
+            OperationKind::Reconcile => {
+                let ticket = self.core.opened(operation);
+                self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
+                // As long as it was unfinished what it made was needed.
+                self.core.collect_layers().await;
+            }
+            OperationKind::WriteFiles | OperationKind::Context => {
                 let ticket = self.core.opened(operation);
                 self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
             }

@@ -7,7 +7,10 @@ use crate::{
     work::Work,
 };
 use offshoot_provider::vm::Dialer;
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 #[derive(Debug)]
 pub(crate) struct VmShared {
@@ -19,6 +22,8 @@ pub(crate) struct VmShared {
     /// What others do with it now.
     pub work: Work,
     dialer: Mutex<Option<Dialer>>,
+    /// Layers of its disk were merged since its process was told of them.
+    shorter: AtomicBool,
 }
 
 impl Default for VmShared {
@@ -30,6 +35,7 @@ impl Default for VmShared {
             ownership: Ownership::of(work.clone()),
             work,
             dialer: Mutex::default(),
+            shorter: AtomicBool::default(),
         }
     }
 }
@@ -38,6 +44,14 @@ impl VmShared {
     /// The way to the present process, to measure it.
     pub fn dialer(&self) -> Option<Dialer> {
         lock(&self.dialer).clone()
+    }
+    /// Its process may read the disk from fewer files.
+    pub fn disk_is_shorter(&self) {
+        self.shorter.store(true, Ordering::SeqCst);
+    }
+    /// Whether that is so; told once.
+    pub fn take_shorter(&self) -> bool {
+        self.shorter.swap(false, Ordering::SeqCst)
     }
     pub fn set_dialer(&self, dialer: Option<Dialer>) {
         *lock(&self.dialer) = dialer;

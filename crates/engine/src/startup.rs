@@ -20,7 +20,7 @@ use crate::{
     reaper,
     reconcile::Unfinished,
     saga::Input,
-    snapshots::Snapshots,
+    snapshots::{self, Snapshots},
     state_dir::{Layout, make_private_dir},
     strays,
     tasks::{TaskKind, Tasks},
@@ -112,6 +112,7 @@ pub(crate) async fn start(
     let (mut left, known, orphans) = read.await.map_err(|source| StartError::Read { source })?;
     core.tasks.spawn(TaskKind::Reaper, Scope::default(), reaper::run(core.clone(), reaped));
     core.tasks.spawn(TaskKind::Housekeeper, Scope::default(), keep_house(core.clone()));
+    core.tasks.spawn(TaskKind::Merger, Scope::default(), snapshots::keep_shallow(core.clone()));
 
     let (unsettled, settled) = watch::channel(0);
     let unsettled = Arc::new(unsettled);

@@ -36,6 +36,8 @@ pub(crate) enum TaskKind {
     Persister,
     /// Forgets old records. Its panic leaves them until the next start.
     Housekeeper,
+    /// Merges layers of disks. Its panic leaves disks as deep as they are until the next start.
+    Merger,
     /// Keeps templates and warm instances. Its panic leaves starts to boot; the next start ends what it had.
     Pool,
     /// Destroys what nobody wants any more. Its panic leaves that to the next start.
@@ -56,6 +58,7 @@ impl TaskKind {
             Self::Recorder => "recorder",
             Self::Persister => "persister",
             Self::Housekeeper => "housekeeper",
+            Self::Merger => "merger",
             Self::Pool => "pool",
             Self::Reaper => "reaper",
         }

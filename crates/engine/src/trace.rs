@@ -112,6 +112,14 @@ pub enum TraceEvent<'a> {
     LayerRemoved {
         path: &'a str,
     },
+    /// Layers of a disk stay as many as they are until the next snapshot.
+    NotMerged {
+        error: &'a str,
+    },
+    /// The process goes on reading its disk from the layers it has open.
+    NotRestacked {
+        error: &'a str,
+    },
     /// A file nobody needs could not be removed; it is tried again.
     NotCollected {
         path: &'a str,
@@ -192,6 +200,8 @@ impl TraceEvent<'_> {
             | Self::NotClaimed { .. }
             | Self::PoolTrouble { .. }
             | Self::ColdAfterAll { .. }
+            | Self::NotMerged { .. }
+            | Self::NotRestacked { .. }
             | Self::TasksAbandoned
             | Self::GuestSilent => Level::Warn,
             Self::EngineStarted { .. }
@@ -248,6 +258,8 @@ impl TraceEvent<'_> {
             Self::NotFlushed { .. } => "not-flushed",
             Self::LayerRemoved { .. } => "layer-removed",
             Self::NotCollected { .. } => "not-collected",
+            Self::NotMerged { .. } => "not-merged",
+            Self::NotRestacked { .. } => "not-restacked",
             Self::StrayRemoved { .. } => "stray-removed",
             Self::StrayKept { .. } => "stray-kept",
             Self::StoreFailed { .. } => "store-failed",

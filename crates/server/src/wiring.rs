@@ -1,7 +1,7 @@
 //! Puts the parts together: the one place that knows which images, providers and policy an engine runs on.
 
 use crate::{ServeOptions, images::HostImages};
-use offshoot_engine::{Options, SystemClock};
+use offshoot_engine::{Merging, Options, SystemClock};
 use offshoot_image::Store as ImageStore;
 use offshoot_policy::Policy;
 use offshoot_provider::{
@@ -67,6 +67,7 @@ pub fn engine_options(
         limits: options.limits,
         deadlines: options.deadlines,
         pool: options.pool,
+        merging: Merging::default(),
         clock: Arc::new(SystemClock),
         node: NodeName::default(),
         checkpoints: options.checkpoints.clone(),

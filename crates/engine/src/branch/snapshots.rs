@@ -112,6 +112,7 @@ impl Engine {
                 };
                 core.close(ticket, outcome).await;
                 core.collect_layers().await;
+                core.snapshots.grown.add(found.vm);
                 removed.map(|()| vec![found.id])
             })
             .await

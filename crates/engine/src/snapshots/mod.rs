@@ -9,7 +9,8 @@
 //!             v
 //!           Source: what a restore needs
 //! ```
-//! What a durable snapshot is made of may be replaced, by as much, when one below it is removed: [`restage`].
+//! What a durable snapshot is made of may be replaced by what says the same: when one below it is removed, and when layers
+//! of its disk are merged ([`restage`]).
 
 mod export;
 mod import;
@@ -20,6 +21,7 @@ mod persist;
 mod prune;
 mod remove;
 mod restage;
+mod shorten;
 mod source;
 mod uses;
 mod verify;
@@ -28,6 +30,9 @@ pub use export::Export;
 pub(crate) use import::{Arrival, Incoming, snapshot_of_import};
 pub(crate) use key::random;
 use manifest::Manifest;
+use shorten::Grown;
+pub use shorten::Merging;
+pub(crate) use shorten::keep_shallow;
 pub(crate) use source::{Source, not_found};
 use uses::{Held, Uses};
 
@@ -53,6 +58,8 @@ pub(crate) struct Snapshots {
     uses: Uses,
     /// One merge at a time: each takes as much memory as what it merges.
     merging: tokio::sync::Mutex<()>,
+    /// Whose disks are to be looked at, for layers to merge.
+    pub grown: Grown,
     /// Taken by a policy since this daemon began.
     unasked: AtomicU32,
     many_unasked: Notify,

@@ -27,7 +27,9 @@ use offshoot_provider::{
     parts::{Part, PartError, Trusted, hash_file},
 };
 use offshoot_store::{LayerRecord, SnapshotRecord, StoreError, VmRecord};
-use offshoot_types::{Actor, Bytes, ErrorCode, Failure, LayerId, SnapshotId, SnapshotKind, SnapshotState};
+use offshoot_types::{
+    Actor, Bytes, ErrorCode, Failure, LayerId, SnapshotId, SnapshotKind, SnapshotState, VmId,
+};
 use serde_json::Value;
 use std::{
     collections::HashMap,
@@ -69,19 +71,27 @@ impl Core {
     /// from it already. Must not be called twice for one snapshot.
     pub async fn persist(&self, id: SnapshotId) -> Result<(), Failure> {
         let Some(volatile) = self.snapshots.volatile(id) else { return Ok(()) };
-        let written = self.write_snapshot(id).await;
-        if written.is_err() {
-            self.discard(id).await;
-        } else if let Some(delta) = &volatile.delta {
-            // Whoever restores from it next does so soon.
-            self.snapshots.memories.keep_delta(id, delta);
-        }
+        let written = match self.write_snapshot(id).await {
+            Ok(vm) => {
+                if let Some(delta) = &volatile.delta {
+                    // Whoever restores from it next does so soon.
+                    self.snapshots.memories.keep_delta(id, delta);
+                }
+                self.snapshots.grown.add(vm);
+                Ok(())
+            }
+            Err(failure) => {
+                self.discard(id).await;
+                Err(failure)
+            }
+        };
         self.snapshots.end_volatile(id);
         volatile.written.send_replace(Some(written.clone()));
         written
     }
 
-    async fn write_snapshot(&self, id: SnapshotId) -> Result<(), Failure> {
+    /// Returns whose it is.
+    async fn write_snapshot(&self, id: SnapshotId) -> Result<VmId, Failure> {
         let volatile = self.snapshots.volatile(id).ok_or_else(|| super::source::not_found(id))?;
         // A snapshot is worth nothing without the one its pages are a difference to.
         let job = self.job(id, volatile.delta.clone()).await?;
@@ -89,6 +99,7 @@ impl Core {
             below.written().await?;
         }
         self.host_key().await?;
+        let vm = job.vm.id;
         let (manifest, size) = blocking(move || job.write()).await?;
         let signed = manifest.sign(self.host_key().await?)?;
         let (new, done, all) =
@@ -104,7 +115,7 @@ impl Core {
         .await?;
         let kept = manifest.as_value()?;
         self.store.transaction(move |tx| tx.snapshot_durable(id, &kept, size)).await?;
-        Ok(())
+        Ok(vm)
     }
 
     async fn job(&self, id: SnapshotId, delta: Option<Arc<Delta>>) -> Result<Job, Failure> {
@@ -224,11 +235,11 @@ impl Job {
     }
 }
 
-fn hash(path: &Path) -> Result<Part, Failure> {
+pub(super) fn hash(path: &Path) -> Result<Part, Failure> {
     hash_file(path).map_err(|error| part_failure(path, &error))
 }
 
-fn part_failure(path: &Path, error: &PartError) -> Failure {
+pub(super) fn part_failure(path: &Path, error: &PartError) -> Failure {
     match error {
         PartError::Io { operation, source, .. } => io_failure(operation, path, source),
         other => {

@@ -135,6 +135,7 @@ impl Core {
                 Err(error) => return self.store_failed("begin to remove expired snapshots", &error),
             };
             let mut outcome = OperationOutcome::Done;
+            let vms: HashSet<VmId> = expired.iter().map(|snapshot| snapshot.vm).collect();
             for snapshot in expired {
                 if let Err(failure) =
                     self.remove_snapshot(snapshot.id, true, ticket.id(), &Actor::Daemon).await
@@ -143,6 +144,7 @@ impl Core {
                 }
             }
             self.close(ticket, outcome).await;
+            vms.into_iter().for_each(|vm| self.snapshots.grown.add(vm));
         }
         self.collect_layers().await;
     }

@@ -20,6 +20,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io::Write,
     os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -45,6 +46,8 @@ pub struct Guest {
     notes: Mutex<String>,
     machine_id: Mutex<String>,
     pub disk: Mutex<DiskStack>,
+    /// Its layers, open: what is removed is read on, as by a real VMM.
+    files: Mutex<HashMap<PathBuf, std::fs::File>>,
     /// Every thaw it was asked for.
     pub thaws: Mutex<Vec<Thaw>>,
 }
@@ -61,6 +64,26 @@ pub struct State {
 
 /// Behind an empty layer's own clusters: what was saved in it.
 const DATA: u64 = 4 << 16;
+
+/// What was saved in a layer.
+fn behind(layer: &std::fs::File) -> Vec<u8> {
+    let length = layer.metadata().unwrap().len().saturating_sub(DATA);
+    let mut bytes = vec![0; usize::try_from(length).unwrap()];
+    layer.read_exact_at(&mut bytes, DATA).unwrap();
+    bytes
+}
+
+/// One layer of several, newest first.
+pub fn merge(layers: &[PathBuf], to: &Path) {
+    let mut all = std::fs::read(&layers[0]).unwrap();
+    all.resize(DATA as usize, 0);
+    for layer in layers.iter().rev() {
+        all.extend(behind(&std::fs::File::open(layer).unwrap()));
+    }
+    let file = std::fs::File::create_new(to).unwrap();
+    file.write_all_at(&all, 0).unwrap();
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
+}
 
 #[derive(Debug)]
 struct Program {
@@ -87,7 +110,8 @@ impl Guest {
             let state = watch::Sender::new(ProgramState { output, end: None });
             (id, Arc::new(Program { pid, state }))
         });
-        Arc::new(Self {
+        let layers = disk.layers.clone();
+        let guest = Arc::new(Self {
             hostname: Mutex::new(hostname.into()),
             exit,
             stubborn,
@@ -101,8 +125,11 @@ impl Guest {
             notes: Mutex::new(state.notes),
             machine_id: Mutex::new(state.machine_id),
             disk: Mutex::new(disk),
+            files: Mutex::default(),
             thaws: Mutex::default(),
-        })
+        });
+        guest.open(&layers);
+        guest
     }
     /// What is in its memory at this instant.
     pub fn state(&self) -> State {
@@ -133,10 +160,18 @@ impl Guest {
     pub fn saved(&self) -> Vec<u8> {
         let mut all = Vec::new();
         for layer in self.disk.lock().unwrap().layers.iter().rev() {
-            let bytes = std::fs::read(layer).unwrap();
-            all.write_all(bytes.get(DATA as usize..).unwrap_or_default()).unwrap();
+            let files = self.files.lock().unwrap();
+            all.write_all(&behind(&files[layer])).unwrap();
         }
         all
+    }
+    /// Opens those it has not open, and lets go of all others.
+    pub fn open(&self, layers: &[PathBuf]) {
+        let mut files = self.files.lock().unwrap();
+        files.retain(|path, _| layers.contains(path));
+        for layer in layers {
+            files.entry(layer.clone()).or_insert_with(|| std::fs::File::open(layer).unwrap());
+        }
     }
     /// Whether it says nothing at all.
     pub fn set_mute(&self, mute: bool) {

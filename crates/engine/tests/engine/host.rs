@@ -11,6 +11,7 @@ use offshoot_provider::{
     Adoption, AfterCheckpoint, BootError, BootPlan, BootStep, Capabilities, Checkpoint, CheckpointPlan,
     Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord, Provider, ReclaimReport,
     RestorePlan, StopReport, StopStep, UndoReport, Usage,
+    disk::DiskError,
     facts::Facts,
     memory::{DeltaWriter, PAGE},
     parts::Part,
@@ -18,7 +19,7 @@ use offshoot_provider::{
 use offshoot_types::{Bytes, IsolationClass, ProviderKind, SnapshotId, VmId};
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -239,6 +240,17 @@ impl Provider for MemoryProvider {
         Ok(Box::new(MemoryInstance { host: self.host.clone(), process }))
     }
 
+    fn merge_layers(&self, layers: &[PathBuf], to: &Path) -> Result<(), DiskError> {
+        let processes = self.host.processes();
+        if let Some(path) =
+            layers.iter().find(|layer| processes.iter().any(|p| p.is_alive() && p.top() == **layer))
+        {
+            return Err(DiskError::Written { path: path.clone() });
+        }
+        crate::guest::merge(layers, to);
+        Ok(())
+    }
+
     async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
         let boot = &plan.boot;
         assert!(boot.disk.layers.iter().all(|layer| layer.is_file()), "{:?}", boot.disk);
@@ -354,11 +366,21 @@ impl Instance for MemoryInstance {
             if disk.layers[0] != plan.next_layer {
                 disk.layers.insert(0, plan.next_layer.clone());
             }
+            self.process.guest.open(&disk.layers);
         }
         if plan.then == AfterCheckpoint::Hold {
             self.process.paused.send_replace(true);
         }
         Ok(Checkpoint { memory, paused: Duration::from_millis(1), device_state: Bytes(7) })
+    }
+
+    async fn restack(&self, layers: &[PathBuf]) -> Result<(), InstanceError> {
+        let mut disk = self.process.guest.disk.lock().unwrap();
+        let place =
+            layers.iter().position(|layer| *layer == disk.layers[0]).expect("its own layer is among them");
+        disk.layers = layers[place..].to_vec();
+        self.process.guest.open(&disk.layers);
+        Ok(())
     }
 
     async fn stop(&self, grace: Duration) -> Result<StopReport, InstanceError> {

@@ -5,6 +5,7 @@
 mod concurrency;
 mod contexts;
 mod crash;
+mod depth;
 mod execs;
 mod fake;
 mod forks;

@@ -3,8 +3,9 @@
 use crate::host::Host;
 use futures::future::BoxFuture;
 use offshoot_engine::{
-    BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, ForkReport, Images, Limits, OnShutdown,
-    Options, PoolOptions, RollbackReport, SnapshotView, StateDirLock, SystemClock, VmCondition, VmView,
+    BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, ForkReport, Images, Limits, Merging,
+    OnShutdown, Options, PoolOptions, RollbackReport, SnapshotView, StateDirLock, SystemClock, VmCondition,
+    VmView,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
 use offshoot_provider::Provider;
@@ -25,6 +26,7 @@ pub struct Stage {
     pub limits: Limits,
     pub deadlines: Deadlines,
     pub pool: PoolOptions,
+    pub merging: Merging,
     pub checkpoints: Checkpoints,
     /// Instead of that of the host.
     pub provider: Option<Arc<dyn Provider>>,
@@ -50,6 +52,7 @@ impl Stage {
             limits: Limits::UNBOUNDED,
             deadlines: Deadlines::default(),
             pool: PoolOptions::default(),
+            merging: Merging::default(),
             checkpoints: Checkpoints::default(),
             provider: None,
         }
@@ -85,6 +88,7 @@ impl Stage {
             limits: self.limits,
             deadlines: self.deadlines,
             pool: self.pool,
+            merging: self.merging,
             clock: Arc::new(SystemClock),
             node: NodeName::default(),
             checkpoints,

@@ -3,7 +3,8 @@
 
 use crate::{log::Log, trouble::Board};
 use offshoot_engine::{
-    BootFiles, Checkpoints, Clock, Deadlines, Engine, Images, Limits, Options, PoolOptions, StateDirLock,
+    BootFiles, Checkpoints, Clock, Deadlines, Engine, Images, Limits, Merging, Options, PoolOptions,
+    StateDirLock,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
 use offshoot_provider::fake::{FakeHost, FakeProvider};
@@ -106,6 +107,8 @@ impl World {
             limits: Limits::UNBOUNDED,
             deadlines: Deadlines::default(),
             pool: PoolOptions::default(),
+            // As shallow as it gets, so that a short schedule merges too.
+            merging: Merging { above: 3, at_least: 2 },
             clock: self.wall.clone(),
             node: NodeName::default(),
             checkpoints,

@@ -4,8 +4,8 @@ use crate::{
     branch::{python, shell, start},
     vm,
 };
-use offshoot_testkit::TestEnv;
-use std::path::Path;
+use offshoot_testkit::{TestEnv, wait_for};
+use std::{path::Path, time::Duration};
 
 fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -83,5 +83,44 @@ fn a_snapshot_in_the_middle_is_pruned_and_those_after_it_go_on_as_they_were() {
         env.run(&["destroy", name, "--yes"]).success();
     }
     env.run(&["snapshot", "rm", "b-1@two"]).success();
+    env.finish();
+}
+
+/// A VM that is kept before every command: its disk stays shallow, for the process that has it open as well.
+#[test]
+fn forty_snapshots_before_commands_leave_a_shallow_disk() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start", "--snapshot-policy", "before-exec"]).success();
+    // Over the same places again and again, and one that grows: each layer holds some of both.
+    for number in 0..40 {
+        let write =
+            format!("yes {number} | head -c 300000 >/workspace/same; echo {number} >>/workspace/log; sync");
+        shell(&env, "a", &write);
+    }
+    let layers = || std::fs::read_dir(env.state_dir().join("disks")).expect("`disks`").count();
+    wait_for("what nobody names is merged", Duration::from_secs(20), || layers() <= 36);
+    let opened = |env: &TestEnv| {
+        let mut processes = env.processes().into_iter();
+        let vmm = processes.find(|process| process.command_line.contains("qemu-system")).expect("a VMM");
+        let files = std::fs::read_dir(format!("/proc/{}/fd", vmm.pid)).expect("its files");
+        let disks = files.filter_map(Result::ok).filter_map(|file| std::fs::read_link(file.path()).ok());
+        disks.filter(|path| path.to_string_lossy().contains(".qcow2")).count()
+    };
+    // The process was told before its latest snapshot.
+    shell(&env, "a", "true");
+    assert!(opened(&env) <= 36, "{} layers are open", opened(&env));
+    let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    let whole = "cat /workspace/log; yes 39 | head -c 300000 | cmp - /workspace/same && echo same";
+    let whole = |env: &TestEnv| assert_eq!(shell(env, "a", whole), format!("{}\nsame", expected.join("\n")));
+    whole(&env);
+    // Not from what the guest remembers.
+    env.run(&["snapshot", "policy", "a", "never"]).success();
+    env.run(&["restart", "a"]).success();
+    whole(&env);
+    // The oldest that is kept lies over what was merged.
+    let listed = env.run(&["snapshot", "list", "a", "--json"]).success().json();
+    let oldest = listed["snapshots"][0]["id"].as_str().expect("an id").to_owned();
+    env.run(&["snapshot", "verify", &oldest]).success();
+    env.run(&["destroy", "a", "--snapshots", "--yes"]).success();
     env.finish();
 }
