@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        completion, context, cp, create, daemon, destroy, doctor, exec, fork, image, keeper, life, list,
-        logs, pause, race, restart, resume, rollback, run, serve, shell, snapshot, start, status, stop,
+        completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, image, keeper, life,
+        list, logs, pause, race, restart, resume, rollback, run, serve, shell, snapshot, start, status, stop,
         suspend, r#try, tx, undo, wait,
     },
     duration::Span,
@@ -96,6 +96,7 @@ pub enum Verb {
     Cp(cp::Args),
     Snapshot(snapshot::Args),
     Fork(fork::Args),
+    Diff(diff::Args),
     Rollback(rollback::Args),
     Undo(undo::Args),
     Try(r#try::Args),

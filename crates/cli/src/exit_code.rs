@@ -3,7 +3,7 @@
 //! | status | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | no: a check found a fault, code in a live context raised an error, nobody won a race, the person declined |
+//! | 1 | no: a check found a fault, code in a live context raised an error, nobody won a race, `diff --exit-code` found a difference, the person declined |
 //! | 2 | usage: an option, name or size that cannot be |
 //! | 3 | no such VM, operation or image |
 //! | 4 | exists already, or is in the wrong state for the verb |

@@ -21,6 +21,7 @@ mod commands;
 mod context;
 mod copy;
 mod daemon;
+mod differences;
 mod doctor;
 mod duration;
 mod exit_code;

@@ -1,6 +1,6 @@
 //! What a change is asked for beyond its kind, and what it answers beyond its outcome.
 
-use crate::{snapshots::Source, sync::lock};
+use crate::{saga::thaw::Identity, snapshots::Source, sync::lock};
 use offshoot_provider::Durability;
 use offshoot_types::{
     Attestations, Generation, OperationId, SnapshotId, SnapshotKind, SnapshotName, SnapshotOrigin,
@@ -55,12 +55,14 @@ pub(crate) struct ForkAsk {
     pub source: Arc<Source>,
     /// Of its process: it belongs to a request until all forks are ready, and may be kept for ever after.
     pub durability: Durability,
+    /// Who it is to be.
+    pub identity: Identity,
     thawed: Mutex<Option<Attestations>>,
 }
 
 impl ForkAsk {
-    pub fn new(source: Arc<Source>, durability: Durability) -> Self {
-        Self { source, durability, thawed: Mutex::default() }
+    pub fn new(source: Arc<Source>, durability: Durability, identity: Identity) -> Self {
+        Self { source, durability, identity, thawed: Mutex::default() }
     }
     pub fn answer(&self, thawed: Attestations) {
         *lock(&self.thawed) = Some(thawed);

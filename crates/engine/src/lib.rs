@@ -21,6 +21,7 @@ mod branch;
 mod capture;
 mod console;
 mod core;
+mod diff;
 mod driver;
 mod engine;
 mod error;
@@ -64,6 +65,10 @@ pub use branch::{
     Verification,
 };
 pub use console::{Console, Follow};
+pub use diff::{
+    DiffOptions, DiffReport, Differences, Entry, EntryKind, FileChange, LookedAt, PackageChange,
+    PackageManager, ProcessChange, Subject,
+};
 pub use engine::{AttachFrom, Engine, OnShutdown, OperationPage, ShutdownReport, VmCondition};
 pub use error::{StartError, guest_failure};
 pub use events::EventStream;

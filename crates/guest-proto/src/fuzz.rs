@@ -5,8 +5,9 @@
 use crate::{
     codec::{self, CodecError},
     message::{
-        CodeEvent, CodeInput, ContextInfo, ExecEvent, ExecInput, ExecSummary, FileChunk, FileStat, FromGuest,
-        Frozen, GuestInfo, GuestOpen, HostOpen, ListItem, Reply, Thawed, ToGuest, WatchEvent,
+        ChangedPath, CodeEvent, CodeInput, Contents, ContextInfo, ExecEvent, ExecInput, ExecSummary,
+        FileChunk, FileStat, FromGuest, Frozen, GuestInfo, GuestOpen, HostOpen, ListItem, Paged, ProcessInfo,
+        Reply, Thawed, ToGuest, WatchEvent,
     },
     resync::{Decoded, Epoch, MAX_CHUNK, Resync, decode},
 };
@@ -82,6 +83,9 @@ pub fn from_guest(body: &[u8]) {
     message::<Reply<Frozen>>(body);
     message::<Reply<Thawed>>(body);
     message::<Reply<Vec<ContextInfo>>>(body);
+    message::<Paged<ChangedPath>>(body);
+    message::<Paged<Contents>>(body);
+    message::<Paged<ProcessInfo>>(body);
 }
 
 /// What the host may say to a guest.
@@ -183,7 +187,26 @@ mod tests {
             busy: true,
             created_ms: 1,
         };
+        let entry = DiskEntry {
+            kind: DiskKind::Symlink,
+            mode: 0o777,
+            uid: 1,
+            gid: 2,
+            size: 0,
+            stamp: Stamp { inode: 3, modified_ns: -1, changed_ns: 4 },
+            target: Some(serde_bytes::ByteBuf::from(*b"t")),
+            device: Some(5),
+        };
+        let changed = ChangedPath { path: b"/\xff".to_vec(), now: Some(entry), image: None };
+        let process = ProcessInfo { pid: 7, parent: 1, user: "user".into(), command: b"sleep 1".to_vec() };
+        let paths = vec![serde_bytes::ByteBuf::from(*b"/a")];
         vec![
+            body(HostOpen::Survey(SurveyRequest::Changes)),
+            body(HostOpen::Survey(SurveyRequest::Contents { paths })),
+            body(Paged::Page(vec![changed])),
+            body(Paged::Page(vec![Contents::Hash([9; 32]), Contents::Gone])),
+            body(Paged::Page(vec![process])),
+            body(Paged::<Contents>::End { left_out: 1 }),
             body(HostOpen::Flush),
             body(HostOpen::Freeze { deadline_ms: 20 }),
             body(HostOpen::Thaw(thaw)),

@@ -5,6 +5,7 @@
 
 mod code;
 mod state;
+mod survey;
 
 pub use code::{
     CodeEvent, CodeInput, ContextInfo, EXIT_STATUS, INTERPRETER_DIED, INTERPRETER_KILLED, Language,
@@ -12,6 +13,10 @@ pub use code::{
 };
 pub use state::{
     Entropy, Frozen, HookRun, InterpreterThawed, MAX_HOOKS, NewIdentity, Reseeded, Thaw, Thawed,
+};
+pub use survey::{
+    ChangedPath, Contents, DiskEntry, DiskKind, MAX_PAGE, MAX_SURVEY_COMMAND, MAX_SURVEY_PATH, Paged,
+    ProcessInfo, Stamp, SurveyRequest, path_order,
 };
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +74,8 @@ pub enum HostOpen {
     /// Have an interpreter ready for the user's first context of that language, and have it do once what its first code
     /// will need. Answer: [`Reply<()>`].
     PrepareInterpreter { language: Language, user: String },
+    /// What the VM is made of; see [`SurveyRequest`] for what follows.
+    Survey(SurveyRequest),
 }
 
 /// First frame on a stream opened by the guest. The host answers [`Reply<()>`], then a [`crate::Tunnel`]; unknown

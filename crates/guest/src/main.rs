@@ -6,6 +6,7 @@
 //!                                                                    +-- files  with a user's permissions
 //!                                                                    +-- contexts  live interpreters
 //!                                                                    +-- freeze, thaw  for snapshots and forks
+//!                                                                    +-- survey  what the VM is made of
 //!                                                                    +-- tcp, info, clock, shutdown
 //! reaper    every child that ends, ours and orphans
 //! ```
@@ -27,6 +28,7 @@ mod presence;
 mod reaper;
 mod services;
 mod shutdown;
+mod survey;
 mod sys;
 mod task;
 mod tcp;
@@ -117,6 +119,7 @@ async fn serve(booted: init::Booted) -> Result<Infallible, AgentError> {
         users,
         root,
         data: Arc::new(booted.data),
+        image: booted.image,
         ready_ms: clock::uptime_ms(),
     };
     let end = offshoot_guest_proto::server::serve(port, Arc::new(services)).await;

@@ -12,6 +12,7 @@ use crate::{
     presence::HostPresence,
     reaper::Reaper,
     shutdown,
+    survey::{self, Layers},
     tcp::{self, Tunnels},
     thaw::Thawer,
     users::Users,
@@ -21,11 +22,13 @@ use offshoot_guest_proto::{
     message::{
         ContextInfo, ExecAttach, ExecInput, ExecStart, ExecSummary, FileChunk, FileOperation, FileRequest,
         Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, ListItem,
-        RunCode, ShutdownKind, Thaw, Thawed,
+        RunCode, ShutdownKind, SurveyRequest, Thaw, Thawed,
     },
     resync::EpochEnd,
-    server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer},
+    server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, SurveyPeer, TcpPeer},
 };
+use rustix::fd::OwnedFd;
+use serde_bytes::ByteBuf;
 use std::{sync::Arc, time::Duration};
 
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Services {
     pub tunnels: Tunnels,
     pub root: Arc<Root>,
     pub data: Arc<DataDisk>,
+    /// The root directory of the VM's image.
+    pub image: OwnedFd,
     /// When the agent was ready, in milliseconds since the kernel started.
     pub ready_ms: u64,
 }
@@ -166,6 +171,27 @@ impl server::Services for Services {
 
     async fn prepare_interpreter(&self, language: Language, user: String) -> Result<(), GuestError> {
         self.contexts.prepare(language, user).await
+    }
+
+    async fn survey(&self, request: SurveyRequest, peer: SurveyPeer) {
+        let outcome = match request {
+            SurveyRequest::Processes => survey::processes(Arc::clone(&self.users), peer).await,
+            SurveyRequest::Changes | SurveyRequest::Contents { .. } => {
+                match (Layers::open(self.data.directory(), &self.image), request) {
+                    (Ok(layers), SurveyRequest::Contents { paths }) => {
+                        survey::contents(layers, paths.into_iter().map(ByteBuf::into_vec).collect(), peer)
+                            .await
+                    }
+                    (Ok(layers), _) => survey::changes(layers, peer).await,
+                    (Err(error), _) => {
+                        peer.refuse(error).await;
+                        Ok(())
+                    }
+                }
+            }
+        };
+        // A host that left has no use for the rest.
+        drop(outcome);
     }
 
     fn session_ended(&self, reason: &CloseReason) {

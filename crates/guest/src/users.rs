@@ -11,6 +11,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+/// Characters of a name that is told to the host.
+const MAX_NAME: usize = 32;
+
 /// Whom a process or file operation runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -64,6 +67,13 @@ impl Users {
                 format!("user `{wanted}`: no such user in the VM's /etc/passwd"),
             )),
         }
+    }
+
+    /// The name of a user, or the number where there is no name.
+    pub fn name_of(&self, uid: u32) -> String {
+        let passwd = self.passwd.text();
+        let entry = passwd.lines().filter_map(Entry::parse).find(|entry| entry.uid == uid);
+        entry.map_or_else(|| uid.to_string(), |entry| entry.name.chars().take(MAX_NAME).collect())
     }
 
     fn without_entry(name: &str, uid: u32) -> User {

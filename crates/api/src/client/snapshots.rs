@@ -2,9 +2,9 @@
 
 use super::{ByteStream, Client, ClientError, connection::query};
 use crate::v1::{
-    Change, Changed, EXPORT_HASH_HEADER, ForkRequest, Forked, ImportQuery, Imported, RemoveSnapshotQuery,
-    RollbackRequest, RolledBack, SetSnapshotPolicy, Snapshot, SnapshotList, SnapshotPolicy, SnapshotVerified,
-    SnapshotsRemoved, TakeSnapshot,
+    Change, Changed, Diff, DiffRequest, EXPORT_HASH_HEADER, ForkRequest, Forked, ImportQuery, Imported,
+    RemoveSnapshotQuery, RollbackRequest, RolledBack, SetSnapshotPolicy, Snapshot, SnapshotList,
+    SnapshotPolicy, SnapshotVerified, SnapshotsRemoved, TakeSnapshot,
 };
 use bytes::Bytes;
 use futures::Stream;
@@ -84,6 +84,11 @@ impl Client {
     /// Returns once every fork runs and has said what was renewed in it.
     pub async fn fork(&self, request: &ForkRequest) -> Result<Forked, ClientError> {
         self.json(Method::POST, "/v1/forks", Some(request)).await
+    }
+
+    /// Dropping it ends the comparison, and nothing is left of it.
+    pub async fn diff(&self, request: &DiffRequest) -> Result<Diff, ClientError> {
+        self.json(Method::POST, "/v1/diff", Some(request)).await
     }
 
     pub async fn rollback(&self, vm: &VmRef, request: &RollbackRequest) -> Result<RolledBack, ClientError> {

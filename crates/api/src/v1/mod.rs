@@ -5,6 +5,7 @@
 
 mod context;
 mod daemon;
+mod diff;
 mod error;
 mod event;
 mod exec;
@@ -28,6 +29,11 @@ mod vm;
 
 pub use context::{CodeInput, CodeMessage, CodeRequest, ContextList, LiveContext};
 pub use daemon::{Daemon, DaemonMode, DaemonRecord, Health, StartReport, StopDaemon, Stopping};
+pub use diff::{
+    DEFAULT_DIFFERENCES, Diff, DiffCounts, DiffKind, DiffRequest, DiffSubject, Difference, DiskKind,
+    FileDifference, FileDifferences, FileFacts, LookedAt, MAX_DIFFERENCES, NewDiff, PackageDifference,
+    PackageDifferences, PackageManager, ProcessDifference, ProcessDifferences, bytes_of, text_of,
+};
 pub use error::ErrorBody;
 pub use event::{Event, EventDetail, EventPage, EventQuery};
 pub use exec::{

@@ -6,6 +6,7 @@ pub mod cp;
 pub mod create;
 pub mod daemon;
 pub mod destroy;
+pub mod diff;
 pub mod doctor;
 pub mod exec;
 pub mod fork;
@@ -51,6 +52,7 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
         Verb::Destroy(args) => destroy::run(context, args).await,
         Verb::Snapshot(args) => snapshot::run(context, args).await,
         Verb::Fork(args) => fork::run(context, args).await,
+        Verb::Diff(args) => context.abandonable("the comparison", diff::run(context, args)).await,
         Verb::Rollback(args) => rollback::run(context, args).await,
         Verb::Undo(args) => undo::run(context, args).await,
         Verb::Try(args) => r#try::run(context, args).await,

@@ -2,7 +2,7 @@
 
 use crate::Home;
 
-const VERBS: [&str; 30] = [
+const VERBS: [&str; 31] = [
     "run",
     "create",
     "start",
@@ -21,6 +21,7 @@ const VERBS: [&str; 30] = [
     "cp",
     "snapshot",
     "fork",
+    "diff",
     "rollback",
     "undo",
     "try",

@@ -47,6 +47,8 @@ fn unknown_verbs_options_and_values_are_usage_errors() {
         &["snapshot", "web", "list"],
         &["snapshot", "show", "web"],
         &["snapshot", "--disk-only", "list"],
+        &["diff"],
+        &["diff", "a", "b", "--limit", "0"],
         &["fork"],
         &["fork", "web", "--name", "Not A Name"],
         &["rollback", "web", "before", "--last-good"],

@@ -118,6 +118,33 @@ fn forks_are_named_one_a_line_and_what_they_attest_is_told_when_asked() {
 }
 
 #[test]
+fn what_differs_is_a_line_each_and_an_exit_status_only_when_asked_for() {
+    let world = booted();
+    world.run(&["diff", "web"]).exits(3);
+    write(&world, "web", "one");
+    world.run(&["snapshot", "web", "one"]).exits(0);
+    let same = world.run(&["diff", "web", "--exit-code"]).exits(0).prints("");
+    assert!(same.stderr.contains("nothing differs") || same.stderr.contains("not compared"), "{same:#?}");
+    write(&world, "web", "another");
+    world.run(&["exec", "web", "--", "mkdir", "/new"]).exits(0);
+    let lines = "M /data  (4 B -> 8 B)\nA /new/\n";
+    world.run(&["diff", "web@one", "web", "--files"]).exits(0).prints(lines);
+    world.run(&["diff", "web", "--files", "--exit-code"]).exits(1).prints(lines);
+    let back = world.run(&["diff", "web", "web@one", "--files", "--limit", "1"]).exits(0);
+    assert!(back.stdout.starts_with("M /data") && back.stderr.contains("1 more"), "{back:#?}");
+    let stat = world.run(&["diff", "web", "--stat", "--files"]).exits(0);
+    stat.prints("files      1 added, 1 modified, 0 removed\n");
+    let document = world.run(&["diff", "web", "--json"]).exits(0).json();
+    assert_eq!(document["files"]["changes"][1]["path"], "/new");
+    assert_eq!(document["files"]["changes"][1]["to"]["kind"], "directory");
+    assert_eq!(document["differs"], true);
+    let listed = world.run(&["list", "--json"]).exits(0).json();
+    assert_eq!(listed["vms"].as_array().map(Vec::len), Some(1), "no copy is left");
+    world.run(&["diff", "web", "ghost"]).exits(3);
+    world.run(&["diff", "web@ghost", "web"]).exits(3);
+}
+
+#[test]
 fn a_suspended_vm_is_shown_as_such_and_runs_on() {
     let world = booted();
     write(&world, "web", "kept");

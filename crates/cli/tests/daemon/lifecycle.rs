@@ -102,6 +102,7 @@ fn every_verb_answers_with_one_document_of_a_known_shape() {
         &["snapshot", "list"],
         &["snapshot", "show", "web@one"],
         &["snapshot", "verify", "web@one"],
+        &["diff", "web"],
         &["fork", "web"],
         &["destroy", "web-1", "--yes"],
         &["rollback", "web", "one"],

@@ -21,7 +21,7 @@ use crate::{
     manager::VmHandle,
     operations::Ticket,
     request::Request,
-    saga::{Input, create},
+    saga::{Input, create, thaw::Identity},
     snapshots::Source,
     state_dir::Layout,
     tasks::TaskKind,
@@ -58,6 +58,8 @@ pub(crate) struct Order {
     pub count: u32,
     /// Whether they are kept once they are ready, or belong to who asked for them.
     pub lifetime: Lifetime,
+    /// Who they are to be.
+    pub identity: Identity,
 }
 
 impl Engine {
@@ -68,7 +70,7 @@ impl Engine {
         let Command::Fork { source, name, count } = command else {
             return Err(error::wrong_permit("fork", command.action()));
         };
-        let order = Order { name, count, lifetime: Lifetime::Kept };
+        let order = Order { name, count, lifetime: Lifetime::Kept, identity: Identity::New };
         let (core, within) = (self.core().clone(), self.transaction());
         self.core()
             .detached(TaskKind::Acceptor, async move { core.fork(source, order, grant, within).await })
@@ -202,7 +204,7 @@ impl Core {
         for row in rows {
             self.drive(row, Vec::new(), Beginning::AtRest);
         }
-        let made = match self.start_forks(&ids, &origin.source, order.lifetime, authority).await {
+        let made = match self.start_forks(&ids, &origin.source, order, authority).await {
             Ok(forks) if order.lifetime == Lifetime::Kept => {
                 let kept = self.keep_forks(&ids, operation, actor).await;
                 if kept.is_ok() {
@@ -322,12 +324,12 @@ impl Core {
         &self,
         ids: &[VmId],
         source: &Arc<Source>,
-        lifetime: Lifetime,
+        order: &Order,
         authority: &Authority,
     ) -> Result<Vec<ForkedVm>, Failure> {
         let starts = ids.iter().map(|id| async move {
             let handle = self.manager.get(*id).ok_or_else(error::shutting_down)?;
-            self.start_fork(&handle, source, lifetime, authority).await
+            self.start_fork(&handle, source, order, authority).await
         });
         futures::future::try_join_all(starts).await
     }
@@ -336,10 +338,11 @@ impl Core {
         &self,
         handle: &VmHandle,
         source: &Arc<Source>,
-        lifetime: Lifetime,
+        order: &Order,
         authority: &Authority,
     ) -> Result<ForkedVm, Failure> {
-        let ask = Arc::new(ForkAsk::new(source.clone(), create::durability(lifetime)));
+        let ask = ForkAsk::new(source.clone(), create::durability(order.lifetime), order.identity);
+        let ask = Arc::new(ask);
         let asked = Asked {
             kind: OperationKind::Start,
             request: RequestKind::Start,

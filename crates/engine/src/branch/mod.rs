@@ -16,6 +16,7 @@ mod race;
 mod risk;
 mod rollbacks;
 mod snapshots;
+pub(crate) mod temporary;
 pub(crate) mod transactions;
 mod try_exec;
 mod views;

@@ -8,7 +8,7 @@ use crate::{
     error, layers,
     link::GuestLink,
     machine::{Live, Machine},
-    saga::{Change, Input, start::START},
+    saga::{Change, Input, start::START, thaw::Identity},
     snapshots::Source,
     trace::{Scope, TraceEvent},
 };
@@ -102,7 +102,7 @@ impl Core {
         let (mut machine, _view) = Machine::new(self.clone(), row, Vec::new());
         let limits = &self.options.deadlines;
         // Whoever claims it may keep it.
-        let ask = ForkAsk::new(source, Durability::Flushed);
+        let ask = ForkAsk::new(source, Durability::Flushed, Identity::New);
         let change = Change {
             operation: ticket.id(),
             kind: OperationKind::Start,

@@ -373,7 +373,7 @@ fn thaw<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         let restored = machine.source.as_ref().is_some_and(|source| source.memory.is_some());
         let identity = match &change.input {
-            Input::Fork(_) => Identity::New,
+            Input::Fork(fork) => fork.identity,
             _ if machine.warm.template.is_some() => Identity::New,
             _ if restored => Identity::Kept,
             _ => return Ok(()),

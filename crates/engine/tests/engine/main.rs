@@ -6,6 +6,7 @@ mod concurrency;
 mod contexts;
 mod crash;
 mod depth;
+mod diff;
 mod execs;
 mod fake;
 mod forks;

@@ -20,6 +20,7 @@ mod files;
 mod heartbeat;
 mod host_services;
 mod state;
+mod survey;
 
 pub use code::CodeHandle;
 pub use connect::ConnectOptions;
@@ -28,11 +29,12 @@ pub use exec::{ExecEvents, ExecHandle, ExecSender};
 pub use files::{FileReader, FileWriter, Files, ListEntry, Listing, Watch};
 pub use heartbeat::Health;
 pub use host_services::{HostService, HostServices};
+pub use survey::Pages;
 
 use crate::{
     message::{
-        ContextInfo, ExecAttach, ExecStart, ExecSummary, Frozen, GuestHello, GuestInfo, HostOpen, Language,
-        RunCode, ShutdownKind, Thaw, Thawed,
+        ChangedPath, Contents, ContextInfo, ExecAttach, ExecStart, ExecSummary, Frozen, GuestHello,
+        GuestInfo, HostOpen, Language, ProcessInfo, RunCode, ShutdownKind, Thaw, Thawed,
     },
     resync::Pipe,
     session::{CloseReason, Session},
@@ -164,6 +166,22 @@ impl Client {
     ) -> Result<(), ClientError> {
         let open = HostOpen::PrepareInterpreter { language, user: user.into() };
         state::lasting(self.context("prepare-interpreter"), &open, limit).await
+    }
+
+    /// Every path of the VM's disk that is not as in its image.
+    pub async fn changes(&self) -> Result<Pages<ChangedPath>, ClientError> {
+        survey::changes(self.context("list changes")).await
+    }
+
+    /// What files hold, one answer for each path. At most [`MAX_PAGE`](crate::message::MAX_PAGE), and together no
+    /// longer than a message.
+    pub async fn contents(&self, paths: Vec<Vec<u8>>) -> Result<Vec<Contents>, ClientError> {
+        survey::contents(self.context("hash files"), paths).await
+    }
+
+    /// Processes, without the kernel's own and the agent.
+    pub async fn processes(&self) -> Result<Pages<ProcessInfo>, ClientError> {
+        survey::processes(self.context("list processes")).await
     }
 
     pub fn health(&self) -> watch::Receiver<Health> {

@@ -15,14 +15,16 @@ mod serve;
 
 pub use host::{HostHandle, OpenServiceError};
 pub use peer::{
-    CodeInputs, CodeOutputs, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, TcpPeer,
+    CodeInputs, CodeOutputs, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, SurveyPeer,
+    TcpPeer,
 };
 pub use serve::Server;
 
 use crate::{
     message::{
         ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
-        GuestHello, GuestInfo, HostHello, HostTime, Language, RunCode, ShutdownKind, Thaw, Thawed,
+        GuestHello, GuestInfo, HostHello, HostTime, Language, RunCode, ShutdownKind, SurveyRequest, Thaw,
+        Thawed,
     },
     resync::{EpochEnd, Pipe},
     session::CloseReason,
@@ -113,6 +115,12 @@ pub trait Services: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), GuestError>> + Send {
         let _unused = (language, user);
         async { Err(unsupported("live contexts")) }
+    }
+
+    /// See [`SurveyRequest`] for what is to be sent.
+    fn survey(&self, request: SurveyRequest, peer: SurveyPeer) -> impl Future<Output = ()> + Send {
+        let _unused = request;
+        peer.refuse(unsupported("telling what it is made of"))
     }
 
     /// For the agent's log.

@@ -3,7 +3,8 @@
 use crate::{
     codec::{CodecError, MessageReader, MessageWriter},
     message::{
-        CodeEvent, CodeInput, ExecEnd, ExecEvent, ExecInput, FileChunk, GuestError, OutputStream, Reply,
+        CodeEvent, CodeInput, ExecEnd, ExecEvent, ExecInput, FileChunk, GuestError, OutputStream, Paged,
+        Reply,
     },
     session::MuxStream,
     tunnel::Tunnel,
@@ -175,6 +176,33 @@ impl FilePeer {
     pub async fn left(&mut self) {
         // Anything the host says here it should not say; it is treated as having left.
         let _gone = self.reader.recv::<FileChunk>().await;
+    }
+}
+
+/// The host that asks what the VM is made of.
+#[derive(Debug)]
+pub struct SurveyPeer {
+    writer: Writer,
+}
+
+impl SurveyPeer {
+    pub(super) fn new(writer: Writer) -> Self {
+        Self { writer }
+    }
+
+    /// Pages follow.
+    pub async fn accept(&mut self) -> Result<(), Detached> {
+        Ok(self.writer.send(&Reply::Ok(())).await?)
+    }
+
+    pub async fn refuse(mut self, error: GuestError) {
+        // A host that left has no use for the error.
+        let _left = self.writer.send(&Reply::<()>::Err(error)).await;
+    }
+
+    /// Waits while the host reads more slowly. Not cancel-safe.
+    pub async fn send<T: Serialize>(&mut self, page: &Paged<T>) -> Result<(), Detached> {
+        Ok(self.writer.send(page).await?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     HostHandle, Services,
-    peer::{CodePeer, ExecPeer, FilePeer, Reader, TcpPeer, Writer},
+    peer::{CodePeer, ExecPeer, FilePeer, Reader, SurveyPeer, TcpPeer, Writer},
 };
 use crate::{
     codec::{self, CodecError},
@@ -233,6 +233,7 @@ async fn handle<S: Services>(stream: MuxStream, services: Arc<S>, shutdown: mpsc
             let done = services.prepare_interpreter(language, user).await;
             answer(&mut writer, done).await;
         }
+        HostOpen::Survey(request) => services.survey(request, SurveyPeer::new(writer)).await,
         HostOpen::Control(_) => {
             let message = "the session has its control stream already".to_owned();
             let refusal = GuestError { kind: GuestErrorKind::AlreadyExists, message };

@@ -365,3 +365,80 @@ async fn bytes_that_form_no_chunk_are_cut_off() {
         timeout(Duration::from_secs(20), Client::connect(port.open(), short())).await.unwrap().unwrap_err();
     assert!(matches!(reason(error), CloseReason::Epoch(EpochEnd::Garbage { .. })));
 }
+
+#[tokio::test]
+async fn a_survey_that_lies_is_cut_off() {
+    let entry = || {
+        let stamp = Stamp { inode: 1, modified_ns: 2, changed_ns: 3 };
+        let kind = DiskKind::File;
+        Some(DiskEntry { kind, mode: 0o644, uid: 0, gid: 0, size: 1, stamp, target: None, device: None })
+    };
+    let at = |path: &str| ChangedPath { path: path.into(), now: entry(), image: None };
+    let lies = [
+        (vec![vec![at("/b"), at("/a")]], "not in order"),
+        (vec![vec![at("/a")], vec![at("/a")]], "not in order"),
+        (vec![vec![at("/a"), at("/../b")]], "that is none"),
+        (vec![vec![]], "0 items"),
+        (vec![(0..=MAX_PAGE).map(|number| at(&format!("/{number:05}"))).collect()], "513 items"),
+        (vec![vec![ChangedPath { now: None, ..at("/a") }]], "neither is nor was"),
+    ];
+    for (pages, expected) in lies {
+        let (client, mut liar) = pair().await;
+        let lie = spawn(async move {
+            let (_, reader, mut writer) = liar.stream().await;
+            writer.send(&Reply::Ok(())).await.unwrap();
+            for page in pages {
+                writer.send(&Paged::<ChangedPath>::Working).await.unwrap();
+                writer.send(&Paged::Page(page)).await.unwrap();
+            }
+            (liar, reader, writer)
+        });
+        let mut pages = client.changes().await.unwrap();
+        let error = loop {
+            match pages.next().await {
+                Ok(Some(_)) => {}
+                other => break problem(other),
+            }
+        };
+        assert!(error.contains(expected), "{error}");
+        drop(lie);
+    }
+    // One answer too few, and one too many.
+    for count in [1, 3] {
+        let (client, mut liar) = pair().await;
+        let lie = spawn(async move {
+            let (open, reader, mut writer) = liar.stream().await;
+            assert!(matches!(open, HostOpen::Survey(SurveyRequest::Contents { paths }) if paths.len() == 2));
+            writer.send(&Reply::Ok(())).await.unwrap();
+            writer.send(&Paged::Page(vec![Contents::Gone; count])).await.unwrap();
+            writer.send(&Paged::<Contents>::End { left_out: 0 }).await.unwrap();
+            (liar, reader, writer)
+        });
+        let error = problem(client.contents(vec![b"/a".to_vec(), b"/b".to_vec()]).await);
+        assert!(error.contains(&format!("{count} answers for 2 files")), "{error}");
+        drop(lie);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_survey_may_take_long_and_not_be_silent_for_long() {
+    let (client, mut liar) = pair().await;
+    let slow = spawn(async move {
+        let (_, reader, mut writer) = liar.stream().await;
+        writer.send(&Reply::Ok(())).await.unwrap();
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            writer.send(&Paged::<ProcessInfo>::Working).await.unwrap();
+        }
+        writer.send(&Paged::<ProcessInfo>::End { left_out: 7 }).await.unwrap();
+        let (_, silent, mut said) = liar.stream().await;
+        said.send(&Reply::Ok(())).await.unwrap();
+        (liar, reader, writer, silent, said)
+    });
+    let mut pages = client.processes().await.unwrap();
+    assert_eq!((pages.next().await.unwrap(), pages.left_out()), (None, 7));
+    let mut pages = client.processes().await.unwrap();
+    let silence = pages.next().await;
+    assert!(matches!(silence, Err(ClientError::Timeout { .. })), "{silence:?}");
+    drop(slow);
+}

@@ -23,7 +23,7 @@ pub enum DataDisk {
     /// The data disk's ext4, by its root directory: after the root switch no path leads to it.
     Ext4(OwnedFd),
     /// No disk: writes live in memory and end with the VM.
-    Memory,
+    Memory(OwnedFd),
 }
 
 impl DataDisk {
@@ -31,7 +31,14 @@ impl DataDisk {
     pub fn flush(&self) -> io::Result<()> {
         match self {
             Self::Ext4(directory) => Ok(rustix::fs::syncfs(directory)?),
-            Self::Memory => Ok(()),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Its root directory.
+    pub fn directory(&self) -> &OwnedFd {
+        match self {
+            Self::Ext4(directory) | Self::Memory(directory) => directory,
         }
     }
 
@@ -65,10 +72,16 @@ pub fn find(serial: &str) -> Result<Option<PathBuf>, InitError> {
     Ok(None)
 }
 
-pub fn mount_root(device: &Path) -> Result<(), InitError> {
+/// Mounts the root disk; returns its root directory, which no path leads to after the root switch.
+pub fn mount_root(device: &Path) -> Result<OwnedFd, InitError> {
     fs::create_dir_all(LOWER).step("create", LOWER)?;
     mount(device, LOWER, "erofs", MountFlags::RDONLY | MountFlags::NOATIME, None)
-        .step("mount root disk", device.display())
+        .step("mount root disk", device.display())?;
+    open_directory(LOWER)
+}
+
+fn open_directory(path: &'static str) -> Result<OwnedFd, InitError> {
+    openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).step("open", path)
 }
 
 /// Mounts the data disk, grown to the device's size, or memory when there is none.
@@ -76,12 +89,11 @@ pub fn mount_data(device: Option<&Path>) -> Result<DataDisk, InitError> {
     fs::create_dir_all(DATA).step("create", DATA)?;
     let Some(device) = device else {
         mounts::mount_tmpfs(DATA, c"mode=0700")?;
-        return Ok(DataDisk::Memory);
+        return Ok(DataDisk::Memory(open_directory(DATA)?));
     };
     mount(device, DATA, "ext4", MountFlags::NOATIME, Some(c"errors=remount-ro"))
         .step("mount data disk", device.display())?;
-    let directory = openat(CWD, DATA, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .step("open", DATA)?;
+    let directory = open_directory(DATA)?;
     ext4::grow(device, &directory)?;
     Ok(DataDisk::Ext4(directory))
 }

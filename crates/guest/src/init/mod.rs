@@ -21,6 +21,7 @@ pub use identity::{MACHINE_ID, set_hostname, set_machine_id};
 pub use uevents::Uevents;
 
 use cmdline::CommandLine;
+use rustix::fd::OwnedFd;
 use std::{
     fmt, io,
     time::{Duration, Instant},
@@ -66,6 +67,8 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 pub struct Booted {
     /// Where writes go. Its filesystem is hidden from the VM's own processes and outlives the root switch.
     pub data: DataDisk,
+    /// The image's root directory, which lies below that.
+    pub image: OwnedFd,
     /// Where the host listens.
     pub port: std::path::PathBuf,
 }
@@ -79,7 +82,7 @@ pub fn bring_up(port_name: &str) -> Result<Booted, InitError> {
     let deadline = Instant::now() + DEVICE_DEADLINE;
     modules::load_all()?;
     let root = uevents.wait_for("disk with serial `root`", deadline, || disks::find("root"))?;
-    disks::mount_root(&root)?;
+    let image = disks::mount_root(&root)?;
     // The kernel probes the disks of one bus in one go: with `root` here, a missing `data` does not exist.
     let data = disks::mount_data(disks::find("data")?.as_deref())?;
     mounts::overlay_and_switch_root()?;
@@ -95,5 +98,5 @@ pub fn bring_up(port_name: &str) -> Result<Booted, InitError> {
     }
     let what = format!("virtio port `{port_name}`");
     let port = uevents.wait_for(&what, deadline, || crate::port::find(port_name))?;
-    Ok(Booted { data, port })
+    Ok(Booted { data, image, port })
 }

@@ -8,7 +8,8 @@ use super::{
 use crate::task::{Task, spawn};
 use offshoot_guest_proto::{
     message::{
-        CHUNK, ExecAttach, ExecInput, ExecStart, ExecSummary, GuestError, GuestErrorKind, OutputStream,
+        CHUNK, ExecAttach, ExecCommand, ExecInput, ExecStart, ExecSummary, GuestError, GuestErrorKind,
+        MAX_SURVEY_COMMAND, OutputStream, ProcessInfo,
     },
     server::{Detached, ExecInputs, ExecOutputs, ExecPeer},
 };
@@ -93,7 +94,8 @@ impl Execs {
         }
         let pid = 100 + table.len() as u32;
         let timeout = start.timeout_ms.map(Duration::from_millis);
-        let exec = Exec::start(&self.world, Process::new(pid, script, timeout, start.max_output));
+        let shown = (start.user.clone(), shown(&start.command));
+        let exec = Exec::start(&self.world, Process::new(pid, shown, script, timeout, start.max_output));
         table.insert(start.exec, exec.clone());
         Ok(exec)
     }
@@ -119,7 +121,21 @@ impl Execs {
     }
 
     pub fn running(&self) -> u32 {
-        self.list().iter().filter(|exec| exec.ended.is_none()).count() as u32
+        self.processes().len() as u32
+    }
+
+    /// Those that have not ended.
+    pub fn processes(&self) -> Vec<ProcessInfo> {
+        let running = |exec: &Arc<Exec>| {
+            let process = exec.process.borrow();
+            process.ended.is_none().then(|| ProcessInfo {
+                pid: process.pid,
+                parent: 1,
+                user: process.user.clone(),
+                command: process.command.clone().into_bytes(),
+            })
+        };
+        self.table().values().filter_map(running).collect()
     }
 
     /// The machine is gone, and all that ran in it.
@@ -128,6 +144,15 @@ impl Execs {
             exec.task.abort();
         }
     }
+}
+
+/// The command line, as a list of processes shows it.
+fn shown(command: &ExecCommand) -> String {
+    let line = match command {
+        ExecCommand::Argv(words) => words.join(" "),
+        ExecCommand::Shell(script) => format!("/bin/bash -c {script}"),
+    };
+    line.chars().take(MAX_SURVEY_COMMAND / 4).collect()
 }
 
 /// Passes streams both ways until the process has ended or the host has left.

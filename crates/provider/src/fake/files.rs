@@ -17,7 +17,7 @@ use std::{
 const MAX_FILE: usize = 64 * 1024 * 1024;
 const MAX_LINKS: usize = 16;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Node {
     Directory {
         mode: u32,

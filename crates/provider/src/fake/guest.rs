@@ -7,6 +7,7 @@ use super::{
     host::{GuestFault, GuestFaults},
     state::Stored,
     stillness::Still,
+    survey,
     world::{MACHINE_ID, World},
 };
 use crate::Exit;
@@ -14,9 +15,9 @@ use offshoot_guest_proto::{
     message::{
         ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
         GuestHello, GuestInfo, HostHello, HostTime, Language, PROTOCOL_VERSION, Reseeded, RunCode,
-        ShutdownKind, Thaw, Thawed,
+        ShutdownKind, SurveyRequest, Thaw, Thawed,
     },
-    server::{CodePeer, ExecPeer, FilePeer, Services, TcpPeer},
+    server::{CodePeer, ExecPeer, FilePeer, Services, SurveyPeer, TcpPeer},
 };
 use offshoot_types::VmId;
 use std::{
@@ -291,5 +292,10 @@ impl Services for Guest {
     /// Its interpreters need no start.
     async fn prepare_interpreter(&self, _: Language, _: String) -> Result<(), GuestError> {
         Ok(())
+    }
+
+    async fn survey(&self, request: SurveyRequest, peer: SurveyPeer) {
+        // A host that left in the middle wants no answer.
+        let _ = survey::serve(request, &self.world.files, self.execs.processes(), peer).await;
     }
 }

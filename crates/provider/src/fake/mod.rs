@@ -21,6 +21,7 @@ mod process;
 mod program;
 mod state;
 mod stillness;
+mod survey;
 mod world;
 
 pub use host::{BootFault, CheckpointFault, FakeHost, FakeMachine, GuestFault};

@@ -47,6 +47,9 @@ impl Ring {
 #[derive(Debug, Clone)]
 pub(super) struct Process {
     pub pid: u32,
+    pub user: String,
+    /// As a list of processes shows it.
+    pub command: String,
     pub stdout: Ring,
     pub stderr: Ring,
     pub ended: Option<ExecEnd>,
@@ -64,6 +67,8 @@ pub(super) struct Process {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct StoredProcess {
     pid: u32,
+    user: String,
+    command: String,
     stdout: Ring,
     stderr: Ring,
     ended: Option<ExecEnd>,
@@ -86,6 +91,7 @@ enum Doing {
 impl Process {
     pub fn new(
         pid: u32,
+        (user, command): (String, String),
         script: VecDeque<Command>,
         timeout: Option<Duration>,
         max_output: Option<u64>,
@@ -93,6 +99,8 @@ impl Process {
         let begun = Instant::now();
         Self {
             pid,
+            user,
+            command,
             stdout: Ring::default(),
             stderr: Ring::default(),
             ended: None,
@@ -111,6 +119,8 @@ impl Process {
         let left = |at: Instant| at.saturating_duration_since(now);
         StoredProcess {
             pid: self.pid,
+            user: self.user.clone(),
+            command: self.command.clone(),
             stdout: self.stdout.clone(),
             stderr: self.stderr.clone(),
             ended: self.ended,
@@ -129,6 +139,8 @@ impl Process {
         let at = |left: Duration| now.checked_add(left);
         Self {
             pid: stored.pid,
+            user: stored.user,
+            command: stored.command,
             stdout: stored.stdout,
             stderr: stored.stderr,
             ended: stored.ended,

@@ -22,7 +22,7 @@ pub async fn fork(call: Call, Json(request): Json<ForkRequest>) -> Result<axum::
 }
 
 /// An id without a word is a VM's if there is such a VM, else a snapshot's.
-async fn resolve(call: &Call, source: ForkSource) -> Result<ForkSource, Failure> {
+pub(super) async fn resolve(call: &Call, source: ForkSource) -> Result<ForkSource, Failure> {
     let ForkSource::Vm(VmRef::Id(id)) = source else { return Ok(source) };
     match vms::glance(call, VmRef::Id(id)).await {
         Ok(_) => Ok(source),

@@ -13,6 +13,7 @@ mod console;
 mod contexts;
 mod create;
 mod daemon;
+mod diff;
 mod error;
 mod events;
 mod exec;
@@ -102,6 +103,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(portable::export))
         .routes(routes!(portable::import))
         .routes(routes!(forks::fork))
+        .routes(routes!(diff::diff))
         .routes(routes!(rollbacks::rollback))
         .routes(routes!(rollbacks::undo))
         .routes(routes!(transactions::begin, transactions::list))

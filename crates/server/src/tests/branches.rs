@@ -5,8 +5,8 @@ use futures::{TryStreamExt, stream};
 use offshoot_api::{
     Client,
     v1::{
-        BeginTransaction, CollectRequest, DestroyQuery, ExitStatus, ForkRequest, ImportQuery, Output,
-        RemoveSnapshotQuery, RollbackRequest, Snapshot, TakeSnapshot,
+        BeginTransaction, CollectRequest, DestroyQuery, DiffKind, DiffRequest, Difference, ExitStatus,
+        ForkRequest, ImportQuery, Output, RemoveSnapshotQuery, RollbackRequest, Snapshot, TakeSnapshot,
     },
 };
 use offshoot_types::{ErrorCode, SnapshotOrigin, SnapshotRef, SnapshotState, VmStateName};
@@ -200,5 +200,47 @@ async fn a_suspended_vm_continues_and_destroying_a_vm_keeps_what_was_asked_for()
     assert_eq!(gone.snapshots_kept, Some(Vec::new()));
     let gone = gone.operation.vm.unwrap();
     assert!(client.snapshots().await.unwrap().snapshots.iter().all(|one| one.vm != gone));
+    daemon.stop().await;
+}
+
+fn diff(from: Option<&str>, to: &str) -> DiffRequest {
+    DiffRequest { from: from.map(str::to_owned), to: to.into(), ..DiffRequest::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_states_are_compared_and_one_with_what_it_came_of() {
+    let place = Place::new();
+    let daemon = Daemon::explicit(&place).await;
+    let client = &daemon.client;
+    daemon.boot("web").await;
+    refused(client.diff(&diff(None, "web")).await, ErrorCode::NotFound);
+    sh(client, "web", "echo one >/workspace/file").await;
+    let first = take(client, "web", "first").await;
+    sh(client, "web", "echo other >/workspace/file").await;
+    let since = client.diff(&diff(None, "web")).await.unwrap();
+    assert_eq!(since, client.diff(&diff(Some("web@first"), "web")).await.unwrap());
+    assert_eq!(since, client.diff(&diff(Some(&first.id.to_string()), "web")).await.unwrap());
+    assert_eq!(since.from.snapshot, Some(first.id));
+    let files = since.files.unwrap();
+    assert_eq!((files.counts.modified, files.counts.added, files.counts.more), (1, 0, 0));
+    assert_eq!(files.changes[0].path, "/workspace/file");
+    assert_eq!(files.changes[0].difference, Difference::Modified);
+    assert_eq!(files.changes[0].to.as_ref().unwrap().size, 6);
+    assert!(since.packages.unwrap().counts.unknown.is_some(), "this guest has none");
+
+    client.fork(&fork("web")).await.unwrap();
+    let passing = client.diff(&diff(None, "web")).await.unwrap();
+    assert_eq!(passing.from.snapshot, Some(first.id), "what a fork continues from is passed over");
+
+    take(client, "web", "second").await;
+    let parent = DiffRequest { kinds: vec![DiffKind::Files], ..diff(None, "web@second") };
+    let parent = client.diff(&parent).await.unwrap();
+    assert!(parent.differs && parent.processes.is_none(), "{parent:?}");
+    assert_eq!(parent.from.snapshot, Some(first.id));
+    refused(client.diff(&diff(None, "web@first")).await, ErrorCode::NotFound);
+    refused(client.diff(&diff(Some("web"), "web@")).await, ErrorCode::InvalidArgument);
+    let none = DiffRequest { limit: Some(0), ..diff(None, "web") };
+    refused(client.diff(&none).await, ErrorCode::InvalidArgument);
+    assert_eq!(client.vms().await.unwrap().vms.len(), 2, "no copy is left");
     daemon.stop().await;
 }

@@ -114,7 +114,7 @@ async fn another_user_is_denied_on_every_route() {
             walked += 1;
         }
     }
-    assert!(walked >= 52, "{walked} routes");
+    assert!(walked >= 53, "{walked} routes");
     let body = refused(daemon.client.run(&RunRequest::default()).await.map(drop), ErrorCode::Denied);
     assert!(body.message.contains(&stranger.to_string()), "{}", body.message);
     daemon.vanish().await;
@@ -136,6 +136,7 @@ async fn ask_as_stranger(place: &Place, method: &str, path: &str) -> String {
         "vms" => r#"{"name":"web"}"#,
         "exec" => r#"{"exec":{"argv":["true"]}}"#,
         "forks" => r#"{"source":"web"}"#,
+        "diff" => r#"{"to":"web"}"#,
         "rename" => r#"{"from":"/a","to":"/b"}"#,
         "symlink" => r#"{"target":"/a","path":"/b"}"#,
         "chmod" => r#"{"path":"/a","mode":420}"#,

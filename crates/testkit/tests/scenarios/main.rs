@@ -8,6 +8,7 @@ mod branch_failures;
 mod branch_soak;
 mod cli;
 mod crash;
+mod diff;
 mod faults;
 mod files;
 mod interactive;

@@ -3,17 +3,16 @@
 use super::{RaceEvent, score};
 use crate::{
     ExecEvent, OnDrop,
-    branch::forks::Order,
+    branch::temporary::{self, Temporary, TemporaryFork},
     core::{Authority, Core},
-    error,
     manager::VmHandle,
-    reaper::Reap,
+    saga::thaw::Identity,
     session,
     tasks::TaskKind,
 };
 use offshoot_types::{
-    Bytes, Command, ErrorCode, ExecArgv, ExecLimits, ExecSpec, ExecStatus, Failure, ForkSource, Lifetime,
-    Operation, OperationId, OperationOutcome, OperationState, SnapshotId, SnapshotRef, VmName, VmRef,
+    Bytes, Command, ErrorCode, ExecArgv, ExecLimits, ExecSpec, ExecStatus, Failure, ForkSource, OperationId,
+    SnapshotId, SnapshotRef, VmName, VmRef,
 };
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -25,31 +24,7 @@ const OVER: &str = "its race is over";
 #[derive(Debug)]
 pub(super) struct Racer {
     pub number: u32,
-    pub handle: VmHandle,
-    core: Arc<Core>,
-    gone: bool,
-}
-
-impl Racer {
-    /// Returns once nothing of it is left, or the reaper has it.
-    pub async fn destroy(mut self) {
-        let done = |operation: &Operation| {
-            matches!(operation.state, OperationState::Ended { outcome: OperationOutcome::Done })
-        };
-        self.gone = match self.core.destroy(self.handle.id, OVER).await {
-            Ok(operation) => done(&operation),
-            Err(failure) => failure.code == ErrorCode::NotFound,
-        };
-    }
-}
-
-impl Drop for Racer {
-    fn drop(&mut self) {
-        if !self.gone {
-            // A closed reaper means that the engine ends; the next start finds it by its lifetime.
-            let _ = self.core.reaper.send(Reap { vm: self.handle.id, reason: OVER });
-        }
-    }
+    pub fork: Temporary,
 }
 
 /// How a racer finished.
@@ -86,13 +61,13 @@ impl Track {
             Err(failure) if failure.code == ErrorCode::NoResource => return Finish::NoRoom(failure),
             Err(failure) => return Finish::Lost(self.gives_up(number, failure).await),
         };
-        self.tell(RaceEvent::Started { racer: number, name: racer.handle.name.clone() }).await;
+        self.tell(RaceEvent::Started { racer: number, name: racer.fork.handle.name.clone() }).await;
         let finish = self.run_and_score(&racer).await;
         match finish {
             Ok(score) => Finish::Succeeded(racer, score),
             Err(why) => {
                 // Gone before the next one asks for its place.
-                racer.destroy().await;
+                racer.fork.destroy().await;
                 Finish::Lost(why)
             }
         }
@@ -115,24 +90,19 @@ impl Track {
         }
     }
 
-    /// Detached with the racer inside: one whose race ends before it is ready is destroyed like any other.
     async fn fork(&self, number: u32) -> Result<Racer, Failure> {
         let Authority::Granted(grant) = &self.authority else {
             return Err(Failure::new(ErrorCode::Internal, "a race that nobody was permitted"));
         };
-        let (core, grant) = (self.core.clone(), (**grant).clone());
-        let source = ForkSource::Snapshot(SnapshotRef::Id(self.from));
-        let name = name(&self.vm.name, self.operation, number)?;
-        let order = Order { name: Some(name), count: 1, lifetime: Lifetime::Request };
-        let owner = self.vm.owner.clone();
-        self.core
-            .detached(TaskKind::Acceptor, async move {
-                let report = core.fork(source, order, grant, None).await?;
-                let fork = report.forks.first().ok_or_else(error::shutting_down)?;
-                let handle = core.manager.find(&VmRef::Id(fork.vm), &owner)?;
-                Ok(Racer { number, handle, core, gone: false })
-            })
-            .await
+        let asked = TemporaryFork {
+            source: ForkSource::Snapshot(SnapshotRef::Id(self.from)),
+            name: name(&self.vm.name, self.operation, number)?,
+            identity: Identity::New,
+            within: None,
+            over: OVER,
+        };
+        let fork = Temporary::fork(&self.core, (**grant).clone(), asked).await?;
+        Ok(Racer { number, fork })
     }
 
     /// Before its command ran, or after it had succeeded.
@@ -157,11 +127,11 @@ impl Track {
         let (_, mut events, sink) = session::channels(OnDrop::Kill);
         self.start(racer, spec, sink).await?;
         loop {
-            let event = events.next().await.unwrap_or_else(|| lost(&racer.handle.name));
+            let event = events.next().await.unwrap_or_else(|| lost(&racer.fork.handle.name));
             let end = match &event {
                 ExecEvent::Ended(end) => Some(Ok(end.status)),
                 ExecEvent::Failed(failure) => Some(Err(failure.clone())),
-                ExecEvent::Detached => return Err(taken(&racer.handle.name)),
+                ExecEvent::Detached => return Err(taken(&racer.fork.handle.name)),
                 ExecEvent::Started { .. } | ExecEvent::Output { .. } | ExecEvent::Lost { .. } => None,
             };
             self.tell(as_event(event)).await;
@@ -172,8 +142,9 @@ impl Track {
     }
 
     async fn start(&self, racer: &Racer, spec: ExecSpec, sink: session::Sink) -> Result<(), Failure> {
-        let command = Command::Exec { vm: VmRef::Id(racer.handle.id), spec: Box::new(spec.clone()) };
-        let (core, handle, authority) = (self.core.clone(), racer.handle.clone(), self.authority.clone());
+        let command = Command::Exec { vm: VmRef::Id(racer.fork.handle.id), spec: Box::new(spec.clone()) };
+        let (core, handle, authority) =
+            (self.core.clone(), racer.fork.handle.clone(), self.authority.clone());
         // Also if the race ends meanwhile: what was written down of it is brought to an end.
         self.core
             .detached(TaskKind::Acceptor, async move {
@@ -189,7 +160,7 @@ impl Track {
         self.start(racer, spec, sink).await?;
         let mut printed = Vec::new();
         loop {
-            match events.next().await.unwrap_or_else(|| lost(&racer.handle.name)) {
+            match events.next().await.unwrap_or_else(|| lost(&racer.fork.handle.name)) {
                 ExecEvent::Output { stream: crate::OutputStream::Stdout, data, .. } => {
                     printed.extend_from_slice(&data);
                 }
@@ -200,7 +171,7 @@ impl Track {
                     return Err(Failure::new(ErrorCode::ExecFailed, message));
                 }
                 ExecEvent::Failed(failure) => return Err(failure),
-                ExecEvent::Detached => return Err(taken(&racer.handle.name)),
+                ExecEvent::Detached => return Err(taken(&racer.fork.handle.name)),
             }
         }
         score::parse(&printed).ok_or_else(|| {
@@ -215,15 +186,10 @@ impl Track {
     }
 }
 
-/// Told apart from those of other races of the VM, and from everything people call theirs.
+/// Told apart from those of other races of the VM.
 fn name(vm: &VmName, race: OperationId, number: u32) -> Result<VmName, Failure> {
-    const LONGEST: usize = 63;
     let race = race.simple();
-    let suffix = format!("-race-{}-{number}", &race[race.len() - 8..]);
-    let kept: String = vm.as_str().chars().take(LONGEST - suffix.len()).collect();
-    format!("{kept}{suffix}").parse().map_err(|error: offshoot_types::InvalidName| {
-        Failure::new(ErrorCode::Internal, "a racer could not be named").caused_by(&error)
-    })
+    temporary::name(vm, &format!("race-{}-{number}", &race[race.len() - 8..]))
 }
 
 fn ended(status: ExecStatus) -> String {
@@ -242,19 +208,4 @@ fn taken(name: &VmName) -> Failure {
 fn lost(name: &VmName) -> ExecEvent {
     let message = format!("the process of racer `{name}` was cut off");
     ExecEvent::Failed(Failure::new(ErrorCode::Interrupted, message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_name_of_a_racer_is_valid_however_long_that_of_its_vm_is() {
-        let race = OperationId::new();
-        let short = name(&"a".parse().unwrap(), race, 64).unwrap();
-        assert!(short.as_str().starts_with("a-race-") && short.as_str().ends_with("-64"), "{short}");
-        let long: VmName = "x".repeat(63).parse().unwrap();
-        let (one, two) = (name(&long, race, 1).unwrap(), name(&long, race, 2).unwrap());
-        assert_ne!(one, two);
-    }
 }

@@ -181,7 +181,7 @@ impl Running {
                         field.best.replace((racer, score)).map(|(racer, _)| racer)
                     };
                     if let Some(out) = out {
-                        out.destroy().await;
+                        out.fork.destroy().await;
                     }
                 }
             }
@@ -200,12 +200,13 @@ impl Running {
         };
         let number = winner.number;
         let switched = async {
-            let won = state::keep(core, &winner.handle, authority.clone(), None, Keeping::WINNER).await?;
+            let won =
+                state::keep(core, &winner.fork.handle, authority.clone(), None, Keeping::WINNER).await?;
             state::go_back(core, handle, authority.clone(), self.id, won).await
         };
         let switched = switched.await;
         // Whether it became the VM or not: nobody needs the racer any more.
-        winner.destroy().await;
+        winner.fork.destroy().await;
         let went = switched?;
         Ok((RaceEnd { winner: Some(number), scores, undo: went.undo, generation: went.generation }, Ok(())))
     }
