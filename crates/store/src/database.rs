@@ -19,7 +19,7 @@ use std::{
 };
 
 /// "OSht", in the header of every file of ours.
-const APPLICATION_ID: u32 = 0x4F53_6874;
+pub(crate) const APPLICATION_ID: u32 = 0x4F53_6874;
 
 /// Another connection holds a lock for at most a checkpoint; longer means something is stuck.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -51,6 +51,8 @@ mod fixture;
 #[cfg(test)]
 mod model_test;
 #[cfg(test)]
+mod upgrade_test;
+#[cfg(test)]
 mod upkeep_test;
 
 pub use audit::{AuditDecision, AuditEntry, AuditRow};

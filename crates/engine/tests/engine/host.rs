@@ -16,7 +16,7 @@ use offshoot_provider::{
     memory::{DeltaWriter, PAGE},
     parts::Part,
 };
-use offshoot_types::{Bytes, IsolationClass, ProviderKind, SnapshotId, VmId};
+use offshoot_types::{Bytes, ImageDigest, IsolationClass, ProviderKind, SnapshotId, VmId};
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -64,6 +64,8 @@ pub struct Faults {
 pub struct Process {
     pub record: InstanceRecord,
     pub guest: Arc<Guest>,
+    /// What it was booted or restored with.
+    pub image: ImageDigest,
     pub durability: offshoot_provider::Durability,
     memory: Bytes,
     exit: watch::Sender<Option<Exit>>,
@@ -165,6 +167,7 @@ impl Host {
         let process = Arc::new(Process {
             record,
             guest,
+            image: plan.image.clone(),
             durability: plan.durability,
             memory,
             exit,

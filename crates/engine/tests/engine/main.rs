@@ -14,6 +14,7 @@ mod guest;
 mod host;
 mod life;
 mod lifecycle;
+mod pins;
 mod pool;
 mod pool_faults;
 mod portable;

@@ -28,6 +28,8 @@ pub struct Stage {
     pub pool: PoolOptions,
     pub merging: Merging,
     pub checkpoints: Checkpoints,
+    /// Instead of one file for every part of every image.
+    pub images: Option<Arc<dyn Images>>,
     /// Instead of that of the host.
     pub provider: Option<Arc<dyn Provider>>,
 }
@@ -54,6 +56,7 @@ impl Stage {
             pool: PoolOptions::default(),
             merging: Merging::default(),
             checkpoints: Checkpoints::default(),
+            images: None,
             provider: None,
         }
     }
@@ -82,7 +85,10 @@ impl Stage {
         let lock = StateDirLock::acquire_within(&self.state(), Duration::from_secs(10)).await.unwrap();
         let options = Options {
             runtime_dir: self.runtime(),
-            images: Arc::new(FileImages(self.dir.path().join("image"))),
+            images: self
+                .images
+                .clone()
+                .unwrap_or_else(|| Arc::new(FileImages(self.dir.path().join("image")))),
             providers: vec![self.provider.clone().unwrap_or_else(|| self.host.provider())],
             policy: policy(),
             limits: self.limits,

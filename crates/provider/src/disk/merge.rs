@@ -310,6 +310,32 @@ mod tests {
         merge().unwrap();
     }
 
+    /// Where in its file a cluster lies says nothing of where it is on the disk.
+    #[test]
+    fn a_cluster_beyond_two_gibibytes_is_merged() {
+        let mut bench = Bench::new();
+        bench.layer(&["write -P 1 0 64k".into(), "write -P 2 64k 64k".into()]);
+        let layer = bench.layers[0].clone();
+        let file = File::options().read(true).write(true).open(&layer).unwrap();
+        let number = |at: u64| {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, at).unwrap();
+            u64::from_be_bytes(bytes) & OFFSET
+        };
+        // The first is moved to behind a hole.
+        let (second, far) = (number(Layout::L1), 3_u64 << 30);
+        let mut cluster = vec![0; CLUSTER as usize];
+        file.read_exact_at(&mut cluster, number(second)).unwrap();
+        file.write_all_at(&cluster, far).unwrap();
+        file.write_all_at(&vec![0xee; CLUSTER as usize], number(second)).unwrap();
+        file.write_all_at(&(far | COPIED).to_be_bytes(), second).unwrap();
+        bench.layer(&["write -P 3 100k 1k".into()]);
+        let top = bench.layers[0].clone();
+        let merged = bench.merged(2);
+        assert_eq!(bench.content(&merged), bench.content(&top));
+        assert!(merged.metadata().unwrap().len() < 1 << 20, "holes are not copied");
+    }
+
     #[test]
     fn a_hostile_table_is_refused() {
         let mut bench = Bench::new();

@@ -1,6 +1,9 @@
 //! Things people and machines get wrong.
 
-use crate::vm;
+use crate::{
+    branch::{shell, start},
+    vm,
+};
 use offshoot_testkit::TestEnv;
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
@@ -66,6 +69,70 @@ fn scenario_43_a_full_disk_is_exit_7_and_needs_no_repair() {
     assert_eq!(vm(&env, "a")["state"], "running", "the VM runs on");
     env.run(&["exec", "a", "--", "true"]).success();
     env.run(&["create", "b"]).success();
+    env.finish();
+    drop(disk);
+}
+
+/// As long as the filler is there, so much is free.
+fn fill(env: &TestEnv, free: u64) -> std::path::PathBuf {
+    let filler = env.state_dir().join("filler");
+    let mut file = fs::File::create(&filler).expect("make the filler");
+    while std::io::Write::write_all(&mut file, &[0xFF; 4096]).is_ok() {}
+    let length = file.metadata().expect("look at the filler").len();
+    file.set_len(length.saturating_sub(free)).expect("leave some room");
+    filler
+}
+
+#[test]
+fn a_disk_that_fills_up_in_a_prune_or_an_import_loses_nothing() {
+    let env = TestEnv::new();
+    let disk = SmallDisk::new(&env, "600m");
+    start(&env, "a");
+    env.run(&["snapshot", "a", "one"]).success();
+    // Several forks share its complete memory, and what is kept of them differs from that.
+    env.run(&["fork", "a@one", "--name", "b", "--count", "2"]).success();
+    shell(&env, "b-1", "echo two >/workspace/file && sync");
+    env.run(&["snapshot", "b-1", "two"]).success();
+    for name in ["b-1", "b-2"] {
+        env.run(&["destroy", name, "--yes"]).success();
+    }
+    let whole = |names: &[&str]| {
+        for name in names {
+            env.run(&["snapshot", "verify", name]).success();
+        }
+    };
+    // Nothing fits, the record of it does, part of the merged memory does.
+    for free in [0, 1 << 20, 16 << 20] {
+        let filler = fill(&env, free);
+        let out = env.run(&["snapshot", "rm", "a@one", "--prune"]).exits(7);
+        assert!(out.stderr.contains("hint"), "{free}: {out}");
+        fs::remove_file(&filler).expect("free the space");
+        whole(&["a@one", "b-1@two"]);
+    }
+    env.run(&["snapshot", "rm", "a@one", "--prune"]).success();
+    whole(&["b-1@two"]);
+
+    let file = env.work_dir().join("exported");
+    let file = file.to_str().expect("UTF-8");
+    env.run(&["snapshot", "export", "b-1@two", file]).success();
+    let listed = || env.run(&["list", "--json"]).success().json();
+    let before = listed();
+    for free in [0, 1 << 20, 16 << 20] {
+        let filler = fill(&env, free);
+        let out = env.run(&["snapshot", "import", file, "--name", "c"]).exits(7);
+        assert!(out.stderr.contains("hint"), "{free}: {out}");
+        fs::remove_file(&filler).expect("free the space");
+        assert_eq!(listed(), before, "{free}: no VM is left of it");
+        let left = || fs::read_dir(env.state_dir().join("snapshots")).expect("`snapshots`").count();
+        assert_eq!(left(), 1, "{free}: nor its files");
+    }
+    env.run(&["snapshot", "import", file, "--name", "c"]).success();
+    env.run(&["start", "c"]).success();
+    assert_eq!(shell(&env, "c", "cat /workspace/file"), "two");
+    for name in ["a", "c"] {
+        env.run(&["destroy", name, "--snapshots", "--yes"]).success();
+    }
+    env.run(&["snapshot", "rm", "b-1@two"]).success();
     env.finish();
     drop(disk);
 }
