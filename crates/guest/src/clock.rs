@@ -1,7 +1,7 @@
 //! Following the host's clock: small differences are slewed, so that time never runs backwards for a program;
 //! large ones (a pause, a restored state) are stepped.
 
-use crate::sys;
+use crate::{kernel::Kernel, sys};
 use offshoot_guest_proto::message::HostTime;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::time::Duration;
@@ -26,11 +26,12 @@ fn judge(offset_ns: i64) -> Correction {
     }
 }
 
-/// Corrects this machine's clock; answers guest clock minus host clock before that.
-pub fn follow(host: HostTime) -> i64 {
+/// Corrects this machine's clock, if it is the machine's own; answers guest clock minus host clock before that.
+pub fn follow(kernel: Kernel, host: HostTime) -> i64 {
     let now = wall_clock();
     let offset = i64::try_from(i128::from(now.0) - i128::from(host.0)).unwrap_or(i64::MAX);
     let corrected = match judge(offset) {
+        _ if !kernel.has_own_clock() => Ok(()),
         Correction::None => Ok(()),
         Correction::Slew => sys::slew_clock(-offset / 1000),
         Correction::Step => step_to(host),
@@ -53,8 +54,12 @@ pub fn uptime_ms() -> u64 {
     u64::try_from(now.tv_sec * 1000 + now.tv_nsec / 1_000_000).unwrap_or(0)
 }
 
-/// Sets this machine's clock to the host's, and drops what was left of an earlier correction.
-pub fn set(host: HostTime) -> std::io::Result<()> {
+/// Sets this machine's clock to the host's, and drops what was left of an earlier correction. One that is the host's
+/// is right already.
+pub fn set(kernel: Kernel, host: HostTime) -> std::io::Result<()> {
+    if !kernel.has_own_clock() {
+        return Ok(());
+    }
     sys::slew_clock(0)?;
     step_to(host)
 }

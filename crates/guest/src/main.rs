@@ -1,8 +1,8 @@
 //! The agent inside every VM: PID 1, and the host's hands.
 //!
 //! ```text
-//! init      kernel's hand-over --> disks, root, filesystems
-//! port      virtio-serial port --> guest-proto server --> services --+-- exec   processes, terminals, output
+//! init      kernel's hand-over --> disks, root, filesystems;   in a sandbox: what its kernel has not
+//! port      virtio-serial port, or a socket --> guest-proto server --> services --+-- exec   processes, terminals, output
 //!                                                                    +-- files  with a user's permissions
 //!                                                                    +-- contexts  live interpreters
 //!                                                                    +-- freeze, thaw  for snapshots and forks
@@ -13,6 +13,7 @@
 //! One thread runs all of it; short-lived blocking threads do file system calls. Nothing here may end: a failure
 //! that cannot be answered to the host is said on the console, and the machine powers off.
 
+mod cgroup;
 mod clock;
 mod console;
 mod contexts;
@@ -23,6 +24,7 @@ mod files;
 mod freeze;
 mod info;
 mod init;
+mod kernel;
 mod port;
 mod presence;
 mod reaper;
@@ -35,8 +37,12 @@ mod tcp;
 mod thaw;
 mod users;
 
+use init::CommandLine;
+use kernel::Kernel;
 use std::{convert::Infallible, io::Write, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
+/// The first argument of an agent that is PID 1 of a gVisor sandbox; what a kernel command line would say follows.
+const SANDBOX: &str = "sandbox";
 /// The virtio-serial port the host gives every VM.
 const PORT: &str = "org.offshoot.agent";
 /// Where live JavaScript contexts find their add-on.
@@ -62,7 +68,9 @@ enum AgentError {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("--version") {
+    let mut arguments = std::env::args().skip(1);
+    let first = arguments.next();
+    if first.as_deref() == Some("--version") {
         let written = writeln!(std::io::stdout(), "offshoot-guest {}", env!("CARGO_PKG_VERSION"));
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
@@ -72,14 +80,21 @@ fn main() -> ExitCode {
     }
     fatal::catch_panics();
     sys::keep_freed_memory();
-    match run() {
+    let sandbox = (first.as_deref() == Some(SANDBOX)).then(|| CommandLine::of_words(arguments));
+    match run(sandbox.as_ref()) {
         Ok(never) => match never {},
         Err(error) => fatal::end(&error),
     }
 }
 
-fn run() -> Result<Infallible, AgentError> {
-    let booted = init::bring_up(PORT)?;
+fn run(sandbox: Option<&CommandLine>) -> Result<Infallible, AgentError> {
+    let (kernel, booted) = match sandbox {
+        None => (Kernel::Linux, init::bring_up(PORT)?),
+        Some(given) => {
+            sys::keep_notes();
+            (Kernel::Gvisor, init::enter_sandbox(given)?)
+        }
+    };
     raise_own_limits();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -87,15 +102,17 @@ fn run() -> Result<Infallible, AgentError> {
         .thread_keep_alive(IDLE_THREAD)
         .build()
         .map_err(|source| AgentError::Start { operation: "start the runtime", source })?;
-    runtime.block_on(serve(booted))
+    runtime.block_on(serve(kernel, booted))
 }
 
-async fn serve(booted: init::Booted) -> Result<Infallible, AgentError> {
+async fn serve(kernel: Kernel, booted: init::Booted) -> Result<Infallible, AgentError> {
     let start = |operation| move |source| AgentError::Start { operation, source };
     let reaper = reaper::Reaper::start().map_err(start("listen for SIGCHLD"))?;
     let presence = presence::HostPresence::start();
-    let trees = |path| exec::Cgroups::set_up(path).map(Arc::new).map_err(start("set up cgroups"));
-    let freezer = Arc::new(freeze::Freezer::new(exec::Cgroups::ALL.map(Into::into).to_vec()));
+    let trees = |path| exec::Cgroups::set_up(kernel, path).map(Arc::new).map_err(start("set up cgroups"));
+    let freezer = Arc::new(freeze::Freezer::new(
+        exec::Cgroups::ALL.iter().map(|path| freeze::Group::new(kernel, path.into())).collect(),
+    ));
     let users = Arc::new(users::Users::new(Path::new("/etc")));
     let root = Arc::new(files::Root::open_at(Path::new("/")).map_err(start("open the root directory"))?);
     let port = port::Port::open(&booted.port).map_err(start("open the port to the host"))?;
@@ -109,8 +126,9 @@ async fn serve(booted: init::Booted) -> Result<Infallible, AgentError> {
     let hooks = thaw::Hooks::new(Arc::clone(&reaper), trees(exec::Cgroups::HOOKS)?, HOOKS.into());
     let user_trees = trees(exec::Cgroups::USER)?;
     let services = services::Services {
+        kernel,
         execs: exec::Execs::new(Arc::clone(&reaper), Arc::clone(&presence), user_trees, Arc::clone(&users)),
-        thawer: thaw::Thawer::new(Arc::clone(&freezer), Arc::clone(&contexts), hooks),
+        thawer: thaw::Thawer::new(kernel, Arc::clone(&freezer), Arc::clone(&contexts), hooks),
         contexts,
         freezer,
         tunnels: tcp::Tunnels::default(),

@@ -1,4 +1,5 @@
-//! The virtio-serial port to the host, as an async byte pipe that never ends and never spins.
+//! The virtio-serial port to the host, as an async byte pipe that never ends and never spins. In a sandbox it is a socket,
+//! which the agent has as its standard input.
 //!
 //! ```text
 //! port --(edge-triggered)--> private epoll --(readable)--> runtime --> watcher task --> wake reader and writer
@@ -9,7 +10,10 @@
 //! of the port (data, space, host gone, host back) into one edge, and nothing in between costs anything.
 
 use crate::init::InitError;
-use crate::{sys, task::OwnedTask};
+use crate::{
+    sys::{self, AsyncFd},
+    task::OwnedTask,
+};
 use futures::task::AtomicWaker;
 use rustix::{
     event::epoll,
@@ -24,7 +28,6 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// The device node of the virtio port the host gave this name.
@@ -42,6 +45,15 @@ pub fn find(name: &str) -> Result<Option<PathBuf>, InitError> {
     Ok(None)
 }
 
+/// Where the host is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// A virtio-serial port.
+    Device(PathBuf),
+    /// A stream socket.
+    StandardInput,
+}
+
 /// The open port. Reading never sees an end; writing waits while the host is away.
 #[derive(Debug)]
 pub struct Port {
@@ -57,9 +69,19 @@ struct Wakers {
 }
 
 impl Port {
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Self::from_fd(openat(CWD, path, flags, Mode::empty())?)
+    pub fn open(way: &Way) -> io::Result<Self> {
+        match way {
+            Way::Device(path) => {
+                let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                Self::from_fd(openat(CWD, path, flags, Mode::empty())?)
+            }
+            Way::StandardInput => {
+                // What is started gets descriptors of its own in place of ours.
+                let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+                rustix::io::ioctl_fionbio(&socket, true)?;
+                Self::from_fd(socket)
+            }
+        }
     }
 
     fn from_fd(port: OwnedFd) -> io::Result<Self> {
@@ -74,7 +96,7 @@ impl Port {
 }
 
 /// Passes every edge on to both sides.
-async fn watch(edges: AsyncFd<OwnedFd>, wakers: Arc<Wakers>) {
+async fn watch(edges: AsyncFd, wakers: Arc<Wakers>) {
     while let Ok(mut ready) = edges.readable().await {
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 2];

@@ -9,6 +9,7 @@ use crate::{
     freeze::Freezer,
     info,
     init::{self, DataDisk},
+    kernel::Kernel,
     presence::HostPresence,
     reaper::Reaper,
     shutdown,
@@ -33,6 +34,7 @@ use std::{sync::Arc, time::Duration};
 
 #[derive(Debug)]
 pub struct Services {
+    pub kernel: Kernel,
     pub reaper: Arc<Reaper>,
     pub presence: Arc<HostPresence>,
     pub users: Arc<Users>,
@@ -44,15 +46,28 @@ pub struct Services {
     pub root: Arc<Root>,
     pub data: Arc<DataDisk>,
     /// The root directory of the VM's image.
-    pub image: OwnedFd,
+    pub image: Option<OwnedFd>,
     /// When the agent was ready, in milliseconds since the kernel started.
     pub ready_ms: u64,
+}
+
+impl Services {
+    /// What the VM has written, apart from its image.
+    fn layers(&self) -> Result<Layers, GuestError> {
+        match (self.data.directory(), &self.image) {
+            (Some(data), Some(image)) => Layers::open(data, image),
+            _ => {
+                let message = "survey: this VM's kernel does not show what was written apart from the image";
+                Err(fault(GuestErrorKind::Unsupported, message))
+            }
+        }
+    }
 }
 
 impl server::Services for Services {
     async fn hello(&self, hello: &HostHello) -> Result<GuestHello, GuestError> {
         self.presence.heard();
-        clock::follow(hello.time);
+        clock::follow(self.kernel, hello.time);
         init::set_hostname(&hello.hostname).map_err(|error| match std::error::Error::source(&error) {
             Some(source) => fault(GuestErrorKind::Other, format!("{error}: {source}")),
             None => invalid(error.to_string()),
@@ -70,7 +85,7 @@ impl server::Services for Services {
 
     fn heartbeat(&self, time: HostTime) -> i64 {
         self.presence.heard();
-        clock::follow(time)
+        clock::follow(self.kernel, time)
     }
 
     async fn exec(&self, start: ExecStart, peer: ExecPeer) {
@@ -113,7 +128,7 @@ impl server::Services for Services {
         let open = self.tunnels.open();
         if let Ok(mut tunnel) = peer.accept().await {
             // Either side's failure ends the connection for both, which is all there is to do about it.
-            drop(tokio::io::copy_bidirectional(&mut stream, &mut tunnel).await);
+            drop(tokio::io::copy_bidirectional(&mut *stream, &mut tunnel).await);
         }
         open.close();
     }
@@ -127,7 +142,7 @@ impl server::Services for Services {
     }
 
     async fn shutdown(&self, kind: ShutdownKind) {
-        shutdown::shut_down(kind, &self.data, self.reaper.passes()).await
+        shutdown::shut_down(self.kernel, kind, &self.data, self.reaper.passes()).await
     }
 
     async fn flush(&self) -> Result<(), GuestError> {
@@ -176,19 +191,16 @@ impl server::Services for Services {
     async fn survey(&self, request: SurveyRequest, peer: SurveyPeer) {
         let outcome = match request {
             SurveyRequest::Processes => survey::processes(Arc::clone(&self.users), peer).await,
-            SurveyRequest::Changes | SurveyRequest::Contents { .. } => {
-                match (Layers::open(self.data.directory(), &self.image), request) {
-                    (Ok(layers), SurveyRequest::Contents { paths }) => {
-                        survey::contents(layers, paths.into_iter().map(ByteBuf::into_vec).collect(), peer)
-                            .await
-                    }
-                    (Ok(layers), _) => survey::changes(layers, peer).await,
-                    (Err(error), _) => {
-                        peer.refuse(error).await;
-                        Ok(())
-                    }
+            SurveyRequest::Changes | SurveyRequest::Contents { .. } => match (self.layers(), request) {
+                (Ok(layers), SurveyRequest::Contents { paths }) => {
+                    survey::contents(layers, paths.into_iter().map(ByteBuf::into_vec).collect(), peer).await
                 }
-            }
+                (Ok(layers), _) => survey::changes(layers, peer).await,
+                (Err(error), _) => {
+                    peer.refuse(error).await;
+                    Ok(())
+                }
+            },
         };
         // A host that left has no use for the rest.
         drop(outcome);

@@ -1,16 +1,17 @@
 //! The orderly end of the VM.
 //!
 //! ```text
-//! SIGTERM to every user process -> up to 2 s -> cgroup.kill -> data disk synced, read-only -> power off | restart
+//! SIGTERM to every user process -> up to 2 s -> killed -> data disk synced, read-only -> power off | restart
 //! ```
 
-use crate::{exec::Cgroups, init::DataDisk};
+use crate::{cgroup, exec::Cgroups, init::DataDisk, kernel::Kernel};
 use offshoot_guest_proto::message::ShutdownKind;
 use rustix::{
-    process::{Pid, Signal, kill_process},
+    io::Errno,
+    process::{Signal, kill_process},
     system::{RebootCommand, reboot},
 };
-use std::{fs, io, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 /// For user processes to end by themselves; then they are killed.
@@ -19,20 +20,25 @@ const GRACE: Duration = Duration::from_secs(2);
 const DEATH: Duration = Duration::from_secs(2);
 
 /// Ends all user processes, leaves a clean disk, and the machine.
-pub async fn shut_down(kind: ShutdownKind, data: &DataDisk, mut reaper_passes: watch::Receiver<u64>) -> ! {
+pub async fn shut_down(
+    kernel: Kernel,
+    kind: ShutdownKind,
+    data: &DataDisk,
+    mut reaper_passes: watch::Receiver<u64>,
+) -> ! {
     let user = Path::new(Cgroups::TOP);
     // A process that is stopped gets the signal once it goes on: SIGCONT lets it.
-    for pid in processes_below(user) {
+    for pid in cgroup::processes_below(user) {
         for signal in [Signal::TERM, Signal::CONT] {
             // Gone meanwhile: as wanted.
             let _gone = kill_process(pid, signal);
         }
     }
-    if !emptied(user, &mut reaper_passes, GRACE).await {
-        if let Err(error) = fs::write(user.join("cgroup.kill"), "1") {
+    if !emptied(kernel, user, &mut reaper_passes, GRACE).await {
+        if let Err(error) = cgroup::kill(kernel, user) {
             crate::console::warn(format_args!("kill user processes: {error}"));
         }
-        emptied(user, &mut reaper_passes, DEATH).await;
+        emptied(kernel, user, &mut reaper_passes, DEATH).await;
     }
     if let Err(error) = data.make_clean() {
         crate::console::warn(format_args!("leave a clean data disk: {error}"));
@@ -42,11 +48,15 @@ pub async fn shut_down(kind: ShutdownKind, data: &DataDisk, mut reaper_passes: w
 
 /// Whether no process is left below `cgroup` within `limit`. Each of them is reaped by us in the end: they are
 /// orphans by the time their parents are gone.
-async fn emptied(cgroup: &Path, reaper_passes: &mut watch::Receiver<u64>, limit: Duration) -> bool {
+async fn emptied(
+    kernel: Kernel,
+    cgroup: &Path,
+    reaper_passes: &mut watch::Receiver<u64>,
+    limit: Duration,
+) -> bool {
     let deadline = Instant::now() + limit;
     loop {
-        let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
-        if !events.lines().any(|line| line == "populated 1") {
+        if !cgroup::is_populated(kernel, cgroup).unwrap_or(false) {
             return true;
         }
         tokio::select! {
@@ -54,21 +64,6 @@ async fn emptied(cgroup: &Path, reaper_passes: &mut watch::Receiver<u64>, limit:
             () = tokio::time::sleep_until(deadline) => return false,
         }
     }
-}
-
-pub fn processes_below(cgroup: &Path) -> Vec<Pid> {
-    let mut found = Vec::new();
-    let mut pending = vec![cgroup.to_owned()];
-    while let Some(directory) = pending.pop() {
-        let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-        found.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
-        if let Ok(entries) = fs::read_dir(&directory) {
-            let directories =
-                entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-            pending.extend(directories.map(|entry| entry.path()));
-        }
-    }
-    found
 }
 
 /// Ends the machine at once.
@@ -79,9 +74,20 @@ pub fn leave(kind: ShutdownKind) -> ! {
     };
     // A machine that cannot power off restarts, which ends its VMM (`-no-reboot`).
     for command in [command, RebootCommand::Restart] {
-        let error: io::Result<()> = reboot(command).map_err(Into::into);
-        crate::console::warn(format_args!("leave the machine: {error:?}"));
+        match reboot(command) {
+            // gVisor's kernel, which ends with its PID 1.
+            Err(Errno::NOSYS) => exit(),
+            left => crate::console::warn(format_args!("leave the machine: {left:?}")),
+        }
     }
     // Refused both: ending PID 1 makes the kernel panic, which restarts by `panic=-1`.
     std::process::abort()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the power switch: nothing is left to be dropped or flushed"
+)]
+fn exit() -> ! {
+    std::process::exit(0)
 }

@@ -1,10 +1,18 @@
 //! Connections from the host to servers inside the VM.
 
-use crate::fault::Context;
+use crate::{
+    fault::Context,
+    sys::{Registered, notes_stay},
+};
 use offshoot_guest_proto::message::GuestError;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tokio::net::TcpStream;
+
+/// For a server on the loopback interface whose backlog is full.
+const DIAL: Duration = Duration::from_secs(10);
 
 /// Counts connections that did not end by themselves: the session they belonged to is gone.
 #[derive(Debug, Default)]
@@ -49,19 +57,28 @@ impl Drop for OpenTunnel<'_> {
 }
 
 /// Connects to whoever listens on the loopback interface, by IPv4 or else by IPv6.
-pub async fn connect(port: u16) -> Result<TcpStream, GuestError> {
+pub async fn connect(port: u16) -> Result<Registered<TcpStream>, GuestError> {
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let stream = match TcpStream::connect(v4).await {
+    let stream = match dial(v4).await {
         Ok(stream) => Ok(stream),
         // What the first address says is what the caller is told.
-        Err(error) => {
-            TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await.map_err(|_| error)
-        }
+        Err(error) => dial(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await.map_err(|_| error),
     };
-    let stream = stream.context("connect to", v4)?;
+    let stream = Registered::new(stream.context("connect to", v4)?);
     // The host's side has its own batching; a keystroke must not wait for it.
     stream.set_nodelay(true).context("connect to", v4)?;
     Ok(stream)
+}
+
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    if !notes_stay() {
+        return TcpStream::connect(address).await;
+    }
+    // One that fails must not have been known to the runtime.
+    let dialled = move || std::net::TcpStream::connect_timeout(&address, DIAL);
+    let stream = tokio::task::spawn_blocking(dialled).await.map_err(io::Error::other)??;
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
 }
 
 #[cfg(test)]

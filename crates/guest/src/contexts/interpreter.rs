@@ -14,6 +14,7 @@ use crate::{
     exec::{Command, Launch, Tree, Trees, async_fd, launch_failure},
     fault::{Context, fault},
     reaper::{Exit, Reaper},
+    sys,
     users::User,
 };
 use offshoot_guest_proto::message::{
@@ -27,10 +28,7 @@ use rustix::{
     process::{Pid, Signal, kill_process_group},
 };
 use std::{collections::BTreeMap, io, path::Path, sync::Arc};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::watch,
-};
+use tokio::{io::Interest, sync::watch};
 
 /// Below it are the numbers the interpreter gets.
 const FIRST_FREE: i32 = 16;
@@ -81,10 +79,10 @@ pub struct Live {
     pub language: Language,
     pub pid: i32,
     tree: Box<dyn Tree>,
-    acks: AsyncFd<OwnedFd>,
+    acks: sys::AsyncFd,
     exit: watch::Sender<Option<Exit>>,
     /// Output read by nobody yet is the next code's.
-    pub pipes: [AsyncFd<OwnedFd>; 2],
+    pub pipes: [sys::AsyncFd; 2],
 }
 
 /// The right to give it code.
@@ -93,7 +91,7 @@ pub struct Interpreter {
     pub live: Arc<Live>,
     /// What it keeps of random numbers may be that of another VM: see [`super::spares`].
     pub stale: bool,
-    control: AsyncFd<OwnedFd>,
+    control: sys::AsyncFd,
     code: OwnedFd,
     received: Vec<u8>,
 }
@@ -137,7 +135,7 @@ impl Starter {
             stderr: wires.output[1].as_fd(),
             extra: &[(script.as_fd(), 12), (control.as_fd(), 13), (code.as_fd(), 14), (acks.as_fd(), 15)],
             terminal: false,
-            cgroup: cgroup.cgroup(),
+            birth: cgroup.birth(),
         };
         let mut failure = None;
         let launched = self.reaper.expecting(|| match launch.start() {
@@ -206,7 +204,7 @@ impl Live {
         if !catches(&std::fs::read_to_string(format!("/proc/{}/status", self.pid))?, signal) {
             return Err(io::Error::other("it does not listen for the signal yet"));
         }
-        crate::sys::send_signal(self.pid, signal)
+        sys::send_signal(self.pid, signal)
     }
 
     /// What the interpreter says of its reseeding: `ok`, or what went wrong. Not cancel-safe.
@@ -297,7 +295,7 @@ fn catches(status: &str, signal: i32) -> bool {
 }
 
 /// Takes what is in a pipe, at most 64 KiB; `None` at its end.
-pub fn read_pipe(pipe: &AsyncFd<OwnedFd>) -> Option<Vec<u8>> {
+pub fn read_pipe(pipe: &sys::AsyncFd) -> Option<Vec<u8>> {
     let mut data = Vec::with_capacity(READ);
     let outcome = pipe.try_io(Interest::READABLE, |fd| {
         Ok(rustix::io::read(fd, rustix::buffer::spare_capacity(&mut data))?)
@@ -316,12 +314,12 @@ pub fn read_pipe(pipe: &AsyncFd<OwnedFd>) -> Option<Vec<u8>> {
 struct Wires {
     null: OwnedFd,
     output: [OwnedFd; 2],
-    pipes: [AsyncFd<OwnedFd>; 2],
+    pipes: [sys::AsyncFd; 2],
     /// Script, control, code, acks.
     theirs: [OwnedFd; 4],
-    control: AsyncFd<OwnedFd>,
+    control: sys::AsyncFd,
     code: OwnedFd,
-    acks: AsyncFd<OwnedFd>,
+    acks: sys::AsyncFd,
 }
 
 impl Wires {

@@ -8,7 +8,7 @@
 //! reports the first that fails, so that a program that cannot run is an error and not an exit status.
 
 use super::command::{Command, Directory};
-use crate::sys::{self, Cloned, FileIdentity};
+use crate::sys::{self, Birth, Cloned, FileIdentity};
 use rustix::{
     fd::{AsRawFd, BorrowedFd},
     io::Errno,
@@ -28,11 +28,12 @@ pub struct Launch<'a> {
     pub extra: &'a [(BorrowedFd<'a>, i32)],
     /// Stdin is a terminal and shall control the session.
     pub terminal: bool,
-    pub cgroup: Option<BorrowedFd<'a>>,
+    pub birth: Birth<'a>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    Cgroup,
     Session,
     Terminal,
     Streams,
@@ -66,7 +67,7 @@ impl Launch<'_> {
         let child = Child { launch: self, argv: &argv, environment: &environment, groups: &groups };
         // SAFETY: `Child::run` keeps to the rules: system calls on prepared memory, ending in execve or _exit;
         // `child` and all it refers to outlive the call.
-        let cloned = unsafe { sys::clone_and_run(&child, None, self.cgroup, Child::run) };
+        let cloned = unsafe { sys::clone_and_run(&child, None, self.birth, Child::run) };
         match cloned.map_err(LaunchError::Clone)? {
             Cloned { report: None, pid } => Ok(pid),
             // Its zombie is an unexpected child, which the reaper takes.
@@ -127,6 +128,14 @@ impl Child<'_> {
     fn prepare(&self) -> Result<(), (Step, Errno)> {
         let launch = self.launch;
         let at = |step| move |errno| (step, errno);
+        if let Birth::Moves(procs) = launch.birth {
+            // Handlers first: one of the parent's would run on its memory. None is ours to keep, nor any of a real-time signal.
+            for signal in 1..32 {
+                // SAFETY: sets a disposition of this process, which shares none with the parent.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            rustix::io::write(procs, b"0").map_err(at(Step::Cgroup))?;
+        }
         rustix::process::setsid().map_err(at(Step::Session))?;
         if launch.terminal {
             rustix::process::ioctl_tiocsctty(launch.stdin).map_err(at(Step::Terminal))?;
@@ -163,7 +172,7 @@ impl Child<'_> {
                 .or_else(|_| rustix::process::chdir(c"/"))
                 .map_err(at(Step::Directory))?,
         }
-        // Rust ignores SIGPIPE, and what is ignored stays so across execve. Handlers were cleared by clone3.
+        // Rust ignores SIGPIPE, and what is ignored stays so across execve. Handlers were cleared before.
         // SAFETY: sets dispositions and masks of this process, which shares none with the parent.
         unsafe {
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);

@@ -35,7 +35,7 @@ use rustix::{
     fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, openat},
     io,
     pipe::{PipeFlags, pipe_with},
-    pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
+    pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt},
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -44,7 +44,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stdin::Stdin;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 
 /// Processes running at the same time.
 const MAX_RUNNING: usize = 256;
@@ -163,7 +163,7 @@ impl Execs {
             stderr: streams.child[2].as_fd(),
             extra: &[],
             terminal: start.pty.is_some(),
-            cgroup: tree.cgroup(),
+            birth: tree.birth(),
         };
         let mut failure = None;
         let started = Instant::now();
@@ -263,9 +263,9 @@ pub fn launch_failure(error: LaunchError, start: &ExecStart, command: &Command) 
 struct Streams {
     child: [Arc<OwnedFd>; 3],
     stdin: Stdin,
-    stdout: Arc<AsyncFd<OwnedFd>>,
+    stdout: Arc<sys::AsyncFd>,
     /// A terminal has no stderr of its own.
-    stderr: Option<AsyncFd<OwnedFd>>,
+    stderr: Option<sys::AsyncFd>,
 }
 
 impl Streams {
@@ -297,7 +297,7 @@ impl Streams {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let ours = openpt(flags)?;
         unlockpt(&ours)?;
-        let theirs = Arc::new(ioctl_tiocgptpeer(&ours, flags)?);
+        let theirs = Arc::new(other_side(&ours, flags)?);
         rustix::termios::tcsetwinsize(&ours, process::window(size))?;
         if rustix::process::geteuid().is_root() {
             // Theirs to open again by name; the group `tty` may write to it, as `mesg y` would have it.
@@ -314,7 +314,18 @@ impl Streams {
     }
 }
 
-pub fn async_fd(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+/// By name where the kernel does not open it for us: gVisor has no `TIOCGPTPEER`.
+fn other_side(ours: &OwnedFd, flags: OpenptFlags) -> std::io::Result<OwnedFd> {
+    match ioctl_tiocgptpeer(ours, flags) {
+        Err(io::Errno::NOTTY) => {
+            let name = ptsname(ours, Vec::new())?;
+            Ok(openat(CWD, name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?)
+        }
+        opened => Ok(opened?),
+    }
+}
+
+pub fn async_fd(fd: OwnedFd, interest: Interest) -> std::io::Result<sys::AsyncFd> {
     io::ioctl_fionbio(&fd, true)?;
     sys::async_fd(fd, interest)
 }

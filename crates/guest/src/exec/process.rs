@@ -14,12 +14,9 @@
 //! after the exit what is then in the pipes is taken, and the rest is cut off.
 
 use super::{ring::Found, ring::Ring, stdin::Stdin, tree::Tree};
-use crate::{presence::HostPresence, reaper::Exit};
+use crate::{presence::HostPresence, reaper::Exit, sys::AsyncFd};
 use offshoot_guest_proto::message::{CHUNK, ExecEnd, ExitKind, OutputStream, PtySize};
-use rustix::{
-    fd::OwnedFd,
-    process::{Pid, Signal, kill_process_group},
-};
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::{
     io::ErrorKind,
     mem::MaybeUninit,
@@ -28,7 +25,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -75,7 +72,7 @@ struct State {
 #[derive(Debug)]
 struct Live {
     tree: Box<dyn Tree>,
-    terminal: Option<Arc<AsyncFd<OwnedFd>>>,
+    terminal: Option<Arc<AsyncFd>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +87,8 @@ pub struct Driver {
     pub exit: oneshot::Receiver<Exit>,
     pub started: std::time::Instant,
     pub timeout: Option<Duration>,
-    pub stdout: Arc<AsyncFd<OwnedFd>>,
-    pub stderr: Option<AsyncFd<OwnedFd>>,
+    pub stdout: Arc<AsyncFd>,
+    pub stderr: Option<AsyncFd>,
     pub presence: Arc<HostPresence>,
     pub reaper_passes: watch::Receiver<u64>,
 }
@@ -112,7 +109,7 @@ impl Process {
         pid: i32,
         tree: Box<dyn Tree>,
         stdin: Stdin,
-        terminal: Option<Arc<AsyncFd<OwnedFd>>>,
+        terminal: Option<Arc<AsyncFd>>,
         max_output: Option<u64>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -351,9 +348,9 @@ struct Source {
 
 #[derive(Debug)]
 enum Either {
-    Own(AsyncFd<OwnedFd>),
+    Own(AsyncFd),
     /// A terminal, which is also written to and resized.
-    Shared(Arc<AsyncFd<OwnedFd>>),
+    Shared(Arc<AsyncFd>),
 }
 
 impl Source {
@@ -414,7 +411,7 @@ impl Source {
 }
 
 impl Either {
-    fn fd(&self) -> &AsyncFd<OwnedFd> {
+    fn fd(&self) -> &AsyncFd {
         match self {
             Self::Own(fd) => fd,
             Self::Shared(fd) => fd,

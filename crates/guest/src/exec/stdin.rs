@@ -1,9 +1,9 @@
 //! The writing end of a process' stdin.
 
+use crate::sys::AsyncFd;
 use offshoot_guest_proto::message::CHUNK;
-use rustix::{fd::OwnedFd, io::Errno};
+use rustix::io::Errno;
 use std::sync::Arc;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, watch};
 
 /// End of input on a terminal: what Ctrl-D sends.
@@ -19,8 +19,8 @@ pub struct Stdin {
 enum End {
     /// `/dev/null`, or ended.
     None,
-    Pipe(AsyncFd<OwnedFd>),
-    Terminal(Arc<AsyncFd<OwnedFd>>),
+    Pipe(AsyncFd),
+    Terminal(Arc<AsyncFd>),
 }
 
 impl Stdin {
@@ -32,11 +32,11 @@ impl Stdin {
         Self::new(End::None)
     }
 
-    pub fn pipe(fd: AsyncFd<OwnedFd>) -> Self {
+    pub fn pipe(fd: AsyncFd) -> Self {
         Self::new(End::Pipe(fd))
     }
 
-    pub fn terminal(fd: Arc<AsyncFd<OwnedFd>>) -> Self {
+    pub fn terminal(fd: Arc<AsyncFd>) -> Self {
         Self::new(End::Terminal(fd))
     }
 

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! /sys/fs/cgroup/offshoot/user/<exec>      made before the process, which is born in it
-//!                                          cgroup.kill ends everything in it, whatever it forked or setsid-ed
+//!                                          killed as a whole, whatever it forked or setsid-ed
 //!                                          removed when empty; with surviving daemons, once those are gone
 //! ```
 
+use crate::{cgroup, kernel::Kernel, sys::Birth};
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, OwnedFd},
     fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat},
     io::Errno,
 };
-use std::{fmt, io, sync::Mutex, sync::PoisonError};
+use std::{fmt, io, path::PathBuf, sync::Mutex, sync::PoisonError};
 
 /// Makes trees. In the VM: cgroups; in unit tests on a host: process groups.
 pub trait Trees: fmt::Debug + Send + Sync {
@@ -23,8 +24,8 @@ pub trait Trees: fmt::Debug + Send + Sync {
 }
 
 pub trait Tree: fmt::Debug + Send + Sync {
-    /// The directory a process is born into.
-    fn cgroup(&self) -> Option<BorrowedFd<'_>>;
+    /// How a process comes to be in it.
+    fn birth(&self) -> Birth<'_>;
 
     /// SIGKILL to every process in the tree. `leader` is the process that was started.
     fn kill(&self, leader: i32) -> io::Result<()>;
@@ -41,6 +42,8 @@ pub struct Cgroups {
 
 #[derive(Debug)]
 struct Shared {
+    kernel: Kernel,
+    path: PathBuf,
     directory: OwnedFd,
     /// Names of cgroups whose exec is over but which are not empty.
     lingering: Mutex<Vec<String>>,
@@ -58,14 +61,17 @@ impl Cgroups {
     pub const ALL: [&str; 3] = [Self::CONTEXTS, Self::HOOKS, Self::USER];
 
     /// Makes one of these cgroups, with process counting on below it.
-    pub fn set_up(path: &str) -> io::Result<Self> {
+    pub fn set_up(kernel: Kernel, path: &str) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
-        for parent in ["/sys/fs/cgroup", "/sys/fs/cgroup/offshoot", path] {
-            std::fs::write(format!("{parent}/cgroup.subtree_control"), "+pids")?;
+        if kernel == Kernel::Linux {
+            for parent in ["/sys/fs/cgroup", "/sys/fs/cgroup/offshoot", path] {
+                std::fs::write(format!("{parent}/cgroup.subtree_control"), "+pids")?;
+            }
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
-        Ok(Self { shared: std::sync::Arc::new(Shared { directory, lingering: Mutex::default() }) })
+        let shared = Shared { kernel, path: path.into(), directory, lingering: Mutex::default() };
+        Ok(Self { shared: std::sync::Arc::new(shared) })
     }
 }
 
@@ -81,7 +87,7 @@ impl Trees for Cgroups {
 
     fn collect(&self) {
         let mut lingering = self.shared.lingering.lock().unwrap_or_else(PoisonError::into_inner);
-        lingering.retain(|name| self.shared.remove(name) == Err(Errno::BUSY));
+        lingering.retain(|name| is_in_use(self.shared.remove(name)));
     }
 }
 
@@ -91,20 +97,37 @@ impl Shared {
     }
 }
 
+/// gVisor's kernel says of a cgroup with processes that it is not empty.
+fn is_in_use(removed: Result<(), Errno>) -> bool {
+    matches!(removed, Err(Errno::BUSY | Errno::NOTEMPTY))
+}
+
 #[derive(Debug)]
 struct Cgroup {
     directory: OwnedFd,
+    /// By which a process moves here, on a kernel where none is born here.
+    procs: Option<OwnedFd>,
     name: String,
     shared: std::sync::Arc<Shared>,
 }
 
 impl Cgroup {
+    fn path(&self) -> PathBuf {
+        self.shared.path.join(&self.name)
+    }
+
     fn open(name: &str, shared: &std::sync::Arc<Shared>) -> io::Result<Self> {
         // Not O_PATH: `CLONE_INTO_CGROUP` wants an open directory.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat(&shared.directory, name, flags, Mode::empty()) {
-            Ok(directory) => {
-                Ok(Self { directory, name: name.to_owned(), shared: std::sync::Arc::clone(shared) })
+        let opened = openat(&shared.directory, name, flags, Mode::empty()).and_then(|directory| {
+            let procs =
+                || openat(&directory, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+            let procs = (shared.kernel == Kernel::Gvisor).then(procs).transpose()?;
+            Ok((directory, procs))
+        });
+        match opened {
+            Ok((directory, procs)) => {
+                Ok(Self { directory, procs, name: name.to_owned(), shared: std::sync::Arc::clone(shared) })
             }
             Err(errno) => {
                 // Nothing is in it yet, so this cannot be refused; the first failure is the one to tell.
@@ -116,25 +139,25 @@ impl Cgroup {
 }
 
 impl Tree for Cgroup {
-    fn cgroup(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.directory.as_fd())
+    fn birth(&self) -> Birth<'_> {
+        match &self.procs {
+            None => Birth::In(self.directory.as_fd()),
+            Some(procs) => Birth::Moves(procs.as_fd()),
+        }
     }
 
     fn kill(&self, _leader: i32) -> io::Result<()> {
-        write_file(&self.directory, "cgroup.kill", b"1")
+        cgroup::kill(self.shared.kernel, &self.path())
     }
 
     fn is_populated(&self, _leader: i32) -> io::Result<bool> {
-        let file = openat(&self.directory, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut text = [0; 128];
-        let count = rustix::io::read(&file, &mut text)?;
-        Ok(text[..count].split(|&byte| byte == b'\n').any(|line| line == b"populated 1"))
+        cgroup::is_populated(self.shared.kernel, &self.path())
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if self.shared.remove(&self.name) == Err(Errno::BUSY) {
+        if is_in_use(self.shared.remove(&self.name)) {
             let mut lingering = self.shared.lingering.lock().unwrap_or_else(PoisonError::into_inner);
             lingering.push(std::mem::take(&mut self.name));
         }
@@ -162,8 +185,8 @@ impl Trees for ProcessGroups {
 
 #[cfg(test)]
 impl Tree for ProcessGroups {
-    fn cgroup(&self) -> Option<BorrowedFd<'_>> {
-        None
+    fn birth(&self) -> Birth<'_> {
+        Birth::Beside
     }
     fn kill(&self, leader: i32) -> io::Result<()> {
         let group = rustix::process::Pid::from_raw(leader).unwrap();

@@ -1,5 +1,6 @@
 //! The directory every path is resolved in. `RESOLVE_IN_ROOT` makes the kernel treat it as `/`: absolute symlinks
-//! and `..` end there, and the magic links of /proc, which lead anywhere, are not followed.
+//! and `..` end there, and the magic links of /proc, which lead anywhere, are not followed. gVisor's kernel has no such
+//! call; in it the agent's root is the only one, and a magic link leads a user nowhere that user may not go.
 
 use super::path::GuestPath;
 use rustix::{
@@ -13,18 +14,27 @@ use std::{io, path::Path};
 const MAX_SYMLINKS: usize = 40;
 
 #[derive(Debug)]
-pub struct Root(OwnedFd);
+pub struct Root {
+    directory: OwnedFd,
+    /// It is the root of this process.
+    whole: bool,
+}
 
 impl Root {
     pub fn open_at(path: &Path) -> io::Result<Self> {
-        Ok(Self(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { directory: openat(CWD, path, flags, Mode::empty())?, whole: path == Path::new("/") })
     }
 
     pub fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         loop {
             // EAGAIN: a rename elsewhere raced with `..`; the kernel asks to try again.
-            match openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
+            let flags = flags | OFlags::CLOEXEC;
+            match openat2(&self.directory, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
                 Err(Errno::AGAIN) if !flags.contains(OFlags::NONBLOCK) => {}
+                Err(Errno::NOSYS) if self.whole => {
+                    return openat(&self.directory, path, flags, Mode::empty());
+                }
                 result => return result,
             }
         }

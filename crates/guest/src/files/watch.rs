@@ -7,7 +7,7 @@ use crate::{
 };
 use offshoot_guest_proto::message::{GuestError, GuestErrorKind, WatchChange, WatchEvent};
 use rustix::{
-    fd::{AsFd, AsRawFd, OwnedFd},
+    fd::{AsFd, AsRawFd},
     fs::{
         Dir, FileType, OFlags,
         inotify::{self, CreateFlags, ReadFlags, WatchFlags},
@@ -19,7 +19,7 @@ use std::{
     io,
     mem::MaybeUninit,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 
 /// Directories one watch may cover. The kernel's own memory is behind each.
 const MAX_DIRECTORIES: usize = 4096;
@@ -38,7 +38,7 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
 /// perhaps twice: it may have come before or after the watch on that directory. Renames are reported as `Removed` of the old name and `Renamed` of the new one.
 #[derive(Debug)]
 pub struct Watching {
-    inotify: AsyncFd<OwnedFd>,
+    inotify: sys::AsyncFd,
     covered: Covered,
     files: Files,
     recursive: bool,

@@ -1,4 +1,4 @@
-//! The kernel command line, as far as the agent reads it.
+//! What the agent is told at its start: words of the kernel command line, or of its own in a sandbox.
 
 use super::{InitError, Step};
 use std::fs;
@@ -9,6 +9,10 @@ pub struct CommandLine(String);
 impl CommandLine {
     pub fn read() -> Result<Self, InitError> {
         fs::read_to_string("/proc/cmdline").map(Self).step("read", "/proc/cmdline")
+    }
+
+    pub fn of_words(words: impl IntoIterator<Item = String>) -> Self {
+        Self(words.into_iter().collect::<Vec<_>>().join(" "))
     }
 
     /// The last value given for `key`, as the kernel itself decides.

@@ -24,6 +24,8 @@ pub enum DataDisk {
     Ext4(OwnedFd),
     /// No disk: writes live in memory and end with the VM.
     Memory(OwnedFd),
+    /// As [`Self::Memory`], below a root that the kernel itself lays over the image: it cannot be looked at apart.
+    Kernel,
 }
 
 impl DataDisk {
@@ -31,14 +33,15 @@ impl DataDisk {
     pub fn flush(&self) -> io::Result<()> {
         match self {
             Self::Ext4(directory) => Ok(rustix::fs::syncfs(directory)?),
-            Self::Memory(_) => Ok(()),
+            Self::Memory(_) | Self::Kernel => Ok(()),
         }
     }
 
     /// Its root directory.
-    pub fn directory(&self) -> &OwnedFd {
+    pub fn directory(&self) -> Option<&OwnedFd> {
         match self {
-            Self::Ext4(directory) | Self::Memory(directory) => directory,
+            Self::Ext4(directory) | Self::Memory(directory) => Some(directory),
+            Self::Kernel => None,
         }
     }
 

@@ -14,14 +14,16 @@ mod ext4;
 mod identity;
 mod modules;
 mod mounts;
+mod sandbox;
 mod uevents;
 
 pub use disks::DataDisk;
 pub use identity::{MACHINE_ID, set_hostname, set_machine_id};
 pub use uevents::Uevents;
 
-use cmdline::CommandLine;
+pub use cmdline::CommandLine;
 use rustix::fd::OwnedFd;
+pub use sandbox::enter as enter_sandbox;
 use std::{
     fmt, io,
     time::{Duration, Instant},
@@ -67,10 +69,10 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 pub struct Booted {
     /// Where writes go. Its filesystem is hidden from the VM's own processes and outlives the root switch.
     pub data: DataDisk,
-    /// The image's root directory, which lies below that.
-    pub image: OwnedFd,
-    /// Where the host listens.
-    pub port: std::path::PathBuf,
+    /// The image's root directory, which lies below that, where it can be looked at apart.
+    pub image: Option<OwnedFd>,
+    /// The way to the host.
+    pub port: crate::port::Way,
 }
 
 /// Brings the VM up. Called once, by PID 1, before any thread or runtime exists.
@@ -89,14 +91,18 @@ pub fn bring_up(port_name: &str) -> Result<Booted, InitError> {
     mounts::runtime_filesystems()?;
     identity::loopback_up()?;
     identity::files_in_memory()?;
-    let given = CommandLine::read()?;
+    take_on_identity(&CommandLine::read()?)?;
+    let what = format!("virtio port `{port_name}`");
+    let port = uevents.wait_for(&what, deadline, || crate::port::find(port_name))?;
+    Ok(Booted { data, image: Some(image), port: crate::port::Way::Device(port) })
+}
+
+fn take_on_identity(given: &CommandLine) -> Result<(), InitError> {
     if let Some(hostname) = given.value("offshoot.hostname") {
         identity::set_hostname(hostname)?;
     }
     if let Some(machine_id) = given.value("systemd.machine_id") {
         identity::set_machine_id(machine_id)?;
     }
-    let what = format!("virtio port `{port_name}`");
-    let port = uevents.wait_for(&what, deadline, || crate::port::find(port_name))?;
-    Ok(Booted { data, image, port })
+    Ok(())
 }

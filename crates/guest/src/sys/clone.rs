@@ -29,16 +29,29 @@ pub struct Cloned<R> {
     pub report: R,
 }
 
+/// Where a child is born.
+#[derive(Debug, Clone, Copy)]
+pub enum Birth<'a> {
+    /// Where its parent is.
+    #[cfg(test)]
+    Beside,
+    /// In this cgroup, by its open directory.
+    In(BorrowedFd<'a>),
+    /// Where its parent is, on a kernel that makes no child in a cgroup and clears no handlers: the child does both
+    /// itself, before anything else, and moves by this `cgroup.procs`.
+    Moves(BorrowedFd<'a>),
+}
+
 /// Makes a child that calls `run`, and waits until it has executed a program or ended.
 ///
 /// # Safety
 /// `run` is called in a child that shares this process' memory while the calling thread is suspended. It may
 /// only make async-signal-safe calls, must not allocate, lock, panic or return, and must end in `execve` or
-/// `_exit`. `C` must stay valid and unchanged for the duration of the call.
+/// `_exit`, and where it is born by [`Birth::Moves`] it must see to both first. `C` must stay valid and unchanged for the duration of the call.
 pub unsafe fn clone_and_run<C, R>(
     context: &C,
     report: R,
-    cgroup: Option<BorrowedFd<'_>>,
+    birth: Birth<'_>,
     run: unsafe fn(&C, &mut R) -> !,
 ) -> io::Result<Cloned<R>> {
     let mut start = Start { context: ptr::from_ref(context), report, run };
@@ -48,13 +61,18 @@ pub unsafe fn clone_and_run<C, R>(
 
     // SAFETY: all-zero is a valid `clone_args`.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_CLEAR_SIGHAND;
+    arguments.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     arguments.stack = base;
     arguments.stack_size = top - base;
-    if let Some(cgroup) = cgroup {
-        arguments.flags |= CLONE_INTO_CGROUP;
-        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    match birth {
+        #[cfg(test)]
+        Birth::Beside => arguments.flags |= CLONE_CLEAR_SIGHAND,
+        Birth::In(cgroup) => {
+            arguments.flags |= CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP;
+            arguments.cgroup = cgroup.as_raw_fd() as u64;
+        }
+        Birth::Moves(_) => {}
     }
 
     let blocked = BlockedSignals::block()?;

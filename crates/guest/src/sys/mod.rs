@@ -2,22 +2,25 @@
 
 mod clone;
 mod identity;
+mod registered;
 
-pub use clone::{Cloned, clone_and_run};
+pub use clone::{Birth, Cloned, clone_and_run};
 pub use identity::FileIdentity;
+pub use registered::{AsyncFd, Registered, keep_notes, notes_stay};
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::{io, mem::MaybeUninit, time::Duration};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Registers a non-blocking descriptor with the runtime.
-pub fn async_fd(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn async_fd(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd> {
     // SAFETY: an `OwnedFd` names one open descriptor from here until it is dropped, which deregisters first.
-    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+    let registered = unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) };
+    Ok(Registered::new(registered.map_err(io::Error::from)?))
 }
 
 /// A child as the kernel reported it, with the times of everything it had waited for.

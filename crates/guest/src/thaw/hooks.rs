@@ -121,7 +121,7 @@ impl Hooks {
             stderr: console.as_fd(),
             extra: &[],
             terminal: false,
-            cgroup: tree.cgroup(),
+            birth: tree.birth(),
         };
         let launched = self.reaper.expecting(|| match launch.start() {
             Ok(pid) => Ok((pid, ())),

@@ -19,6 +19,7 @@ use crate::{
     exec::Cgroups,
     fault::{Context, fault},
     freeze::Freezer,
+    kernel::Kernel,
     sys,
 };
 use offshoot_guest_proto::message::{GuestError, GuestErrorKind, InterpreterThawed, Reseeded, Thaw, Thawed};
@@ -35,6 +36,7 @@ const RANDOM: &str = "/dev/urandom";
 
 #[derive(Debug)]
 pub struct Thawer {
+    kernel: Kernel,
     freezer: Arc<Freezer>,
     contexts: Arc<Contexts>,
     hooks: Hooks,
@@ -43,8 +45,8 @@ pub struct Thawer {
 }
 
 impl Thawer {
-    pub fn new(freezer: Arc<Freezer>, contexts: Arc<Contexts>, hooks: Hooks) -> Self {
-        Self { freezer, contexts, hooks, last: Mutex::default() }
+    pub fn new(kernel: Kernel, freezer: Arc<Freezer>, contexts: Arc<Contexts>, hooks: Hooks) -> Self {
+        Self { kernel, freezer, contexts, hooks, last: Mutex::default() }
     }
 
     /// What was thawed before is no answer to a thaw of the state frozen now.
@@ -74,12 +76,11 @@ impl Thawer {
                 (Ok(_), _) => {}
             }
         }
-        let device = fs::File::open(RANDOM).context("open", RANDOM)?;
-        sys::reseed_kernel(&device, &thaw.entropy.0).context("reseed the kernel through", RANDOM)?;
+        let kernel_random = self.renew_randomness(&thaw)?;
         // The host read its clock when the order left; what was waited for since counts.
         let waited = u64::try_from(arrived.elapsed().as_nanos()).unwrap_or(0);
         let now = offshoot_guest_proto::message::HostTime(thaw.time.0.saturating_add(waited));
-        clock::set(now).context("set", "the clock")?;
+        clock::set(self.kernel, now).context("set", "the clock")?;
         let ssh_host_keys = match &thaw.identity {
             Some(identity) => {
                 identity::take_on(Path::new("/"), identity)?;
@@ -97,7 +98,7 @@ impl Thawer {
         thawing.release(Path::new(Cgroups::CONTEXTS))?;
         let interpreters = Contexts::reseeded(asked).await;
         let thawed = Thawed {
-            kernel_random: Reseeded::Yes,
+            kernel_random,
             clock_offset_ns: clock::offset_from(thaw.time, arrived.elapsed()),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             machine_id: identity::machine_id()?,
@@ -120,6 +121,15 @@ impl Thawer {
         thawing.complete()?;
         *self.last() = Some((thaw.instance, thawed.clone()));
         Ok(thawed)
+    }
+
+    fn renew_randomness(&self, thaw: &Thaw) -> Result<Reseeded, GuestError> {
+        if !self.kernel.has_own_random_pool() {
+            return Ok(Reseeded::HostProvided);
+        }
+        let device = fs::File::open(RANDOM).context("open", RANDOM)?;
+        sys::reseed_kernel(&device, &thaw.entropy.0).context("reseed the kernel through", RANDOM)?;
+        Ok(Reseeded::Yes)
     }
 }
 

@@ -62,7 +62,7 @@ fn generate(comment: &str) -> Result<PrivateKey, GuestError> {
 /// Makes running servers read the new key once they run again: the old one is in their memory. Those that serve a
 /// connection are children of such a server and keep it.
 pub fn reload_servers() {
-    for pid in crate::shutdown::processes_below(Path::new(crate::exec::Cgroups::TOP)) {
+    for pid in crate::cgroup::processes_below(Path::new(crate::exec::Cgroups::TOP)) {
         let pid = pid.as_raw_nonzero().get();
         if is_server(pid) && !parent(pid).is_some_and(is_server) {
             // Ended meanwhile: nothing of it is left.

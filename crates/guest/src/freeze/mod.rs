@@ -1,21 +1,21 @@
 //! Making all user processes stand still, and letting them run again.
 //!
 //! ```text
-//! Running --freeze: cgroup.freeze=1, `frozen 1` in time--> Frozen --unfreeze, thaw--> Running
+//! Running --freeze: every group stands still in time--> Frozen --unfreeze, thaw--> Running
 //!    ^------------------- not in time, or nobody waits any more
 //! ```
 //! The state is the agent's own: neither the loss of a session nor a restore lifts it. While it is on, nothing may be
 //! started: a child is born into a frozen cgroup and would keep the agent, which waits for its `execve`, for ever.
 //! So starts wait for [`Freezer::running`], and start without another wait in between.
 
-use crate::{
-    fault::{Context, fault},
-    shutdown::processes_below,
-};
+mod group;
+
+pub use group::Group;
+
+use crate::fault::fault;
 use offshoot_guest_proto::message::{Frozen, GuestError, GuestErrorKind};
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub struct Freezer {
-    groups: Vec<PathBuf>,
+    groups: Vec<Group>,
     frozen: watch::Sender<bool>,
     /// Processes that stand still since the last freeze.
     standing: AtomicU32,
@@ -36,7 +36,7 @@ pub struct Freezer {
 }
 
 impl Freezer {
-    pub fn new(groups: Vec<PathBuf>) -> Self {
+    pub fn new(groups: Vec<Group>) -> Self {
         Self {
             groups,
             frozen: watch::Sender::new(false),
@@ -74,7 +74,7 @@ impl Freezer {
             self.frozen.send_replace(true);
             let undo = Undo(self);
             for group in &self.groups {
-                set(group, true)?;
+                group.set(true)?;
             }
             while !self.all_stand_still()? {
                 if begun.elapsed() >= deadline {
@@ -84,7 +84,7 @@ impl Freezer {
                 }
                 tokio::time::sleep(LOOK).await;
             }
-            let standing = self.groups.iter().map(|group| processes_below(group).len()).sum::<usize>();
+            let standing = self.groups.iter().map(Group::processes).sum::<usize>();
             self.standing.store(u32::try_from(standing).unwrap_or(u32::MAX), Ordering::Relaxed);
             undo.disarm();
         }
@@ -104,7 +104,7 @@ impl Freezer {
 
     fn release(&self) -> Result<(), GuestError> {
         for group in &self.groups {
-            set(group, false)?;
+            group.set(false)?;
         }
         self.frozen.send_replace(false);
         Ok(())
@@ -112,9 +112,7 @@ impl Freezer {
 
     fn all_stand_still(&self) -> Result<bool, GuestError> {
         for group in &self.groups {
-            let path = group.join("cgroup.events");
-            let events = fs::read_to_string(&path).context("read", path.display())?;
-            if !events.lines().any(|line| line == "frozen 1") {
+            if !group.stands_still()? {
                 return Ok(false);
             }
         }
@@ -125,9 +123,7 @@ impl Freezer {
     fn count(&self) -> Result<u32, GuestError> {
         let mut total = 0_u32;
         for group in &self.groups {
-            let path = group.join("pids.current");
-            let text = fs::read_to_string(&path).context("read", path.display())?;
-            total = total.saturating_add(text.trim().parse().unwrap_or(0));
+            total = total.saturating_add(group.threads()?);
         }
         Ok(total)
     }
@@ -148,8 +144,8 @@ impl Thawing<'_> {
     }
 
     /// Lets one of the groups run ahead of the rest.
-    pub fn release(&self, group: &Path) -> Result<(), GuestError> {
-        set(group, false)
+    pub fn release(&self, path: &Path) -> Result<(), GuestError> {
+        self.freezer.groups.iter().filter(|group| group.path() == path).try_for_each(|group| group.set(false))
     }
 
     /// Lets everything run.
@@ -164,7 +160,7 @@ impl Drop for Thawing<'_> {
     fn drop(&mut self) {
         if !self.complete && self.freezer.is_frozen() {
             for group in &self.freezer.groups {
-                if let Err(error) = set(group, true) {
+                if let Err(error) = group.set(true) {
                     crate::console::warn(format_args!("{error}"));
                 }
             }
@@ -190,14 +186,10 @@ impl Drop for Undo<'_> {
     }
 }
 
-fn set(group: &Path, frozen: bool) -> Result<(), GuestError> {
-    let path = group.join("cgroup.freeze");
-    fs::write(&path, if frozen { "1" } else { "0" }).context("write", path.display())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     /// A directory that answers as a cgroup would.
     fn group(frozen: bool) -> tempfile::TempDir {
@@ -210,6 +202,10 @@ mod tests {
         group
     }
 
+    fn frozen(group: &tempfile::TempDir) -> Group {
+        Group::new(crate::kernel::Kernel::Linux, group.path().into())
+    }
+
     fn order(group: &tempfile::TempDir) -> String {
         fs::read_to_string(group.path().join("cgroup.freeze")).unwrap()
     }
@@ -217,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn frozen_lasts_until_it_is_lifted_and_starts_wait_for_that() {
         let group = group(true);
-        let freezer = Freezer::new(vec![group.path().into()]);
+        let freezer = Freezer::new(vec![frozen(&group)]);
         assert_eq!(freezer.freeze(Duration::from_millis(20)).await.unwrap().processes, 3);
         assert_eq!((order(&group).as_str(), freezer.is_frozen(), freezer.standing()), ("1", true, 2));
         let again = freezer.freeze(Duration::ZERO).await.unwrap();
@@ -234,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_stand_still_in_time_runs_on() {
         let (still, busy) = (group(true), group(false));
-        let freezer = Freezer::new(vec![still.path().into(), busy.path().into()]);
+        let freezer = Freezer::new(vec![frozen(&still), frozen(&busy)]);
         let error = freezer.freeze(Duration::from_millis(5)).await.unwrap_err();
         assert!(error.message.contains("after 5 ms"), "{error}");
         assert_eq!((order(&still), order(&busy), freezer.is_frozen()), ("0".into(), "0".into(), false));
@@ -243,7 +239,7 @@ mod tests {
     #[tokio::test]
     async fn a_freeze_nobody_waits_for_is_given_up() {
         let busy = group(false);
-        let freezer = Freezer::new(vec![busy.path().into()]);
+        let freezer = Freezer::new(vec![frozen(&busy)]);
         let patience = Duration::from_millis(5);
         assert!(tokio::time::timeout(patience, freezer.freeze(Duration::from_secs(60))).await.is_err());
         assert_eq!((order(&busy).as_str(), freezer.is_frozen()), ("0", false));
@@ -252,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn a_thaw_that_fails_half_way_leaves_everything_standing_still() {
         let (first, rest) = (group(true), group(true));
-        let freezer = Freezer::new(vec![first.path().into(), rest.path().into()]);
+        let freezer = Freezer::new(vec![frozen(&first), frozen(&rest)]);
         freezer.freeze(Duration::from_millis(20)).await.unwrap();
         let thawing = freezer.thawing().await;
         thawing.release(first.path()).unwrap();
