@@ -27,12 +27,14 @@ MKFS --quiet -UUUID OPTIONS "$directory/root.erofs" "$directory/root" >&2
 cat "$directory/root.erofs"
 "#;
 
-/// The same file wherever it is made from the same tree; a guest tells disks apart by serial.
-const UUID: &str = "6f666673-686f-6f74-8000-726f6f740001";
+/// The same file wherever it is made from the same tree; a guest tells disks apart by serial. Its last byte is the version
+/// of what [`OPTIONS`] promise, by which the provider for sandboxes knows a root that it can run.
+const UUID: &str = "6f666673-686f-6f74-8000-726f6f740002";
 
 /// Uncompressed: the host's page cache serves all VMs at once, while each guest would decompress for itself, on an
-/// emulated CPU where there is no hardware virtualisation.
-const OPTIONS: &str = "";
+/// emulated CPU where there is no hardware virtualisation. Every file begins at a block of its own, for the kernel in a
+/// gVisor sandbox maps a program straight from this file and cannot map one that lies beside its inode.
+const OPTIONS: &str = "-Enoinline_data";
 
 /// `tree` identifies the tree: by its content for the stage, by its own key before it exists.
 pub(super) fn key(tree: &impl Serialize) -> StageKey {
