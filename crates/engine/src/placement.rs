@@ -72,6 +72,7 @@ mod tests {
             notes: vec![],
             pause: true,
             live_snapshot: false,
+            disk: false,
         }
     }
 

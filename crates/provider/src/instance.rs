@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub notes: Vec<String>,
     pub pause: bool,
     pub live_snapshot: bool,
+    /// Whether a snapshot may be of the disk alone, and what a VM wrote outlives its stop: there is a disk then.
+    pub disk: bool,
 }
 
 /// Everything needed to boot a VM once. Paths are absolute; files named here exist and were verified.
@@ -209,6 +211,28 @@ pub struct BootError {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
+impl BootError {
+    /// Before anything was made.
+    pub(crate) fn at(step: BootStep, message: String) -> Self {
+        Self {
+            step,
+            message,
+            hint: None,
+            console_tail: Vec::new(),
+            undo: UndoReport::default(),
+            source: None,
+        }
+    }
+
+    pub(crate) fn caused(
+        step: BootStep,
+        message: String,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self { source: Some(Box::new(source)), ..Self::at(step, message) }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     #[error("the VM's process has ended ({exit:?})")]
@@ -303,18 +327,9 @@ pub trait Provider: Send + Sync + Debug {
     /// As [`boot`](Self::boot), continuing from a checkpoint: returns when the CPUs run. The guest's user processes are
     /// still frozen then, as they were when the checkpoint was taken; thawing them is the caller's (guest-proto).
     async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
-        Err(BootError {
-            step: BootStep::Probe,
-            message: format!(
-                "restoring VM `{}` is not supported by provider `{}`",
-                plan.boot.name,
-                self.kind()
-            ),
-            hint: None,
-            console_tail: Vec::new(),
-            undo: UndoReport::default(),
-            source: None,
-        })
+        let (name, kind) = (&plan.boot.name, self.kind());
+        let message = format!("restoring VM `{name}` is not supported by provider `{kind}`");
+        Err(BootError::at(BootStep::Probe, message))
     }
 
     /// What a state saved here is bound to. Probes like [`capabilities`](Self::capabilities).

@@ -30,6 +30,7 @@ pub struct Process {
 
 /// The fields of `/proc/PID/stat` used here.
 struct Stat {
+    parent: i32,
     start_time: u64,
     cpu_ticks: u64,
 }
@@ -44,7 +45,8 @@ fn stat(pid: i32) -> io::Result<Stat> {
             io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: field {number}"))
         })
     };
-    Ok(Stat { start_time: field(22)?, cpu_ticks: field(14)? + field(15)? })
+    let parent = fields.get(1).and_then(|field| field.parse().ok()).unwrap_or_default();
+    Ok(Stat { parent, start_time: field(22)?, cpu_ticks: field(14)? + field(15)? })
 }
 
 /// This boot of the host.
@@ -126,6 +128,22 @@ impl AsFd for Process {
     }
 }
 
+/// The living children of a process.
+pub(crate) fn children(parent: i32) -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // One that ended meanwhile is no child any more.
+        if stat(pid).is_ok_and(|stat| stat.parent == parent)
+            && let Ok(id) = ProcessId::of(pid)
+        {
+            found.extend(id.find()?);
+        }
+    }
+    Ok(found)
+}
+
 /// Processor time used so far by all threads of a process.
 pub(crate) fn cpu_time(pid: i32) -> io::Result<Duration> {
     let ticks = rustix::param::clock_ticks_per_second();
@@ -155,6 +173,18 @@ mod tests {
         child.wait().unwrap();
         found.signal(Signal::KILL).unwrap();
         assert!(id.find().unwrap().is_none());
+    }
+
+    #[test]
+    fn children_are_found_while_they_live() {
+        let me = rustix::process::getpid().as_raw_nonzero().get();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = ProcessId::of(child.id() as i32).unwrap();
+        let found = |id: &ProcessId| children(me).unwrap().iter().any(|child| child.id() == id);
+        assert!(found(&id));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!found(&id));
     }
 
     #[test]

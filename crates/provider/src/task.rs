@@ -21,6 +21,8 @@ pub(crate) enum Task {
     KeeperConnection,
     /// Ends when the keeper closes the connection.
     KeeperClient,
+    /// Ends with either side's connection, or when another takes its place.
+    Relay,
     /// Ends when the keeper process has ended.
     KeeperReaper,
     /// Ends when the host closes the channel or the guest is gone.

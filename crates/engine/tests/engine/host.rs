@@ -207,6 +207,7 @@ impl Provider for MemoryProvider {
             notes: vec!["in memory".into()],
             pause: true,
             live_snapshot: true,
+            disk: true,
         }
     }
 

@@ -2,7 +2,8 @@
 
 use super::{Harness, Outcome, Violation, boot, channel, ensure, finish, nothing_left, session};
 use crate::{
-    AfterCheckpoint, BootPlan, Checkpoint, CheckpointPlan, DiskStack, Instance, InstanceRecord, RestorePlan,
+    AfterCheckpoint, BootPlan, Checkpoint, CheckpointPlan, DiskStack, Instance, InstanceError,
+    InstanceRecord, RestorePlan,
     memory::{Base, Delta, Memory},
 };
 use offshoot_guest_proto::{
@@ -296,7 +297,17 @@ pub(super) async fn a_state_of_the_disk_alone_is_booted(harness: &dyn Harness) -
     channel::write_file(&source.client, "/root/kept", b"kept").await?;
     source.says(&["sync"]).await?;
     let plan = source.checkpoint_plan(harness, AfterCheckpoint::Continue)?;
-    let taken = source.take(&CheckpointPlan { memory: false, ..plan }).await?;
+    let plan = CheckpointPlan { memory: false, ..plan };
+    if !harness.provider().capabilities().await.disk {
+        let refused = source.instance.checkpoint(&plan).await;
+        ensure!(
+            matches!(refused, Err(InstanceError::Unsupported { .. })),
+            "not refused by name: {refused:?}"
+        );
+        ensure!(source.says(&["cat", "/root/kept"]).await? == "kept", "the refused VM has changed");
+        return source.end(harness).await;
+    }
+    let taken = source.take(&plan).await?;
     ensure!(taken.checkpoint.memory.is_none(), "a memory nobody asked for");
     channel::write_file(&source.client, "/root/kept", b"changed").await?;
     source.says(&["sync"]).await?;

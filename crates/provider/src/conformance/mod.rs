@@ -25,6 +25,11 @@ use tokio::sync::watch;
 /// What the checks need of a host.
 #[async_trait]
 pub trait Harness: Send + Sync {
+    /// Why this host cannot run the checks, for providers that a host may do without.
+    fn unavailable(&self) -> Option<String> {
+        None
+    }
+
     /// The provider of one daemon. Each call is another daemon's on the same host.
     fn provider(&self) -> Arc<dyn Provider>;
 
@@ -90,6 +95,10 @@ impl Check {
     pub async fn run(name: &str, harness: &dyn Harness) -> Outcome {
         let check = CHECKS.iter().find(|check| check.name == name);
         let check = check.ok_or_else(|| Violation(format!("there is no check `{name}`")))?;
+        if let Some(why) = harness.unavailable() {
+            eprintln!("skipped: {name}: {why}");
+            return Ok(());
+        }
         (check.run)(harness).await
     }
 }

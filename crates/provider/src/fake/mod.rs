@@ -104,6 +104,7 @@ impl Provider for FakeProvider {
             notes: vec!["nothing is run: this provider is for tests".into()],
             pause: true,
             live_snapshot: true,
+            disk: true,
         }
     }
 

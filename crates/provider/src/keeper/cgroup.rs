@@ -7,6 +7,7 @@
 //! cannot be had is reported, never assumed.
 
 use super::spec::Limits;
+use crate::process::ProcessId;
 use offshoot_types::{Bytes, CpuCount, Generation, VmId};
 use std::{
     collections::BTreeMap,
@@ -197,6 +198,24 @@ impl Confinement {
             }
         });
         report
+    }
+
+    /// Moves the other processes of a VMM to where the first one is. One sentence per process that could not be.
+    pub fn join(&self, processes: &[ProcessId]) -> Vec<String> {
+        let mut outside = Vec::new();
+        for group in &self.made {
+            for ProcessId { pid, .. } in processes {
+                match fs::write(group.path.join("cgroup.procs"), pid.to_string()) {
+                    Ok(()) => {}
+                    // It has ended, and needs no limit.
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(error) => {
+                        outside.push(format!("process {pid} is outside {}: {error}", group.path.display()));
+                    }
+                }
+            }
+        }
+        outside
     }
 
     /// Only once the VMM is gone.

@@ -17,9 +17,9 @@
 use super::{
     disk::{Disk, Next},
     guest_memory::GuestMemory,
+    machine::{CallError, Taken},
+    qemu::Qemu,
     qmp::Command,
-    run::Running,
-    vmm::CallError,
     wire::{Checkpoint, Checkpointed, DeltaFile},
 };
 use crate::{
@@ -41,15 +41,6 @@ const MAX_DEVICE_STATE: u64 = 16 << 20;
 /// A copy takes milliseconds, and what was on its way out is a few KiB.
 const ATTEMPTS: usize = 10;
 const DEVICE_STATE: &str = "device.state";
-
-/// A state that was taken.
-#[derive(Debug)]
-pub(super) struct Taken {
-    pub said: Checkpointed,
-    pub delta: Option<OwnedFd>,
-    /// The CPUs ran before and stand still now.
-    pub held: bool,
-}
 
 /// Where the time went, for the log: a step and the end of it.
 #[derive(Debug)]
@@ -86,7 +77,7 @@ struct State {
     device_state: u64,
 }
 
-pub(super) async fn take(running: &Running, plan: &Checkpoint) -> Result<Taken, CallError> {
+pub(super) async fn take(running: &Qemu, plan: &Checkpoint) -> Result<Taken, CallError> {
     let mut disk = running.disk.lock().await;
     let mut next = disk.prepare(&running.vmm, &plan.next_layer).await?;
     let taken = stand_still(running, plan, &mut disk, &mut next).await;
@@ -104,7 +95,7 @@ pub(super) async fn take(running: &Running, plan: &Checkpoint) -> Result<Taken, 
 }
 
 async fn stand_still(
-    running: &Running,
+    running: &Qemu,
     plan: &Checkpoint,
     disk: &mut Disk,
     next: &mut Option<Next>,
@@ -153,7 +144,7 @@ async fn stand_still(
 }
 
 async fn take_state(
-    running: &Running,
+    running: &Qemu,
     plan: &Checkpoint,
     disk: &mut Disk,
     next: &mut Option<Next>,
@@ -174,13 +165,13 @@ async fn take_state(
     Ok(state)
 }
 
-fn guest_memory(running: &Running) -> Result<Arc<GuestMemory>, CallError> {
+fn guest_memory(running: &Qemu) -> Result<Arc<GuestMemory>, CallError> {
     running.memory.clone().map_err(CallError::Refused)
 }
 
 /// On another thread than the one on which the answers of the VMM are read.
 async fn beside<T: Send + 'static>(
-    running: &Running,
+    running: &Qemu,
     what: &str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, CallError> {
@@ -191,13 +182,13 @@ async fn beside<T: Send + 'static>(
     }
 }
 
-async fn prepare_copy(running: &Running) -> Result<DeltaWriter, CallError> {
+async fn prepare_copy(running: &Qemu) -> Result<DeltaWriter, CallError> {
     let (memory, base) = (guest_memory(running)?, running.memory_base);
     beside(running, "prepare a copy of the guest's memory", move || memory.prepare(base)).await
 }
 
 async fn memory_and_devices(
-    running: &Running,
+    running: &Qemu,
     dir: &Path,
     mut room: DeltaWriter,
     steps: &mut Steps,
@@ -221,7 +212,7 @@ async fn memory_and_devices(
     Err(CallError::Failed("the VMM's devices did not come to rest while its CPUs stood still".into()))
 }
 
-async fn save_devices(running: &Running, path: &Path) -> Result<Vec<u8>, CallError> {
+async fn save_devices(running: &Qemu, path: &Path) -> Result<Vec<u8>, CallError> {
     running.vmm.ask(Command::XenSaveDevicesState { filename: path.to_owned(), live: false }).await?;
     let mut state = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_DEVICE_STATE + 1).read_to_end(&mut state));

@@ -263,7 +263,7 @@ mod tests {
                     .send(&FromKeeper::Welcome { version, vm, generation, keeper: id.clone() }, None)
                     .await
                     .unwrap();
-                let started = Started { vmm: id, limits: Vec::new() };
+                let started = Started { vmm: id, companions: Vec::new(), limits: Vec::new() };
                 theirs.send(&FromKeeper::Started(started), None).await.unwrap();
                 if read_the_call {
                     theirs.receive::<ToKeeper>().await.unwrap();

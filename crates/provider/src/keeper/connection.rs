@@ -1,10 +1,8 @@
 //! The keeper's side of its connections: at most a handful, each with a bounded number of requests in flight.
 
 use super::{
-    checkpoint::Taken,
-    qmp::QmpError,
+    machine::{CallError, Taken},
     run::{Keeper, Phase, Running},
-    vmm::CallError,
     wire::{Call, FromKeeper, Reply, Socket, ToKeeper, VERSION},
 };
 use crate::task::{Task, spawn};
@@ -71,7 +69,7 @@ impl Server {
 fn may_command(keeper: &Keeper, socket: &OwnedFd) -> bool {
     let Ok(peer) = rustix::net::sockopt::socket_peercred(socket) else { return false };
     let vmm = match &*keeper.phase.borrow() {
-        Phase::Running(running) | Phase::Ended(running, _) => Some(running.vmm.id().pid),
+        Phase::Running(running) | Phase::Ended(running, _) => Some(running.machine.id().pid),
         Phase::Starting | Phase::Failed(_) => None,
     };
     peer.uid == rustix::process::getuid() && Some(peer.pid.as_raw_nonzero().get()) != vmm
@@ -175,29 +173,21 @@ async fn answer(phase: Phase, call: Call) -> (Reply, Option<OwnedFd>) {
 }
 
 async fn ask(running: Arc<Running>, call: Call) -> (Reply, Option<OwnedFd>) {
-    let vmm = &running.vmm;
+    let machine = running.machine.as_ref();
     let done = |result: Result<(), CallError>| result.map_or_else(refusal, |()| Reply::Done);
     let reply = match call {
         Call::Channel => {
-            if let Some(exit) = vmm.exit().borrow().clone() {
+            if let Some(exit) = machine.exit().borrow().clone() {
                 return (Reply::Ended { exit }, None);
             }
-            match running.channel.reopen().await {
+            match machine.reopen_channel().await {
                 Ok(file) => return (Reply::Channel, Some(file)),
                 Err(error) => Reply::Failed { message: error.to_string() },
             }
         }
-        // Not in the middle of a checkpoint, which tells the CPUs what to do itself.
-        Call::Pause => {
-            let _disk = running.disk.lock().await;
-            done(vmm.pause().await)
-        }
-        Call::Resume => {
-            let mut disk = running.disk.lock().await;
-            disk.in_use();
-            done(vmm.resume().await)
-        }
-        Call::IsPaused => vmm.is_paused().await.map_or_else(refusal, |paused| Reply::Paused { paused }),
+        Call::Pause => done(machine.pause().await),
+        Call::Resume => done(machine.resume().await),
+        Call::IsPaused => machine.is_paused().await.map_or_else(refusal, |paused| Reply::Paused { paused }),
         Call::Stop { grace_ms } => match running.clone().stop(Duration::from_millis(grace_ms)).await {
             Ok(Some(report)) => Reply::Stopped(report),
             Ok(None) => {
@@ -206,10 +196,7 @@ async fn ask(running: Arc<Running>, call: Call) -> (Reply, Option<OwnedFd>) {
             Err(error) => Reply::Failed { message: error.to_string() },
         },
         Call::Diagnose => diagnosis(&running),
-        Call::Restack { layers } => {
-            let mut disk = running.disk.lock().await;
-            done(disk.restack(vmm, &layers).await)
-        }
+        Call::Restack { layers } => done(machine.restack(&layers).await),
         Call::Checkpoint(plan) => match running.checkpoint(plan).await {
             Some(Ok(Taken { said, delta, .. })) => return (Reply::Checkpointed(said), delta),
             Some(Err(error)) => refusal(error),
@@ -220,18 +207,14 @@ async fn ask(running: Arc<Running>, call: Call) -> (Reply, Option<OwnedFd>) {
 }
 
 fn diagnosis(running: &Running) -> Reply {
-    Reply::Diagnosis { vmm_stderr: running.vmm.stderr_lines(), limits: running.started.limits.clone() }
+    Reply::Diagnosis { vmm_stderr: running.machine.stderr_lines(), limits: running.started.limits.clone() }
 }
 
 fn refusal(error: CallError) -> Reply {
     match error {
         CallError::Ended(exit) => Reply::Ended { exit },
-        CallError::Qmp(QmpError::Timeout { after, .. }) => {
-            Reply::Timeout { after_ms: after.as_millis() as u64 }
-        }
-        CallError::Qmp(error @ QmpError::Refused { .. }) => Reply::Refused { message: error.to_string() },
+        CallError::Late { after } => Reply::Timeout { after_ms: after.as_millis() as u64 },
         CallError::Refused(message) => Reply::Refused { message },
         CallError::Failed(message) => Reply::Failed { message },
-        CallError::Qmp(error) => Reply::Failed { message: error.to_string() },
     }
 }

@@ -62,9 +62,19 @@ impl Scanner {
 
 /// Copies the console until the VMM closes it. The first last words are put into `last_words`.
 pub(crate) async fn drain(
+    console: impl AsyncRead + Unpin,
+    log: &Path,
+    last_words: Arc<Mutex<Option<String>>>,
+) -> io::Result<()> {
+    drain_and_keep(console, log, last_words, |_| {}).await
+}
+
+/// As [`drain`], for a stream that somebody else looks at, too.
+pub(crate) async fn drain_and_keep(
     mut console: impl AsyncRead + Unpin,
     log: &Path,
     last_words: Arc<Mutex<Option<String>>>,
+    mut keep: impl FnMut(&[u8]),
 ) -> io::Result<()> {
     let mut log = RotatingFile::open(log, LOG_LIMIT)?;
     let mut scanner = Scanner::default();
@@ -76,6 +86,7 @@ pub(crate) async fn drain(
             return Ok(());
         }
         let data = &buffer[..length];
+        keep(data);
         if let Some(line) = scanner.feed(data)
             && let Ok(mut words) = last_words.lock()
         {

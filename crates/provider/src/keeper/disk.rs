@@ -8,8 +8,9 @@
 //! the first is; the kernel's list of locks can.
 
 use super::{
+    machine::{CallError, StartError},
     qmp::Command,
-    vmm::{CallError, StartError, Vmm},
+    vmm::Vmm,
 };
 use crate::{
     BootStep, DiskStack, Durability,
@@ -107,6 +108,16 @@ impl Disk {
     /// Makes the VMM open a new layer beside the one it writes to; `None` if it writes to that one already. Nothing is
     /// left of a failure.
     pub async fn prepare(&mut self, vmm: &Vmm, path: &Path) -> Result<Option<Next>, CallError> {
+        let Some(next) = self.take(path)? else { return Ok(None) };
+        let mut options = layer(path, self.durability, &next.0.node);
+        // It gets one when it is put on top.
+        options["backing"] = Value::Null;
+        vmm.ask(Command::BlockdevAdd(options)).await?;
+        Ok(Some(next))
+    }
+
+    /// Locks a layer that is to be the next top; `None` if it is the top already and nothing was written to it.
+    pub fn take(&mut self, path: &Path) -> Result<Option<Next>, CallError> {
         if path == self.top.path {
             return match self.used {
                 false => Ok(None),
@@ -134,10 +145,6 @@ impl Disk {
         let lock = lock(path, FlockOperation::NonBlockingLockExclusive).map_err(CallError::Refused)?;
         self.made += 1;
         let node = format!("layer-{}", self.made);
-        let mut options = layer(path, self.durability, &node);
-        // It gets one when it is put on top.
-        options["backing"] = Value::Null;
-        vmm.ask(Command::BlockdevAdd(options)).await?;
         Ok(Some(Next(Layer { node, path: path.to_owned(), lock })))
     }
 
@@ -166,6 +173,12 @@ impl Disk {
         if let Err(error) = vmm.ask(command).await {
             return Err((next, error));
         }
+        self.put_on_top(next);
+        Ok(())
+    }
+
+    /// What was taken is the top from now on.
+    pub fn put_on_top(&mut self, next: Next) {
         let old = std::mem::replace(&mut self.top, next.0);
         // The VMM may only read it now, as others may. It has no writer between the two locks either: nobody is given
         // a frozen layer to write to.
@@ -173,22 +186,12 @@ impl Disk {
         self.frozen.push(old.lock);
         self.named.insert(0, old.node);
         self.used = false;
-        Ok(())
     }
 
     /// Has the VMM read what lies below its top layer from other files that say the same, while the VM runs on. `layers`
     /// is the whole disk, newest first. On failure it reads from those it did, unless it is told otherwise.
     pub async fn restack(&mut self, vmm: &Vmm, layers: &[PathBuf]) -> Result<(), CallError> {
-        let place = layers.iter().position(|layer| *layer == self.top.path);
-        let Some(below) = place.map(|place| &layers[place + 1..]) else {
-            let message = format!("`{}` is not part of the disk given", self.top.path.display());
-            return Err(CallError::Refused(message));
-        };
-        let refused = |error: DiskError| CallError::Refused(error.to_string());
-        let whole = [std::slice::from_ref(&self.top.path), below].concat();
-        disk::check(&DiskStack { layers: whole, template: self.template.clone() }).map_err(refused)?;
-        let locks = below.iter().map(|path| lock_frozen(path)).collect::<Result<Vec<_>, _>>();
-        let locks = locks.map_err(CallError::Refused)?;
+        let (below, locks) = self.below(layers)?;
         self.made += 1;
         let node = format!("below-{}", self.made);
         let mut options = frozen(below, &self.template);
@@ -213,6 +216,26 @@ impl Disk {
         }
         self.named = kept;
         Ok(())
+    }
+
+    /// As [`restack`](Self::restack), for a VM that reads from none of them.
+    pub fn relock(&mut self, layers: &[PathBuf]) -> Result<(), CallError> {
+        self.frozen = self.below(layers)?.1;
+        Ok(())
+    }
+
+    /// What of a whole disk lies below the top layer, and the locks on it.
+    fn below<'a>(&self, layers: &'a [PathBuf]) -> Result<(&'a [PathBuf], Vec<File>), CallError> {
+        let place = layers.iter().position(|layer| *layer == self.top.path);
+        let Some(below) = place.map(|place| &layers[place + 1..]) else {
+            let message = format!("`{}` is not part of the disk given", self.top.path.display());
+            return Err(CallError::Refused(message));
+        };
+        let refused = |error: DiskError| CallError::Refused(error.to_string());
+        let whole = [std::slice::from_ref(&self.top.path), below].concat();
+        disk::check(&DiskStack { layers: whole, template: self.template.clone() }).map_err(refused)?;
+        let locks = below.iter().map(|path| lock_frozen(path)).collect::<Result<Vec<_>, _>>();
+        Ok((below, locks.map_err(CallError::Refused)?))
     }
 
     /// The CPUs may run from now on.

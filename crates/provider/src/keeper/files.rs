@@ -8,7 +8,7 @@
 //!              keeper.json       who the keeper and the VMM are
 //!              exit.json         how it ended
 //!              console.log(.1), keeper.log
-//! runtime_dir/ keeper.sock, channel.sock
+//! runtime_dir/ keeper.sock, channel.sock; of a sandbox, runsc/
 //! ```
 
 use super::wire::StartFailed;
@@ -26,6 +26,9 @@ use std::{
 /// None of these files is near this, whoever wrote it.
 const MAX: u64 = 256 * 1024;
 
+/// The directory in which `runsc` keeps what it knows of the sandbox, and the socket to it.
+pub(super) const SANDBOX: &str = "runsc";
+
 /// Where one instance keeps its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Files {
@@ -39,6 +42,9 @@ pub(crate) struct KeeperRecord {
     pub keeper: ProcessId,
     /// Known once it was started.
     pub vmm: Option<ProcessId>,
+    /// The VMM's other processes.
+    #[serde(default)]
+    pub companions: Vec<ProcessId>,
     /// The control groups made for them.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -140,13 +146,17 @@ impl Files {
         self.remove_sockets().map(drop)
     }
 
-    /// The sockets that were there.
+    /// The sockets that were there, and the directory of a sandbox.
     pub fn remove_sockets(&self) -> io::Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
         for path in [self.keeper_socket(), self.channel_socket()] {
             if remove(&path)? {
                 removed.push(path);
             }
+        }
+        let sandbox = self.runtime.join(SANDBOX);
+        if moved(std::fs::remove_dir_all(&sandbox))? {
+            removed.push(sandbox);
         }
         Ok(removed)
     }

@@ -3,14 +3,14 @@
 use super::{
     client::Client,
     files::{ExitRecord, Files, read_json},
-    wire::{Call, Checkpoint as CheckpointCall, Checkpointed, RESTACK, Reply},
+    wire::{Call, Checkpoint as CheckpointCall, Checkpointed, RESTACK, Reply, Started},
 };
 use crate::{
     Checkpoint, CheckpointPlan, Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord,
     StopReport, Usage, memory::Delta, process,
 };
 use async_trait::async_trait;
-use offshoot_types::Bytes;
+use offshoot_types::{Bytes, ProviderKind};
 use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
@@ -112,6 +112,10 @@ impl Instance for KeptInstance {
 
     async fn checkpoint(&self, plan: &CheckpointPlan) -> Result<Checkpoint, InstanceError> {
         let operation = "taking a checkpoint";
+        if !plan.memory && self.record.provider == ProviderKind::Gvisor {
+            let operation = "taking a snapshot of the disk alone";
+            return Err(InstanceError::Unsupported { operation, provider: self.record.provider });
+        }
         let call = Call::Checkpoint(CheckpointCall {
             dir: plan.dir.clone(),
             memory: plan.memory,
@@ -169,7 +173,8 @@ impl Instance for KeptInstance {
         }
         let operation = "measuring";
         let mut usage = Usage::default();
-        for id in [&self.client.started.vmm, &self.client.keeper] {
+        let Started { vmm, companions, .. } = &self.client.started;
+        for id in [vmm, &self.client.keeper].into_iter().chain(companions) {
             let measured = id.find().and_then(|found| match found {
                 Some(process) => measure(process.id().pid),
                 None => Err(io::Error::new(io::ErrorKind::NotFound, format!("process {} is gone", id.pid))),

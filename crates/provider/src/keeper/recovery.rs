@@ -108,6 +108,9 @@ pub(crate) async fn reclaim(record: &InstanceRecord) -> ReclaimReport {
     if let Some(vmm) = known.as_ref().and_then(|known| known.vmm.as_ref()) {
         end("VMM", vmm, &mut report).await;
     }
+    for companion in known.iter().flat_map(|known| &known.companions) {
+        end("process of the VMM", companion, &mut report).await;
+    }
     if lock.is_none() {
         return report;
     }

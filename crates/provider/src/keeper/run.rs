@@ -2,25 +2,22 @@
 
 use super::{
     cgroup::{Confinement, Plan},
-    channel::Channel,
-    checkpoint::{self, Taken},
     connection,
     disk::Disk,
     files::{ExitRecord, Files, KeeperRecord, write_json},
-    guest_memory::{GuestMemory, Mapped},
     log::KeeperLog,
-    spec::{Restore, Spec},
-    vmm::{CallError, StartError, Vmm},
+    machine::{CallError, Machine, StartError, Taken},
+    qemu, sandbox,
+    spec::{Monitor, Spec},
     wire::{Checkpoint, StartFailed, Started},
 };
 use crate::{
-    BootStep, Durability, Exit,
+    Durability, Exit,
     memory::Delta,
     os,
     process::ProcessId,
     task::{Task, spawn},
 };
-use offshoot_types::SnapshotId;
 use rustix::{fs::FlockOperation, net::SocketFlags};
 use std::{
     fs::File,
@@ -37,7 +34,7 @@ use std::{
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
-    sync::{Mutex, oneshot, watch},
+    sync::{oneshot, watch},
 };
 
 /// How long clients may take to hear of the end and hang up.
@@ -61,14 +58,8 @@ pub(super) enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Running {
-    pub vmm: Vmm,
-    pub channel: Channel,
+    pub machine: Box<dyn Machine>,
     pub started: Started,
-    /// Held by whoever moves the CPUs from running to standing still or back, so that one of them does at a time.
-    pub disk: Mutex<Disk>,
-    /// Or why it cannot be read.
-    pub memory: Result<Arc<GuestMemory>, String>,
-    pub memory_base: Option<SnapshotId>,
     pub log: Arc<KeeperLog>,
 }
 
@@ -108,10 +99,10 @@ struct Inherited {
     memory: PassedMemory,
 }
 
-/// Given up once the VMM has it.
-struct PassedMemory {
-    base: Option<File>,
-    delta: Option<Delta>,
+/// The memory a VM continues from. Given up once the VMM has it.
+pub(super) struct PassedMemory {
+    pub base: Option<File>,
+    pub delta: Option<Delta>,
 }
 
 impl PassedMemory {
@@ -175,7 +166,12 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
     };
     let keeper = Arc::new(Keeper { spec, id, phase, log: log.clone() });
     let groups = Plan::for_this_process(keeper.spec.vm, keeper.spec.generation, &keeper.spec.limits);
-    let mut record = KeeperRecord { keeper: keeper.id.clone(), vmm: None, cgroups: groups.paths() };
+    let mut record = KeeperRecord {
+        keeper: keeper.id.clone(),
+        vmm: None,
+        companions: Vec::new(),
+        cgroups: groups.paths(),
+    };
 
     // Who we are is written before the lease is claimed: whoever finds it claimed can find us.
     let claimed = write_json(&files.keeper(), &record, false).and_then(|()| files.claim());
@@ -202,17 +198,17 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
             let given = Given { disk, memory: inherited.memory, confinement: confinement.clone() };
             start(&keeper.spec, &files, &log, given, &mut record).await
         }
-        Err(error) => Err(Box::new(failed(error, None, &files))),
+        Err(error) => Err(Box::new(start_failed(error.into(), &files))),
     };
     let code = match started {
         Ok(running) => {
             log.line("running");
             publish.send_replace(Phase::Running(running.clone()));
-            let exit = until_ended(&running.vmm, &log).await;
+            let exit = until_ended(running.machine.as_ref(), &log).await;
             let record = ExitRecord {
                 exit: Some(exit.clone()),
                 start_failed: None,
-                vmm_stderr: running.vmm.stderr_lines(),
+                vmm_stderr: running.machine.stderr_lines(),
             };
             note(&log, write_json(&files.exit(), &record, flush));
             publish.send_replace(Phase::Ended(running, exit));
@@ -259,11 +255,43 @@ fn bind(files: &Files) -> io::Result<AsyncFd<OwnedFd>> {
     os::register(socket)
 }
 
-/// What a VMM is started with besides its specification.
-struct Given {
-    disk: Disk,
-    memory: PassedMemory,
-    confinement: Arc<std::sync::Mutex<Confinement>>,
+/// What a machine is started with besides its specification.
+pub(super) struct Given {
+    pub disk: Disk,
+    pub memory: PassedMemory,
+    /// Makes its processes keep to their limits.
+    pub confinement: Arc<std::sync::Mutex<Confinement>>,
+}
+
+/// Why a start failed, and what the machine's process had to say.
+pub(super) struct Failed {
+    pub error: StartError,
+    pub exit: Option<Exit>,
+    pub vmm_stderr: Vec<String>,
+}
+
+impl From<StartError> for Failed {
+    fn from(error: StartError) -> Self {
+        Self { error, exit: None, vmm_stderr: Vec::new() }
+    }
+}
+
+/// What is known of a machine once its process exists: written down, so that a successor finds it.
+pub(super) struct Journal<'a> {
+    pub files: &'a Files,
+    pub record: &'a mut KeeperRecord,
+}
+
+impl Journal<'_> {
+    pub fn write(&mut self, vmm: &ProcessId, companions: Vec<ProcessId>) -> Result<(), StartError> {
+        self.record.vmm = Some(vmm.clone());
+        self.record.companions = companions;
+        let path = self.files.keeper();
+        write_json(&path, self.record, false).map_err(|error| StartError {
+            step: crate::BootStep::Keeper,
+            message: format!("cannot write `{}`: {error}", path.display()),
+        })
+    }
 }
 
 async fn start(
@@ -273,95 +301,33 @@ async fn start(
     given: Given,
     record: &mut KeeperRecord,
 ) -> Result<Arc<Running>, Box<StartFailed>> {
-    let fail = |error, vmm| Box::new(failed(error, vmm, files));
-    let Given { disk, memory: PassedMemory { base, delta }, confinement } = given;
-    let mapped = mapped(base.as_ref());
-    let state = state_to_pass(spec.restore.as_ref(), base).map_err(|error| fail(error, None))?;
-    let confine = move |pid| confinement.lock().unwrap_or_else(PoisonError::into_inner).place(pid);
-    let (vmm, channel) =
-        Vmm::start(spec, files, state, log.clone(), confine).map_err(|error| fail(error, None))?;
-    record.vmm = Some(vmm.id().clone());
-    let ready = async {
-        write_json(&files.keeper(), record, false).map_err(|error| StartError {
-            step: BootStep::Keeper,
-            message: format!("cannot write `{}`: {error}", files.keeper().display()),
-        })?;
-        // Before the guest looks for it: the VMM finds the connection waiting.
-        channel.open().await.map_err(|error| StartError {
-            step: BootStep::Channel,
-            message: format!("cannot connect to the VMM's channel: {error}"),
-        })?;
-        vmm.ready(spec.start_deadline).await?;
-        let limits = vmm.confined().await?;
-        let memory = mapped.and_then(|mapped| GuestMemory::open(vmm.id().pid, mapped, spec.memory));
-        let memory =
-            memory.map(Arc::new).map_err(|error| format!("cannot look into the guest's memory: {error}"));
-        if spec.restore.is_some() {
-            fill(memory.clone(), delta)
-                .await
-                .map_err(|message| StartError { step: BootStep::Vmm, message })?;
-            vmm.load(spec.start_deadline).await?;
-        }
-        vmm.go().await?;
-        Ok((memory, limits))
+    let journal = Journal { files, record };
+    let started = match &spec.monitor {
+        Monitor::Qemu => qemu::start(spec, log, given, journal).await,
+        Monitor::Sandbox { bundle } => sandbox::start(spec, bundle, log, given, journal).await,
     };
-    match ready.await {
-        Ok((memory, limits)) => {
-            for line in &limits {
-                log.line(line);
-            }
-            let started = Started { vmm: vmm.id().clone(), limits };
-            let (disk, memory_base, log) = (Mutex::new(disk), spec.memory_base, log.clone());
-            Ok(Arc::new(Running { vmm, channel, started, disk, memory, memory_base, log }))
-        }
-        Err(error) => {
-            vmm.stop(Duration::ZERO).await;
-            Err(fail(error, Some(&vmm)))
-        }
+    let (machine, limits) = started.map_err(|failed| Box::new(start_failed(failed, files)))?;
+    for line in &limits {
+        log.line(line);
     }
+    let started = Started { vmm: machine.id().clone(), companions: machine.companions(), limits };
+    Ok(Arc::new(Running { machine, started, log: log.clone() }))
 }
 
-/// What the VMM's list of mappings will call the guest's memory.
-fn mapped(base: Option<&File>) -> io::Result<Mapped> {
-    match base {
-        Some(base) => Mapped::of(base),
-        None => Mapped::of(&File::open("/dev/zero")?),
-    }
-}
-
-/// In the order of their numbers: see [`super::spec`].
-fn state_to_pass(restore: Option<&Restore>, base: Option<File>) -> Result<Vec<OwnedFd>, StartError> {
-    let Some(Restore { device_state, .. }) = restore else { return Ok(Vec::new()) };
-    let opened = File::open(device_state).map_err(|error| StartError {
-        step: BootStep::Keeper,
-        message: format!("cannot open the device state `{}`: {error}", device_state.display()),
-    })?;
-    Ok([Some(opened), base].into_iter().flatten().map(OwnedFd::from).collect())
-}
-
-/// Puts the delta's pages over the base's, before any CPU runs.
-async fn fill(memory: Result<Arc<GuestMemory>, String>, delta: Option<Delta>) -> Result<(), String> {
-    let Some(delta) = delta else { return Ok(()) };
-    let memory = memory?;
-    let filled = tokio::task::spawn_blocking(move || memory.inject(&delta)).await;
-    let filled = filled.map_err(io::Error::other).and_then(|filled| filled);
-    filled.map_err(|error| format!("cannot fill the guest's memory: {error}"))
-}
-
-fn failed(error: StartError, vmm: Option<&Vmm>, files: &Files) -> StartFailed {
+fn start_failed(failed: Failed, files: &Files) -> StartFailed {
     StartFailed {
-        step: error.step,
-        message: error.message,
+        step: failed.error.step,
+        message: failed.error.message,
         hint: None,
-        exit: vmm.and_then(|vmm| vmm.exit().borrow().clone()),
+        exit: failed.exit,
         console_tail: super::console::tail(&files.console_log()),
-        vmm_stderr: vmm.map(Vmm::stderr_lines).unwrap_or_default(),
+        vmm_stderr: failed.vmm_stderr,
     }
 }
 
 /// A keeper that is told to end (the host shuts down) takes its VM with it in good order.
-async fn until_ended(vmm: &Vmm, log: &KeeperLog) -> Exit {
-    let mut exit = vmm.exit();
+async fn until_ended(machine: &dyn Machine, log: &KeeperLog) -> Exit {
+    let mut exit = machine.exit();
     let ended = async {
         match exit.wait_for(Option::is_some).await {
             Ok(exit) => exit.clone().unwrap_or(Exit::Code(-1)),
@@ -376,7 +342,7 @@ async fn until_ended(vmm: &Vmm, log: &KeeperLog) -> Exit {
             _ => std::future::pending().await,
         }
         log.line("told to end");
-        vmm.stop(Duration::ZERO).await;
+        machine.stop(Duration::ZERO).await;
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -388,7 +354,7 @@ async fn until_ended(vmm: &Vmm, log: &KeeperLog) -> Exit {
 impl Running {
     /// Goes on when the asking client has gone: a stop half done helps nobody.
     pub fn stop(self: Arc<Self>, grace: Duration) -> tokio::task::JoinHandle<Option<crate::StopReport>> {
-        spawn(Task::StopLadder, async move { self.vmm.stop(grace).await })
+        spawn(Task::StopLadder, async move { self.machine.stop(grace).await })
     }
 
     /// Is finished when the asking client has gone, too, and then the CPUs do not stand still for a state that nobody
@@ -396,12 +362,10 @@ impl Running {
     pub async fn checkpoint(self: Arc<Self>, plan: Checkpoint) -> Option<Result<Taken, CallError>> {
         let (answer, heard) = oneshot::channel();
         spawn(Task::Checkpoint, async move {
-            let taken = checkpoint::take(&self, &plan).await;
+            let taken = self.machine.checkpoint(&plan).await;
             if let Err(Ok(Taken { held: true, .. })) = answer.send(taken) {
                 self.log.line("nobody asks for the state any more: the CPUs go on");
-                let mut disk = self.disk.lock().await;
-                disk.in_use();
-                if let Err(error) = self.vmm.resume().await {
+                if let Err(error) = self.machine.resume().await {
                     self.log.line(format_args!("they do not: {error}"));
                 }
             }

@@ -32,6 +32,7 @@ pub(crate) struct Spec {
     pub generation: Generation,
     pub state_dir: PathBuf,
     pub runtime_dir: PathBuf,
+    pub monitor: Monitor,
     pub program: PathBuf,
     pub arguments: Vec<String>,
     /// What the VMM prints on every start and means nothing by.
@@ -47,6 +48,19 @@ pub(crate) struct Spec {
     pub limits: Limits,
     /// From the VMM's start to its first answer.
     pub start_deadline: Duration,
+}
+
+/// How the program is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Monitor {
+    /// By QMP, and it gets the descriptors above.
+    Qemu,
+    /// `runsc`: by commands, each a run of the program with the same arguments.
+    Sandbox {
+        /// The OCI bundle to run.
+        bundle: PathBuf,
+    },
 }
 
 /// What a VM continues from instead of booting.

@@ -84,6 +84,9 @@ pub enum FromKeeper {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     pub vmm: ProcessId,
+    /// The VMM's other processes.
+    #[serde(default)]
+    pub companions: Vec<ProcessId>,
     /// One sentence per limit in force, or not and why.
     pub limits: Vec<String>,
 }

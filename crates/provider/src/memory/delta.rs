@@ -160,6 +160,11 @@ impl Delta {
         Ok(())
     }
 
+    /// Which only a reader opens anew.
+    pub(crate) fn shared_file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
     /// The snapshot whose complete memory this is against; `None`: zeros.
     pub fn base(&self) -> Option<SnapshotId> {
         self.base

@@ -1,8 +1,7 @@
 //! The QEMU of this host: where it is and what it is.
 
+use crate::program::{identity, on_path};
 use std::{
-    io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -52,19 +51,6 @@ impl Qemu {
         let version = version.ok_or_else(|| unusable(format!("`--version` ended with {}", output.status)))?;
         Ok(Self { version: format!("QEMU {version}"), identity, program })
     }
-}
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|candidate| {
-        candidate.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    })
-}
-
-/// Cheap, and different after any change anyone makes in good faith.
-pub(super) fn identity(path: &Path) -> io::Result<String> {
-    let file = path.metadata()?;
-    Ok(format!("{}:{}:{}:{}.{}", path.display(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
 }
 
 #[cfg(test)]

@@ -4,13 +4,11 @@
 //! virtualisation can be like that). So: no device, no permission, or no `init` within the deadline means no.
 //! The answer is remembered until the host boots again, or QEMU or the kernel changes.
 
-use super::{
-    ProbeImage, command_line,
-    host::{Qemu, identity},
-};
+use super::{ProbeImage, command_line, host::Qemu};
 use crate::{
     keeper::files::{read_json, write_json},
     os, process,
+    program::identity,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};

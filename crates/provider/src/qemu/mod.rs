@@ -16,13 +16,13 @@ pub use command_line::TranslationCaches;
 
 use crate::{
     Adoption, BootError, BootPlan, BootStep, Capabilities, Instance, InstanceError, InstanceRecord, Provider,
-    ReclaimReport, RestorePlan, UndoReport, disk,
+    ReclaimReport, RestorePlan, disk,
     facts::Facts,
     keeper::{
-        self, Greeting, KeptInstance, LaunchError,
-        spec::{Limits, Restore, Spec},
-        wire::StartFailed,
+        self,
+        spec::{Limits, Monitor, Restore, Spec},
     },
+    program::Digest,
 };
 use async_trait::async_trait;
 use command_line::{Accelerator, Setting, Start};
@@ -30,7 +30,6 @@ use host::Qemu;
 use kvm_probe::Verdict;
 use offshoot_types::ProviderKind;
 use std::{
-    error::Error,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     time::Duration,
@@ -81,7 +80,7 @@ pub struct QemuProvider {
     qemu: Mutex<Option<Qemu>>,
     /// Held while probing, so that boots at the same time probe once.
     verdict: Mutex<Option<Verdict>>,
-    digest: facts::Digest,
+    digest: Digest,
 }
 
 /// Which accelerator a VM gets, and why not a stronger one.
@@ -92,7 +91,7 @@ struct Resolved {
 
 impl QemuProvider {
     pub fn new(options: Options) -> Self {
-        Self { options, qemu: Mutex::new(None), verdict: Mutex::new(None), digest: facts::Digest::default() }
+        Self { options, qemu: Mutex::new(None), verdict: Mutex::new(None), digest: Digest::default() }
     }
 
     /// `image` is what a probe would boot; without one nothing is probed.
@@ -166,7 +165,7 @@ impl QemuProvider {
         plan: &BootPlan,
         restore: Option<&RestorePlan>,
     ) -> Result<(Spec, Accelerator), BootError> {
-        let probe = |message: String| failure(BootStep::Probe, message);
+        let probe = |message: String| BootError::at(BootStep::Probe, message);
         let qemu = self.find_qemu().await.map_err(|error| {
             let missing = matches!(error, host::NoQemu::Missing);
             BootError { hint: missing.then(|| host::INSTALL.to_owned()), ..probe(error.to_string()) }
@@ -184,8 +183,9 @@ impl QemuProvider {
                 ))
             });
         }
-        disk::check(&plan.disk)
-            .map_err(|error| with_source(BootStep::Keeper, "the data disk cannot be used".into(), error))?;
+        disk::check(&plan.disk).map_err(|error| {
+            BootError::caused(BootStep::Keeper, "the data disk cannot be used".into(), error)
+        })?;
         let memory_base = restore.and_then(RestorePlan::memory_base);
         let start = match restore {
             None => Start::Boot,
@@ -198,6 +198,7 @@ impl QemuProvider {
             generation: plan.generation,
             state_dir: plan.state_dir.clone(),
             runtime_dir: plan.runtime_dir.clone(),
+            monitor: Monitor::Qemu,
             program: qemu.program,
             arguments: command_line::build(plan, &setting),
             harmless_stderr: command_line::HARMLESS.map(Into::into).to_vec(),
@@ -238,46 +239,8 @@ impl QemuProvider {
         let base = memory.and_then(|memory| memory.base.as_ref()).map(|base| base.file().as_fd());
         let delta = memory.and_then(|memory| memory.delta.as_ref()).map(|delta| delta.file().as_fd());
         let passed: Vec<BorrowedFd<'_>> = base.into_iter().chain(delta).collect();
-        let launched = keeper::launch(&self.options.offshoot_exe, &spec, &passed, plan.boot_deadline).await;
-        let error = match launched {
-            Ok(Greeting::Started(client)) => return Ok(Box::new(KeptInstance::new(record, client))),
-            Ok(Greeting::StartFailed(failed)) => start_failed(failed),
-            Ok(Greeting::Ended(exit)) => failure(BootStep::Vmm, format!("the VMM ended at once ({exit:?})")),
-            // Somebody else's keeper: nothing was made, nothing must be taken back.
-            Err(error @ LaunchError::InUse { .. }) => return Err(launch_failed(error)),
-            Err(error) => launch_failed(error),
-        };
-        let undo = keeper::reclaim(&record).await;
-        Err(BootError { undo: UndoReport { undone: undo.removed, failed: undo.failed }, ..error })
+        keeper::start(&self.options.offshoot_exe, &spec, &passed, record).await
     }
-}
-
-fn failure(step: BootStep, message: String) -> BootError {
-    BootError {
-        step,
-        message,
-        hint: None,
-        console_tail: Vec::new(),
-        undo: UndoReport::default(),
-        source: None,
-    }
-}
-
-fn with_source(step: BootStep, message: String, source: impl Error + Send + Sync + 'static) -> BootError {
-    BootError { source: Some(Box::new(source)), ..failure(step, message) }
-}
-
-fn launch_failed(error: LaunchError) -> BootError {
-    let hint = match &error {
-        LaunchError::InUse { .. } => Some("stop the VM that runs there, or reclaim it".to_owned()),
-        _ => None,
-    };
-    let step = if matches!(error, LaunchError::Late { .. }) { BootStep::Vmm } else { BootStep::Keeper };
-    BootError { hint, ..with_source(step, "no keeper with a VMM could be started".into(), error) }
-}
-
-fn start_failed(failed: StartFailed) -> BootError {
-    BootError { hint: failed.hint, console_tail: failed.console_tail, ..failure(failed.step, failed.message) }
 }
 
 #[async_trait]
@@ -294,6 +257,7 @@ impl Provider for QemuProvider {
             notes,
             pause: false,
             live_snapshot: false,
+            disk: false,
         };
         let qemu = match self.find_qemu().await {
             Ok(qemu) => qemu,
@@ -307,6 +271,7 @@ impl Provider for QemuProvider {
             notes: resolved.note.into_iter().collect(),
             pause: true,
             live_snapshot: true,
+            disk: true,
         }
     }
 
@@ -317,7 +282,11 @@ impl Provider for QemuProvider {
     async fn restore(&self, plan: &RestorePlan) -> Result<Box<dyn Instance>, BootError> {
         let memory = plan.memory.check(plan.boot.memory.bytes());
         memory.map_err(|error| {
-            with_source(BootStep::Probe, format!("VM `{}` cannot have this memory", plan.boot.name), error)
+            BootError::caused(
+                BootStep::Probe,
+                format!("VM `{}` cannot have this memory", plan.boot.name),
+                error,
+            )
         })?;
         self.start(&plan.boot, Some(plan)).await
     }

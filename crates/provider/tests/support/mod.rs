@@ -1,4 +1,4 @@
-//! Real VMs for this crate's tests: QEMU, an image, keepers, and what is left of them.
+//! Real VMs for this crate's tests: QEMU or gVisor, an image, keepers, and what is left of them.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
@@ -10,6 +10,7 @@ use offshoot_provider::{
     BootPlan, DiskStack, Durability, InstanceRecord, Provider,
     conformance::Harness,
     disk,
+    gvisor::{self, GvisorProvider},
     process::ProcessId,
     qemu::{Acceleration, Options, PROBE_DEADLINE, ProbeImage, QemuProvider, TranslationCaches},
 };
@@ -60,16 +61,26 @@ pub fn keeper_exe() -> PathBuf {
 pub struct Real {
     /// Sockets' paths are short, so everything is below `/tmp`.
     pub directory: TempDir,
+    kind: ProviderKind,
     probe_cache: PathBuf,
     started: Mutex<Vec<InstanceRecord>>,
 }
 
 impl Real {
     pub fn new() -> Self {
+        Self::of(ProviderKind::Qemu)
+    }
+
+    /// Sandboxes of gVisor.
+    pub fn sandbox() -> Self {
+        Self::of(ProviderKind::Gvisor)
+    }
+
+    fn of(kind: ProviderKind) -> Self {
         let directory = tempfile::Builder::new().prefix("offshoot-test-").tempdir_in("/tmp").unwrap();
         // One probe per test run would be five seconds per test where KVM hangs.
         let probe_cache = std::env::temp_dir().join("offshoot-test-probe");
-        Self { directory, probe_cache, started: Mutex::default() }
+        Self { directory, kind, probe_cache, started: Mutex::default() }
     }
 
     pub fn options(&self) -> Options {
@@ -84,24 +95,51 @@ impl Real {
         }
     }
 
-    /// What this host was proven to give; asked once, by a daemon of its own.
+    fn gvisor_options(&self) -> gvisor::Options {
+        gvisor::Options {
+            offshoot_exe: keeper_exe(),
+            probe_cache: self.probe_cache.clone(),
+            agents: self.probe_cache.join("agents"),
+            runsc: None,
+            probe_deadline: gvisor::PROBE_DEADLINE,
+        }
+    }
+
+    /// What this host was proven to give; asked by a daemon of its own.
+    fn proven(&self) -> Result<IsolationClass, String> {
+        let provider = self.provider();
+        let asked = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(provider.capabilities()).isolation
+        });
+        asked.join().unwrap()
+    }
+
+    /// Asked once.
     fn isolation(&self) -> IsolationClass {
         static CLASS: OnceLock<IsolationClass> = OnceLock::new();
-        let provider = self.provider();
-        *CLASS.get_or_init(|| {
-            let asked = std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(provider.capabilities()).isolation
-            });
-            asked.join().unwrap().unwrap_or_else(|why| panic!("real-VM tests need QEMU: {why}"))
-        })
+        match self.kind {
+            ProviderKind::Gvisor => IsolationClass::UserSpaceKernel,
+            _ => *CLASS
+                .get_or_init(|| self.proven().unwrap_or_else(|why| panic!("real-VM tests need QEMU: {why}"))),
+        }
     }
 }
 
 #[async_trait]
 impl Harness for Real {
     fn provider(&self) -> Arc<dyn Provider> {
-        Arc::new(QemuProvider::new(self.options()))
+        match self.kind {
+            ProviderKind::Gvisor => Arc::new(GvisorProvider::new(self.gvisor_options())),
+            _ => Arc::new(QemuProvider::new(self.options())),
+        }
+    }
+
+    fn unavailable(&self) -> Option<String> {
+        match self.kind {
+            ProviderKind::Gvisor => self.proven().err(),
+            _ => None,
+        }
     }
 
     fn plan(&self) -> BootPlan {
@@ -139,7 +177,7 @@ impl Harness for Real {
 
     fn record(&self, plan: &BootPlan) -> InstanceRecord {
         InstanceRecord {
-            provider: ProviderKind::Qemu,
+            provider: self.kind,
             isolation: self.isolation(),
             vm: plan.vm,
             generation: plan.generation,
@@ -172,7 +210,7 @@ impl Harness for Real {
 
     async fn leftovers(&self, record: &InstanceRecord) -> Vec<String> {
         let mut left = processes_of(record.vm);
-        for socket in ["keeper.sock", "channel.sock"] {
+        for socket in ["keeper.sock", "channel.sock", "runsc"] {
             let path = record.runtime_dir.join(socket);
             left.extend(path.exists().then(|| path.display().to_string()));
         }
