@@ -13,7 +13,7 @@ use crate::{
     row::{json, parsed, parsed_option, time, to_json},
 };
 use jiff::Timestamp;
-use offshoot_types::{DiskMib, ImageDigest, Labels, LayerId, NodeName, OperationId, Owner, VmId};
+use offshoot_types::{DiskMib, ImageDigest, Labels, LayerId, NodeName, OperationId, Owner, SnapshotId, VmId};
 use rusqlite::{Row, params};
 
 /// A layer about to be made. Its file is that of `image`'s disk template where neither it nor a layer below was written.
@@ -197,10 +197,15 @@ impl Tx<'_> {
     }
 
     /// From now on `merged`, which lies over what the last of `covered` lies over, stands for all of them: consecutive
-    /// layers, newest first, that nobody names and that lie below one layer only. Refused while a snapshot above them is
-    /// being written or a VM above them is starting, for those have listed them. The layers themselves stay, needed by
-    /// nobody.
-    pub fn merge_layers(&self, merged: LayerId, covered: &[LayerId]) -> Result<(), StoreError> {
+    /// layers, newest first, that nobody names and that lie below one layer only. Refused while a VM above them is
+    /// starting, for it has listed them, and while there is a snapshot above them that is none of `told`: one that is being
+    /// written, or has been since the caller looked, lists them too. The layers themselves stay, needed by nobody.
+    pub fn merge_layers(
+        &self,
+        merged: LayerId,
+        covered: &[LayerId],
+        told: &[SnapshotId],
+    ) -> Result<(), StoreError> {
         let invalid = |detail: String| StoreError::Invalid { what: "disk layer", detail };
         let new = self.expect_layer(merged)?;
         let [newest, .., oldest] = covered else {
@@ -225,7 +230,7 @@ impl Tx<'_> {
         if self.expect_layer(*oldest)?.parent != new.parent || !new.frozen {
             return Err(invalid(format!("{merged} does not lie where those it covers do")));
         }
-        let by = self.about_to_read(*newest)?;
+        let by = self.listing(*newest, told)?;
         if !by.is_empty() {
             return Err(StoreError::InUse { what: format!("disk layer {newest}"), by });
         }
@@ -234,16 +239,28 @@ impl Tx<'_> {
         self.execute("put a disk layer in place of others", sql, params).map(drop)
     }
 
-    /// Who has listed a layer to use its file, in words.
-    fn about_to_read(&self, layer: LayerId) -> Result<Vec<String>, StoreError> {
-        let sql = "WITH RECURSIVE above (link) AS (
-                SELECT ?1 UNION SELECT layers.id FROM above JOIN layers ON layers.parent = link)
-             SELECT 'snapshot ' || snapshots.id AS user FROM snapshots JOIN above ON snapshots.layer = link
-                WHERE snapshots.state = 'volatile' UNION ALL
-             SELECT 'VM ' || vms.name FROM vms JOIN above ON vms.layer = link WHERE vms.state = 'starting'";
-        self.many("find who is about to read a disk layer", sql, params![layer.to_string()], |row| {
-            row.get("user")
-        })
+    /// Who lists a layer as part of a disk and is none of `told`, in words. What a damaged snapshot lists does not count.
+    fn listing(&self, layer: LayerId, told: &[SnapshotId]) -> Result<Vec<String>, StoreError> {
+        const ABOVE: &str = "WITH RECURSIVE above (link) AS (
+            SELECT ?1 UNION SELECT layers.id FROM above JOIN layers ON layers.parent = link)";
+        let sql = format!(
+            "{ABOVE} SELECT snapshots.id AS id FROM snapshots JOIN above ON snapshots.layer = link
+                WHERE snapshots.state <> 'damaged' ORDER BY taken"
+        );
+        let above: Vec<SnapshotId> =
+            self.many("find the snapshots above a disk layer", &sql, params![layer.to_string()], |row| {
+                parsed(row, "id")
+            })?;
+        let sql = format!(
+            "{ABOVE} SELECT 'VM ' || vms.name AS user FROM vms JOIN above ON vms.layer = link
+                WHERE vms.state = 'starting'"
+        );
+        let starting =
+            self.many("find who is about to read a disk layer", &sql, params![layer.to_string()], |row| {
+                row.get("user")
+            })?;
+        let untold = above.into_iter().filter(|id| !told.contains(id)).map(|id| format!("snapshot {id}"));
+        Ok(untold.chain(starting).collect())
     }
 
     /// Forgets a layer whose file was seen gone. Refused while somebody needs it; forgetting what is not recorded changes
@@ -373,7 +390,10 @@ mod tests {
         let merged = new.id;
         add(&f, &new).await.unwrap();
         f.store.transaction(move |tx| tx.freeze_layer(merged)).await.unwrap();
-        let merge = |covered: Vec<LayerId>| f.store.transaction(move |tx| tx.merge_layers(merged, &covered));
+        let merge_told = |covered: Vec<LayerId>, told: Vec<SnapshotId>| {
+            f.store.transaction(move |tx| tx.merge_layers(merged, &covered, &told))
+        };
+        let merge = |covered| merge_told(covered, vec![]);
         for wrong in [vec![c], vec![b, c], vec![c, a], vec![top, c], vec![a, base], vec![c, b]] {
             assert!(merge(wrong.clone()).await.is_err(), "{wrong:?}");
         }
@@ -381,7 +401,13 @@ mod tests {
         let writing = f.take(vm, offshoot_types::SnapshotOrigin::Auto).await;
         let refused = merge(vec![c, b, a]).await.unwrap_err();
         assert!(refused.to_string().contains(&format!("snapshot {writing}")), "{refused}");
+        let refused = merge_told(vec![c, b, a], vec![kept]).await.unwrap_err();
+        assert!(refused.to_string().contains(&format!("snapshot {writing}")), "{refused}");
+        // And one that has become durable since the caller looked still does.
         f.store.snapshot_durable(writing, serde_json::json!({}), offshoot_types::Bytes(1)).await.unwrap();
+        let refused = merge(vec![c, b, a]).await.unwrap_err();
+        assert!(refused.to_string().contains(&format!("snapshot {writing}")), "{refused}");
+        let merge = |covered| merge_told(covered, vec![writing]);
         // So does a VM that starts.
         let at = f.store.vm(vm).await.unwrap().unwrap().generation;
         let at = f.go(vm, at, offshoot_types::VmState::Starting).await.unwrap();

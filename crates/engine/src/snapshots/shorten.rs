@@ -397,13 +397,16 @@ impl Core {
             let snapshot = snapshot.clone();
             staged.push(self.stage(Restage { snapshot, manifest, delta: None }).await?);
         }
+        self.at("seal").await?;
         let alone = self.snapshots.uses.alone(ids).await?;
         alone.unused()?;
         let known: Vec<_> = snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot.manifest)).collect();
         let id = one.layer;
         let covered: Vec<LayerId> = covered.iter().map(|part| part.layer).collect();
         self.put_in_place(&alone, staged, move |tx, staged: &[Staged]| {
-            tx.merge_layers(id, &covered)?;
+            let told: Vec<SnapshotId> = known.iter().map(|(id, _)| *id).collect();
+            // One that became durable since would list what is not there any more.
+            tx.merge_layers(id, &covered, &told)?;
             for (id, before) in &known {
                 // One that was removed or changed since would be put back.
                 if tx.snapshot(*id)?.is_none_or(|now| now.manifest != *before) {

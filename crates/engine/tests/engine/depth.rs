@@ -73,10 +73,12 @@ async fn three_hundred_snapshots_before_commands_leave_a_shallow_disk_and_every_
         .set_policy(permit(&engine, Command::SetPolicy { vm: named("a"), policy: policy.into() }))
         .await
         .unwrap();
-    for kept in [automatic.first().unwrap(), automatic.last().unwrap()] {
+    for kept in &automatic {
         let verify = Command::VerifySnapshot { snapshot: SnapshotRef::Id(kept.id) };
         let found = engine.verify_snapshot(permit(&engine, verify)).await.unwrap();
         assert!(found.faults.is_empty(), "{found:?}");
+    }
+    for kept in [automatic.first().unwrap(), automatic.last().unwrap()] {
         rollback(&engine, "a", RollbackTo::Snapshot(SnapshotRef::Id(kept.id))).await.unwrap();
         let saved = program(&engine, "a", &["saved"]).await;
         assert!(expected.starts_with(&saved) && saved.len() > expected.len() / 2, "{saved}");
@@ -90,7 +92,7 @@ async fn three_hundred_snapshots_before_commands_leave_a_shallow_disk_and_every_
 }
 
 /// Where a merge may be cut off.
-const PLACES: [&str; 4] = ["record", "write", "place", "placed"];
+const PLACES: [&str; 5] = ["record", "write", "place", "seal", "placed"];
 
 fn at(step: &'static str) -> Checkpoint {
     Checkpoint { kind: OperationKind::Reconcile, step, phase: Phase::BeforeAct }
@@ -214,6 +216,38 @@ async fn a_merge_that_fails_leaves_everything_as_it_was() {
         assert_merges(&stage, &engine, ids, place).await;
         take_down(&stage, engine).await;
     }
+}
+
+/// It is written while the manifests of the others are sealed anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_becomes_durable_meanwhile_lists_what_is_there() {
+    let (reached, mut seen) = mpsc::unbounded_channel();
+    let go_on = Arc::new(tokio::sync::Semaphore::new(0));
+    let mut stage = Stage::new().at_checkpoints({
+        let go_on = go_on.clone();
+        move |checkpoint| {
+            let (reached, go_on) = (reached.clone(), go_on.clone());
+            Box::pin(async move {
+                if checkpoint == at("seal") {
+                    // Nobody looks any more once the test has ended.
+                    let _ = reached.send(());
+                    go_on.acquire().await.unwrap().forget();
+                }
+                Fault::Continue
+            })
+        }
+    });
+    stage.merging = Merging { above: 3, at_least: 4 };
+    let engine = stage.engine().await;
+    let ids = six(&engine).await;
+    seen.recv().await.unwrap();
+    let meanwhile = snapshot(&engine, "a", None).await.unwrap().id;
+    go_on.add_permits(1000);
+    // It adds a layer.
+    eventually("it is merged", || layers(&stage) == MERGED + 1).await;
+    assert_whole(&engine, [ids[0], meanwhile], "meanwhile").await;
+    assert_whole(&engine, ids, "the others").await;
+    take_down(&stage, engine).await;
 }
 
 /// A hash of what a merge read would vouch for whatever had become of it.
