@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: from nothing to agent code running in real micro-VMs.
 
-use crate::{artifacts, packages, picture, process};
+use crate::{artifacts, gvisor, packages, picture, process};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{fs, path::PathBuf, process::Command, time::Instant};
@@ -43,6 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     step("system packages");
     packages::ensure()?;
+    gvisor::offer();
     step("offshoot (release build, guest agent inside)");
     let built = artifacts::build()?;
     step(&format!("image `{}`", args.image));

@@ -9,6 +9,7 @@ mod artifacts;
 mod bench;
 mod check;
 mod demo;
+mod gvisor;
 mod openapi;
 mod packages;
 mod picture;
@@ -41,6 +42,8 @@ enum Verb {
     Bench(bench::Args),
     /// Run random operations and kills against real VMs for a long time, checking invariants.
     Soak(soak::Args),
+    /// Install gVisor's `runsc` (on Debian 12 from backports, which this enables), or undo that.
+    Gvisor(gvisor::Args),
     /// Build a guest image (`base` unless named).
     Image { name: Option<String> },
     /// Write `openapi/v1.json` from the code.
@@ -71,6 +74,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Check => check::run(),
         Verb::Bench(args) => bench::run(&args),
         Verb::Soak(args) => soak::run(&args),
+        Verb::Gvisor(args) => gvisor::run(&args),
         Verb::Image { name } => {
             packages::ensure()?;
             let built = artifacts::build()?;

@@ -44,8 +44,7 @@ fn install<'a>(needs: impl Iterator<Item = &'a Need>) -> Result<()> {
     }
     let names =
         |pick: fn(&Need) -> &'static str| missing.iter().map(|need| pick(need)).collect::<Vec<_>>().join(" ");
-    let root = effective_user_is_root();
-    if !on_path("apt-get") || !(root || on_path("sudo")) {
+    if !may_install() {
         bail!(
             "missing programs; install them and run this again:\n  Debian, Ubuntu:  apt-get install --no-install-recommends {}\n  \
              Fedora:          dnf install {}\n  Arch:            pacman -S {}",
@@ -55,25 +54,34 @@ fn install<'a>(needs: impl Iterator<Item = &'a Need>) -> Result<()> {
         );
     }
     eprintln!("installing: {}", names(|n| n.apt));
-    checked(apt(root).args(["update", "-qq"]))?;
+    checked(apt().args(["update", "-qq"]))?;
     checked(
-        apt(root)
+        apt()
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(missing.iter().map(|need| need.apt)),
     )
 }
 
+/// Whether packages can be installed by apt, as root or through sudo.
+pub fn may_install() -> bool {
+    on_path("apt-get") && (effective_user_is_root() || on_path("sudo"))
+}
+
 /// `apt-get`, through sudo when we are not root; never asks.
-fn apt(root: bool) -> Command {
-    if root {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    } else {
-        let mut command = Command::new("sudo");
-        command.args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
-        command
+pub fn apt() -> Command {
+    let mut command = as_root("env");
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    command
+}
+
+/// A program, through sudo when we are not root.
+pub fn as_root(program: &str) -> Command {
+    if effective_user_is_root() {
+        return Command::new(program);
     }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    command
 }
 
 fn effective_user_is_root() -> bool {

@@ -4,7 +4,7 @@
 //! shard (test) after the other while the budget lasts, starting at a different one for each commit so that a
 //! short budget still covers them all over time. What was left out is printed by name.
 
-use crate::{artifacts, packages, process};
+use crate::{artifacts, gvisor, packages, process};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{BufRead, BufReader},
@@ -43,6 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
     let budget = args.budget.or(ci.then_some(Duration::from_secs(3600)));
 
     packages::ensure()?;
+    gvisor::offer();
     ensure_nextest()?;
     let built = artifacts::build()?;
     artifacts::image(&built, "base")?;

@@ -129,6 +129,14 @@ pub(crate) async fn prepare(
         machine.reclaim_instances().await?;
     }
     let kind = if runs { kind } else { SnapshotKind::DiskOnly };
+    if kind == SnapshotKind::DiskOnly && !machine.core.provider(machine.row.provider)?.keeps_disk() {
+        let (name, provider) = (machine.name(), machine.row.provider);
+        let message = format!(
+            "VM `{name}` has no disk to take a snapshot of: with provider `{provider}` what it writes lies in its memory"
+        );
+        return Err(Failure::new(ErrorCode::Unsupported, message)
+            .hint("a snapshot of it while it runs, memory included, holds all of it"));
+    }
     let (id, next) = (snapshot_id(change.operation), layer_id(change.operation));
     let layer = machine.row.layer.ok_or_else(|| {
         Failure::new(ErrorCode::Internal, format!("VM `{}` has no disk in the record", machine.name()))

@@ -34,7 +34,7 @@ pub struct Capabilities {
     pub notes: Vec<String>,
     pub pause: bool,
     pub live_snapshot: bool,
-    /// Whether a snapshot may be of the disk alone, and what a VM wrote outlives its stop: there is a disk then.
+    /// See [`Provider::keeps_disk`].
     pub disk: bool,
 }
 
@@ -315,6 +315,12 @@ pub struct ReclaimReport {
 #[async_trait]
 pub trait Provider: Send + Sync + Debug {
     fn kind(&self) -> ProviderKind;
+
+    /// Whether what a VM writes lies on a disk that outlives its process. Where it does not, a state is always one with
+    /// memory, and a stop would lose what was written.
+    fn keeps_disk(&self) -> bool {
+        true
+    }
 
     /// Probes if it has not been done since the host booted, else answers from memory.
     async fn capabilities(&self) -> Capabilities;

@@ -32,4 +32,4 @@ pub use options::{IDLE_TIMEOUT, ServeOptions, host_limits};
 pub use ready::ReadyPipe;
 pub use record::read as read_daemon_record;
 pub use serve::{ServeError, serve};
-pub use wiring::{Providers, qemu_options};
+pub use wiring::{Providers, gvisor_options, qemu_options};

@@ -6,6 +6,7 @@ use offshoot_image::Store as ImageStore;
 use offshoot_policy::Policy;
 use offshoot_provider::{
     Provider,
+    gvisor::{self, GvisorProvider},
     qemu::{
         Acceleration, Options as QemuOptions, PROBE_DEADLINE, ProbeImage, QemuProvider, TranslationCaches,
     },
@@ -29,9 +30,10 @@ impl Providers {
     fn assemble(&self, images: &ImageStore) -> Vec<Arc<dyn Provider>> {
         match self {
             Self::Given(providers) => providers.clone(),
-            Self::Host { offshoot_exe } => {
-                vec![Arc::new(QemuProvider::new(qemu_options(offshoot_exe.clone(), Some(images))))]
-            }
+            Self::Host { offshoot_exe } => vec![
+                Arc::new(QemuProvider::new(qemu_options(offshoot_exe.clone(), Some(images)))),
+                Arc::new(GvisorProvider::new(gvisor_options(offshoot_exe.clone(), Some(images)))),
+            ],
         }
     }
 }
@@ -49,6 +51,18 @@ pub fn qemu_options(offshoot_exe: PathBuf, images: Option<&ImageStore>) -> QemuO
         probe_image: base.map(|base| ProbeImage { kernel: base.kernel(), initramfs: base.initramfs() }),
         probe_deadline: PROBE_DEADLINE,
         translation_caches: TranslationCaches::default(),
+    }
+}
+
+/// How `runsc` is found and proven, by the same rules. The agents of images are kept beside the images.
+pub fn gvisor_options(offshoot_exe: PathBuf, images: Option<&ImageStore>) -> gvisor::Options {
+    let beside = |name| images.map(|images| images.root().join(name)).unwrap_or_default();
+    gvisor::Options {
+        offshoot_exe,
+        probe_cache: beside("probe"),
+        agents: beside("agents"),
+        runsc: None,
+        probe_deadline: gvisor::PROBE_DEADLINE,
     }
 }
 

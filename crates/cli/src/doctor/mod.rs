@@ -55,6 +55,7 @@ pub async fn examine(context: &Context) -> Vec<Check> {
     checks.push(images);
     checks.push(host::image_tools());
     checks.extend(vmm::qemu(store.as_ref()).await);
+    checks.push(vmm::gvisor(store.as_ref()).await);
     let (daemon, vms) = state::daemon(context).await;
     checks.push(daemon);
     checks.push(state::strays(&context.paths, vms.as_deref()));

@@ -2,7 +2,7 @@
 
 use super::{Check, Verdict};
 use offshoot_image::Store;
-use offshoot_provider::{Provider, qemu::QemuProvider};
+use offshoot_provider::{Provider, gvisor::GvisorProvider, qemu::QemuProvider};
 use offshoot_types::IsolationClass;
 
 const INSTALL: &str = "install it:
@@ -25,6 +25,19 @@ pub async fn qemu(store: Option<&Store>) -> Vec<Check> {
         Err(why) => Check::fail("isolation", format!("none: {why}")).remedy(INSTALL),
     };
     vec![Check::ok("qemu", vmm), isolation]
+}
+
+/// Whether there are sandboxes as well: for work that needs the host's speed where there is no KVM.
+pub async fn gvisor(store: Option<&Store>) -> Check {
+    let exe = std::env::current_exe().unwrap_or_else(|_| "offshoot".into());
+    let found = GvisorProvider::new(offshoot_server::gvisor_options(exe, store)).capabilities().await;
+    let notes = found.notes.join("; ");
+    match (found.isolation, found.vmm) {
+        (Ok(class), Some(vmm)) => Check::ok("gvisor", format!("{vmm}, {class}: {notes}")),
+        (Ok(class), None) => Check::ok("gvisor", format!("{class}: {notes}")),
+        (Err(why), _) if notes.is_empty() => Check::warn("gvisor", why),
+        (Err(why), _) => Check::warn("gvisor", why).remedy(notes),
+    }
 }
 
 fn isolation(class: IsolationClass, notes: &str) -> Check {

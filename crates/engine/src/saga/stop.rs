@@ -6,24 +6,29 @@
 //! reclaim          sockets, cgroup, record               only after the process was seen gone
 //! ```
 
-use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, start, step};
+use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, quiet, start, step};
 use crate::{
     machine::{Machine, Power, exit_words},
     trace::TraceEvent,
 };
 use offshoot_guest_proto::message::ShutdownKind;
 use offshoot_provider::StopStep;
-use offshoot_types::{OperationKind, VmState, VmStateName};
+use offshoot_types::{ErrorCode, Failure, OperationKind, VmState, VmStateName};
 use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) const STOP: Saga =
-    Saga { kind: OperationKind::Stop, steps: &[STEPS], on_crash: OnCrash::Complete };
+    Saga { kind: OperationKind::Stop, steps: &[ALLOWED, STEPS], on_crash: OnCrash::Complete };
 
-pub(crate) const RESTART: Saga =
-    Saga { kind: OperationKind::Restart, steps: &[STEPS, start::STEPS], on_crash: OnCrash::Complete };
+pub(crate) const RESTART: Saga = Saga {
+    kind: OperationKind::Restart,
+    steps: &[ALLOWED, STEPS, start::STEPS],
+    on_crash: OnCrash::Complete,
+};
 
 const NOT_TAKEN_BACK: Undo = Undo::Nothing("memory that is gone does not come back: a stop is completed");
+
+const ALLOWED: &[Step] = &[quiet("disk-outlives", disk_outlives, Undo::Nothing("reads only"))];
 
 const STEPS: &[Step] = &[
     step("stopping", stopping, NOT_TAKEN_BACK),
@@ -35,6 +40,23 @@ const STEPS: &[Step] = &[
 
 /// How long the agent may take to say that it will power off; the powering off itself has the grace.
 const SHUTDOWN_ANSWER: Duration = Duration::from_secs(5);
+
+/// A VM whose disk is its memory is not stopped: nothing of it would be left to start again.
+fn disk_outlives<'a>(machine: &'a mut Machine, _change: &'a Change) -> StepFuture<'a> {
+    Box::pin(async move {
+        let (name, provider) = (machine.name(), machine.row.provider);
+        if machine.core.provider(provider)?.keeps_disk() {
+            return Ok(());
+        }
+        let message = format!(
+            "VM `{name}` cannot be stopped: with provider `{provider}` what it has written lies in its memory, and would \
+             be lost"
+        );
+        Err(Failure::new(ErrorCode::Unsupported, message).hint(format!(
+            "`offshoot suspend {name}` keeps all of it; `offshoot destroy {name}` gives it up"
+        )))
+    })
+}
 
 pub(super) fn stopping<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {

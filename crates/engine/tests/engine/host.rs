@@ -51,6 +51,8 @@ pub struct Faults {
     /// The VMM pauses and never says so.
     pub pause_hangs: bool,
     pub reclaim_fails: bool,
+    /// What a VM writes lies in its memory.
+    pub no_disk: bool,
     pub checkpoint_fails: bool,
     pub restore_fails: bool,
     /// The VMM was upgraded.
@@ -197,6 +199,10 @@ struct MemoryProvider {
 impl Provider for MemoryProvider {
     fn kind(&self) -> ProviderKind {
         ProviderKind::Fake
+    }
+
+    fn keeps_disk(&self) -> bool {
+        !self.host.faults().no_disk
     }
 
     async fn capabilities(&self) -> Capabilities {

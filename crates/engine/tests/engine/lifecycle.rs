@@ -4,8 +4,8 @@ use crate::{host::Faults, stage::*};
 use offshoot_engine::{EventStream, OnShutdown};
 use offshoot_provider::Exit;
 use offshoot_types::{
-    Command, ErrorCode, Event, EventId, EventKind, Lifetime, OperationKind, OperationOutcome, VmRef, VmState,
-    VmStateName,
+    Command, ErrorCode, Event, EventId, EventKind, Lifetime, OperationKind, OperationOutcome, SnapshotKind,
+    VmRef, VmState, VmStateName,
 };
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,39 @@ async fn a_full_lifecycle_moves_in_order_with_one_event_reason_and_generation_ea
         .collect::<Vec<_>>();
     assert_eq!(moves, expected);
     assert!(seen.is_sorted_by_key(|event| event.id));
+    leave(engine).await;
+    stage.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_disk_is_its_memory_is_not_stopped_but_suspended_or_destroyed() {
+    let stage = Stage::new();
+    stage.host.set_faults(Faults { no_disk: true, ..Faults::default() });
+    let engine = stage.engine().await;
+    let id = create_running(&engine, "a").await;
+    program(&engine, "a", &["save", "kept"]).await;
+    let stops =
+        [Command::Stop { vm: named("a"), grace: GRACE }, Command::Restart { vm: named("a"), grace: GRACE }];
+    for stop in stops {
+        let refused = run(&engine, stop).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Unsupported, "{refused:?}");
+        assert!(
+            refused.hint.as_deref().is_some_and(|hint| hint.contains("offshoot suspend a")),
+            "{refused:?}"
+        );
+        assert_eq!(view(&engine, "a").await.state, VmState::Running);
+        assert!(stage.host.process(id).is_alive());
+    }
+    let refused = take(&engine, "a", None, SnapshotKind::DiskOnly).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unsupported, "{refused:?}");
+    assert_eq!(program(&engine, "a", &["saved"]).await, "kept");
+
+    run(&engine, Command::Suspend { vm: named("a") }).await.unwrap();
+    let refused = run(&engine, Command::Stop { vm: named("a"), grace: GRACE }).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unsupported, "its memory is all there is: {refused:?}");
+    run(&engine, Command::Resume { vm: named("a") }).await.unwrap();
+    assert_eq!(program(&engine, "a", &["saved"]).await, "kept");
+    run(&engine, Command::Destroy { vm: named("a") }).await.unwrap();
     leave(engine).await;
     stage.assert_nothing_left().await;
 }

@@ -245,6 +245,10 @@ impl Provider for GvisorProvider {
         ProviderKind::Gvisor
     }
 
+    fn keeps_disk(&self) -> bool {
+        false
+    }
+
     async fn capabilities(&self) -> Capabilities {
         let unavailable = |why: String, vmm: Option<String>, notes: Vec<String>| Capabilities {
             kind: ProviderKind::Gvisor,
@@ -267,7 +271,7 @@ impl Provider for GvisorProvider {
                 vmm: Some(runsc.version),
                 notes: vec![
                     "gVisor works: a program was run in a sandbox".into(),
-                    "what a VM of it writes lies in its memory: a stop loses it, snapshots and suspension keep it".into(),
+                    "what a VM of it writes lies in its memory: snapshots and suspension keep it, there is no stop".into(),
                     "programs in it gain no rights by their set-user-id bit".into(),
                 ],
                 pause: true,
