@@ -333,6 +333,7 @@ impl Core {
         let ids: Vec<LayerId> = covered.iter().map(|layer| layer.id).collect();
         if let Some(snapshot) = self.listing(&ids).await?.first() {
             let _reading = self.snapshots.uses.read(snapshot.id).await;
+            self.still_there(std::slice::from_ref(snapshot)).await?;
             let manifest = self.manifest(snapshot).await?;
             let place = place_of(&manifest.layers, |part, id: &LayerId| part.layer == *id, &ids)?;
             let parts = manifest.layers[place..place + ids.len()].to_vec();
@@ -390,6 +391,7 @@ impl Core {
         let mut staged = Vec::new();
         for snapshot in &snapshots {
             let _reading = self.snapshots.uses.read(snapshot.id).await;
+            self.still_there(std::slice::from_ref(snapshot)).await?;
             let mut manifest = self.manifest(snapshot).await?;
             // Byte for byte what was merged, by what this one says of it too.
             let place = place_of(&manifest.layers, |listed, part| listed == part, covered)?;
@@ -400,6 +402,7 @@ impl Core {
         self.at("seal").await?;
         let alone = self.snapshots.uses.alone(ids).await?;
         alone.unused()?;
+        self.still_there(&snapshots).await?;
         let known: Vec<_> = snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot.manifest)).collect();
         let id = one.layer;
         let covered: Vec<LayerId> = covered.iter().map(|part| part.layer).collect();
@@ -418,6 +421,21 @@ impl Core {
             staged.iter().try_for_each(|staged| tx.restage_snapshot(staged.id, &staged.manifest))
         })
         .await
+    }
+
+    /// That nobody has removed or changed what was listed before its files were held.
+    async fn still_there(&self, listed: &[SnapshotRecord]) -> Result<(), Failure> {
+        let now = self.store.read(|view| view.snapshots(None)).await?;
+        let same = |one: &SnapshotRecord| {
+            now.iter().any(|now| (now.id, now.state, &now.manifest) == (one.id, one.state, &one.manifest))
+        };
+        match listed.iter().find(|one| !same(one)) {
+            None => Ok(()),
+            Some(one) => {
+                let message = format!("snapshot {} was removed or changed meanwhile", one.id);
+                Err(Failure::new(ErrorCode::InUse, message))
+            }
+        }
     }
 
     /// The snapshots whose manifests list what is to be merged, once all that are being written are.
