@@ -13,10 +13,15 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// Groups of ours begin with this; nothing else is ever removed.
 const PREFIX: &str = "offshoot-";
+/// For the kernel to empty a group whose processes have ended.
+const EMPTYING: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
 /// Where groups would be made: nothing exists yet.
@@ -218,13 +223,29 @@ impl Confinement {
         outside
     }
 
-    /// Only once the VMM is gone.
-    pub fn remove(self) -> Vec<String> {
-        let failed = |group: Planned| {
-            let error = remove(&group.path).err()?;
-            Some(format!("cannot remove {}: {error}", group.path.display()))
-        };
-        self.made.into_iter().filter_map(failed).collect()
+    /// Only once the VMM is gone. What could not be removed, and why.
+    pub async fn remove(self) -> Vec<String> {
+        let mut failed = Vec::new();
+        for group in self.made {
+            // The last processes of a sandbox are gone a moment after the one that had made them.
+            if let Err(error) = retry_busy(|| remove(&group.path)).await {
+                failed.push(format!("cannot remove {}: {error}", group.path.display()));
+            }
+        }
+        failed
+    }
+}
+
+/// The kernel empties a group a moment after its last process was reaped.
+pub(crate) async fn retry_busy(mut remove: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    let until = Instant::now() + EMPTYING;
+    loop {
+        match remove() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            other => return other,
+        }
     }
 }
 

@@ -43,6 +43,7 @@ pub mod wire;
 
 pub use cgroup::LimitsOnOffer;
 pub(crate) use cgroup::remove as remove_cgroup;
+use cgroup::retry_busy;
 pub(crate) use client::Greeting;
 pub(crate) use console::{last_lines, tail as console_tail};
 pub(crate) use disk::{FIRST_NODE, frozen, layer};

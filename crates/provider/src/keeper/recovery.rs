@@ -13,7 +13,7 @@ use super::{
     client::{self, Greeting},
     files::{ExitRecord, Files, KeeperRecord, Revocation, read_json},
     instance::KeptInstance,
-    remove_cgroup,
+    remove_cgroup, retry_busy,
 };
 use crate::{Adoption, Exit, InstanceError, InstanceRecord, ReclaimReport, process::ProcessId};
 use rustix::process::Signal;
@@ -126,19 +126,6 @@ pub(crate) async fn reclaim(record: &InstanceRecord) -> ReclaimReport {
         }
     }
     report
-}
-
-/// The kernel empties a group a moment after its last process was reaped.
-async fn retry_busy(mut remove: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
-    let until = Instant::now() + Duration::from_secs(2);
-    loop {
-        match remove() {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-            other => return other,
-        }
-    }
 }
 
 /// Returns the keeper's lock: the proof that there is none any more.

@@ -232,7 +232,7 @@ async fn keep(spec: Spec, inherited: Inherited) -> ExitCode {
     }
     note(&log, files.remove_sockets().map(drop));
     let confinement = std::mem::take(&mut *confinement.lock().unwrap_or_else(PoisonError::into_inner));
-    for failure in confinement.remove() {
+    for failure in confinement.remove().await {
         log.line(failure);
     }
     log.line("keeper ends");
