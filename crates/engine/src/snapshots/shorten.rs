@@ -62,7 +62,7 @@ impl Default for Merging {
 }
 
 /// As often is a merge that somebody was in the way of tried again at once.
-const ATTEMPTS: u32 = 8;
+const ATTEMPTS: u32 = 64;
 /// The top, which is written to, and the one below it, which a snapshot under way may be about to name.
 const IN_USE: usize = 2;
 /// So small a layer is merged whatever lies above it.
@@ -302,20 +302,21 @@ impl Core {
         // They are what was compared still.
         self.compare(&parts, None).await?;
         let one = LayerPart { layer: id, path: listed, part };
+        self.at("place").await?;
+        let mut staged = Vec::new();
         let mut attempt = 1;
-        loop {
-            self.at("place").await?;
-            let placed = self.place(&one, &parts).await;
-            match placed {
-                // Somebody has begun to use what lies above meanwhile.
+        let placed = loop {
+            match self.place(&one, &parts, &mut staged).await {
+                // Somebody has begun to use what lies above meanwhile: only what that has made is sealed in addition.
                 Err(failure) if failure.code == ErrorCode::InUse && attempt < ATTEMPTS => attempt += 1,
-                Err(failure) => return Err(failure),
-                Ok(()) => {
-                    self.at("placed").await?;
-                    return Ok(id);
-                }
+                ended => break ended,
             }
-        }
+        };
+        let beside: Vec<SnapshotId> = staged.iter().map(|(snapshot, _)| snapshot.id).collect();
+        self.unstage(&beside).await;
+        placed?;
+        self.at("placed").await?;
+        Ok(id)
     }
 
     /// Where a test may stand.
@@ -371,41 +372,48 @@ impl Core {
         }
     }
 
-    /// Has `one` take the place of `covered`, in the record and in the manifests that list those.
-    async fn place(&self, one: &LayerPart, covered: &[LayerPart]) -> Result<(), Failure> {
-        let ids: Vec<LayerId> = covered.iter().map(|part| part.layer).collect();
-        let snapshots = self.listing(&ids).await?;
-        let above: Vec<SnapshotId> = snapshots.iter().map(|snapshot| snapshot.id).collect();
-        let placed = self.restage_all(one, covered, snapshots, &above).await;
-        self.unstage(&above).await;
-        placed
-    }
-
-    async fn restage_all(
+    /// Has `one` take the place of `covered`, in the record and in the manifests that list those. What is `staged` for
+    /// that already is not staged again.
+    async fn place(
         &self,
         one: &LayerPart,
         covered: &[LayerPart],
-        snapshots: Vec<SnapshotRecord>,
-        ids: &[SnapshotId],
+        staged: &mut Vec<(SnapshotRecord, Staged)>,
     ) -> Result<(), Failure> {
-        let mut staged = Vec::new();
-        for snapshot in &snapshots {
-            let _reading = self.snapshots.uses.read(snapshot.id).await;
-            self.still_there(std::slice::from_ref(snapshot)).await?;
-            let mut manifest = self.manifest(snapshot).await?;
-            // Byte for byte what was merged, by what this one says of it too.
-            let place = place_of(&manifest.layers, |listed, part| listed == part, covered)?;
-            manifest.layers.splice(place..place + covered.len(), [one.clone()]);
-            let snapshot = snapshot.clone();
-            staged.push(self.stage(Restage { snapshot, manifest, delta: None }).await?);
+        let layers: Vec<LayerId> = covered.iter().map(|part| part.layer).collect();
+        loop {
+            let listed = self.listing(&layers).await?;
+            let is_one_of = |some: &[SnapshotRecord], one: &SnapshotRecord| {
+                some.iter().any(|other| other.id == one.id && other.manifest == one.manifest)
+            };
+            let (kept, stale): (Vec<_>, Vec<_>) =
+                staged.drain(..).partition(|(snapshot, _)| is_one_of(&listed, snapshot));
+            *staged = kept;
+            let stale: Vec<SnapshotId> = stale.iter().map(|(snapshot, _)| snapshot.id).collect();
+            self.unstage(&stale).await;
+            let known: Vec<SnapshotRecord> = staged.iter().map(|(snapshot, _)| snapshot.clone()).collect();
+            let new: Vec<_> = listed.into_iter().filter(|snapshot| !is_one_of(&known, snapshot)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for snapshot in new {
+                match self.seal_with(one, covered, &snapshot).await {
+                    Ok(sealed) => staged.push((snapshot, sealed)),
+                    Err(failure) => {
+                        self.unstage(&[snapshot.id]).await;
+                        return Err(failure);
+                    }
+                }
+            }
         }
         self.at("seal").await?;
-        let alone = self.snapshots.uses.alone(ids).await?;
+        let (snapshots, staged): (Vec<SnapshotRecord>, Vec<Staged>) = staged.iter().cloned().unzip();
+        let ids: Vec<SnapshotId> = snapshots.iter().map(|snapshot| snapshot.id).collect();
+        let alone = self.snapshots.uses.alone(&ids).await?;
         alone.unused()?;
         self.still_there(&snapshots).await?;
         let known: Vec<_> = snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot.manifest)).collect();
-        let id = one.layer;
-        let covered: Vec<LayerId> = covered.iter().map(|part| part.layer).collect();
+        let (id, covered) = (one.layer, layers);
         self.put_in_place(&alone, staged, move |tx, staged: &[Staged]| {
             let told: Vec<SnapshotId> = known.iter().map(|(id, _)| *id).collect();
             // One that became durable since would list what is not there any more.
@@ -421,6 +429,22 @@ impl Core {
             staged.iter().try_for_each(|staged| tx.restage_snapshot(staged.id, &staged.manifest))
         })
         .await
+    }
+
+    /// The manifest of a snapshot with `one` instead of `covered`, beside the present one.
+    async fn seal_with(
+        &self,
+        one: &LayerPart,
+        covered: &[LayerPart],
+        snapshot: &SnapshotRecord,
+    ) -> Result<Staged, Failure> {
+        let _reading = self.snapshots.uses.read(snapshot.id).await;
+        self.still_there(std::slice::from_ref(snapshot)).await?;
+        let mut manifest = self.manifest(snapshot).await?;
+        // Byte for byte what was merged, by what this one says of it too.
+        let place = place_of(&manifest.layers, |listed, part| listed == part, covered)?;
+        manifest.layers.splice(place..place + covered.len(), [one.clone()]);
+        self.stage(Restage { snapshot: snapshot.clone(), manifest, delta: None }).await
     }
 
     /// That nobody has removed or changed what was listed before its files were held.
