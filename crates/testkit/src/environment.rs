@@ -15,12 +15,26 @@ use tempfile::TempDir;
 /// A state directory of its own and everything started from it.
 #[derive(Debug)]
 pub struct TestEnv {
+    /// What lies in the directory and goes before it.
+    small_disk: Option<SmallDisk>,
     dir: TempDir,
     binary: PathBuf,
     images: PathBuf,
     /// Instances the warm pool keeps.
     pool: u32,
     finished: bool,
+}
+
+#[derive(Debug)]
+struct SmallDisk {
+    mount: PathBuf,
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Nobody could be told; the directory that is left shows it.
+        let _not_unmounted = Command::new("umount").arg("-l").arg(&self.mount).status();
+    }
 }
 
 /// A running `offshoot` whose streams the test holds.
@@ -55,13 +69,25 @@ impl TestEnv {
         }
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(dir.path().join("run"), private).expect("make the runtime directory private");
-        Self { dir, binary, images, pool: 0, finished: false }
+        Self { small_disk: None, dir, binary, images, pool: 0, finished: false }
     }
 
     /// With a warm pool that keeps so many instances. Without one no process runs that nobody asked for.
     pub fn with_pool(pool: u32) -> Self {
         let mut env = Self::new();
         env.pool = pool;
+        env
+    }
+
+    /// With the state directory on a file system of its own that holds so much (a size as tmpfs takes it). Needs root.
+    pub fn with_small_disk(size: &str) -> Self {
+        let mut env = Self::new();
+        let mount = env.state_dir();
+        let options = format!("size={size},mode=700");
+        let mut mounting = Command::new("mount");
+        mounting.args(["-t", "tmpfs", "-o", &options, "offshoot-test"]).arg(&mount);
+        assert!(mounting.status().is_ok_and(|s| s.success()), "mounting a small tmpfs needs root");
+        env.small_disk = Some(SmallDisk { mount });
         env
     }
 

@@ -28,34 +28,9 @@ fn scenario_41_a_damaged_database_is_refused_by_name_and_never_emptied() {
     env.finish();
 }
 
-/// A state directory on a small file system of its own.
-struct SmallDisk {
-    mount: std::path::PathBuf,
-}
-
-impl SmallDisk {
-    fn new(env: &TestEnv, size: &str) -> Self {
-        let mount = env.state_dir();
-        let ok = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "offshoot-test"])
-            .arg(&mount)
-            .status()
-            .is_ok_and(|s| s.success());
-        assert!(ok, "this test mounts a small tmpfs and needs root");
-        Self { mount }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
-    }
-}
-
 #[test]
 fn scenario_43_a_full_disk_is_exit_7_and_needs_no_repair() {
-    let env = TestEnv::new();
-    let disk = SmallDisk::new(&env, "24m");
+    let env = TestEnv::with_small_disk("24m");
     env.run(&["create", "a", "--start"]).success();
     let filler = env.state_dir().join("filler");
     let mut file = fs::File::create(&filler).expect("make the filler");
@@ -70,7 +45,6 @@ fn scenario_43_a_full_disk_is_exit_7_and_needs_no_repair() {
     env.run(&["exec", "a", "--", "true"]).success();
     env.run(&["create", "b"]).success();
     env.finish();
-    drop(disk);
 }
 
 /// As long as the filler is there, so much is free.
@@ -85,8 +59,7 @@ fn fill(env: &TestEnv, free: u64) -> std::path::PathBuf {
 
 #[test]
 fn a_disk_that_fills_up_in_a_prune_or_an_import_loses_nothing() {
-    let env = TestEnv::new();
-    let disk = SmallDisk::new(&env, "600m");
+    let env = TestEnv::with_small_disk("600m");
     start(&env, "a");
     env.run(&["snapshot", "a", "one"]).success();
     // Several forks share its complete memory, and what is kept of them differs from that.
@@ -134,7 +107,6 @@ fn a_disk_that_fills_up_in_a_prune_or_an_import_loses_nothing() {
     }
     env.run(&["snapshot", "rm", "b-1@two"]).success();
     env.finish();
-    drop(disk);
 }
 
 #[test]

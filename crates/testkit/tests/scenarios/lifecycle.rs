@@ -159,8 +159,22 @@ fn bad_names_and_sizes_are_usage_errors() {
     env.run(&["create", "a", "--cpus", "0"]).exits(2);
     env.run(&["create", "a", "--provider", "docker"]).exits(2).stderr_has("docker");
     env.run(&["create", "a", "--image", "../../etc"]).exits(2);
-    env.run(&["create", "a", "--provider", "gvisor"]).exits(8).stderr_has("gvisor");
     env.run(&["create", "a", "--image", "nope"]).exits(3).stderr_has("offshoot image build nope");
+    assert_eq!(env.run(&["list", "--json"]).json()["vms"].as_array().map(Vec::len), Some(0));
+    env.finish();
+}
+
+#[test]
+fn a_provider_that_is_not_there_is_refused_by_name() {
+    let env = TestEnv::new();
+    // Its daemon finds neither.
+    for provider in ["gvisor", "qemu"] {
+        let create = ["create", "a", "--provider", provider];
+        let out = env.run_adjusted(&create, |command| {
+            command.env("PATH", env.work_dir());
+        });
+        out.exits(8).stderr_has(provider);
+    }
     assert_eq!(env.run(&["list", "--json"]).json()["vms"].as_array().map(Vec::len), Some(0));
     env.finish();
 }
