@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 /// For the exec that warms an instance: under emulation the first one is the slowest.
 const WARM: Duration = Duration::from_secs(20);
+/// For the interpreters that are kept ready to stand still.
+const STILL: Duration = Duration::from_secs(2);
 /// For one interpreter to start and to load what most code needs; longer than the guest gives it.
 const INTERPRETER: Duration = Duration::from_secs(75);
 
@@ -232,7 +234,7 @@ impl Core {
     }
 }
 
-/// The first process is slow under emulation, where nothing is translated yet.
+/// Does once what a claim and its first process will do: under emulation that is slow where nothing is translated yet.
 async fn warm(member: &Member) -> Result<(), Failure> {
     let Some(link) = member.link() else { return Err(error::process_gone(&member.row.name)) };
     let name = &member.row.name;
@@ -246,8 +248,15 @@ async fn warm(member: &Member) -> Result<(), Failure> {
         Err(ClientError::Guest(_)) => {}
         Err(error) => return Err(error::guest_failure(name, &error)),
     }
-    let interpreters = ready_interpreters(member.row.id, &client).await;
-    interpreters.map_err(|error| error::guest_failure(name, &error))
+    let broken = |error: ClientError| error::guest_failure(name, &error);
+    ready_interpreters(member.row.id, &client).await.map_err(broken)?;
+    // As a claim does first.
+    match client.freeze(STILL).await {
+        Ok(_) => client.unfreeze().await.map_err(broken),
+        // Then they run, and a claim may have to wait longer.
+        Err(ClientError::Guest(_)) => Ok(()),
+        Err(error) => Err(broken(error)),
+    }
 }
 
 /// Has the guest keep an interpreter of each language ready, for the contexts of the user most are of.
