@@ -161,6 +161,9 @@ impl Side {
             ClientError::Protocol { .. } => failure.hint(
                 "a guest agent that is older than this command cannot answer: boot the VM from a current image",
             ),
+            ClientError::Guest(_) if failure.code == ErrorCode::Unsupported => {
+                failure.hint("`--packages` and `--processes` can be compared all the same")
+            }
             _ => failure,
         }
     }
