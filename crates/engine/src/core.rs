@@ -84,6 +84,16 @@ impl Core {
         })
     }
 
+    /// The change by which a VM's process is ended without losing anything of the VM: a stop, or a suspension of one whose
+    /// disk is its memory.
+    pub fn ends_as(&self, provider: ProviderKind) -> OperationKind {
+        // Of a provider that is not there nothing can be ended: whichever is tried says so.
+        match self.provider(provider) {
+            Ok(provider) if !provider.keeps_disk() => OperationKind::Suspend,
+            _ => OperationKind::Stop,
+        }
+    }
+
     /// The row of an operation that is about to be begun, with the decision that allowed it.
     pub fn new_operation(
         &self,

@@ -86,7 +86,10 @@ impl Driver {
                 (OperationKind::Suspend, format!("nothing was asked of it for {} s", span.as_secs_f32()))
             }
             (Why::TimeIsUp, OnTimeout::Suspend) => (OperationKind::Suspend, "its time is up".into()),
-            (Why::TimeIsUp, OnTimeout::Stop) => (OperationKind::Stop, "its time is up".into()),
+            (Why::TimeIsUp, OnTimeout::Stop) => match self.core.ends_as(self.machine.row.provider) {
+                OperationKind::Stop => (OperationKind::Stop, "its time is up".into()),
+                kind => (kind, "its time is up, and a stop would lose what it has written".into()),
+            },
             (Why::TimeIsUp, OnTimeout::Destroy) => {
                 // As anybody's destroy, and again until it is gone. A closed reaper means that the engine ends.
                 let _ = self.core.reaper.send(Reap { vm: self.machine.id(), reason: "its time is up" });

@@ -273,9 +273,11 @@ async fn drain(core: &Core, until: Instant) -> Vec<OperationId> {
 }
 
 async fn stop(core: &Core, handle: &crate::manager::VmHandle, grace: Duration) -> Result<(), Failure> {
+    let kind = core.ends_as(handle.view.borrow().provider);
+    let request = if kind == OperationKind::Suspend { RequestKind::Suspend } else { RequestKind::Stop };
     let asked = Asked {
-        kind: OperationKind::Stop,
-        request: RequestKind::Stop,
+        kind,
+        request,
         authority: Authority::Daemon,
         command: None,
         within: None,

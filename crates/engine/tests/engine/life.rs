@@ -2,7 +2,7 @@
 
 use crate::{host::Faults, stage::*};
 use jiff::Timestamp;
-use offshoot_engine::{Engine, OperationPage};
+use offshoot_engine::{Engine, OnShutdown, OperationPage};
 use offshoot_types::{
     AutoSnapshot, Command, ErrorCode, FileAccess, Life, LifeChange, OnTimeout, OperationKind, SnapshotPolicy,
     TimeLimit, VmId, VmState, VmStateName, Wake,
@@ -188,6 +188,26 @@ async fn a_daemon_that_dies_while_a_vm_goes_to_rest_leaves_one_that_wakes() {
     engine.crash().await;
     let engine = stage.engine().await;
     assert_eq!(program(&engine, "a", &["notes"]).await, "1", "why it is suspended is on the disk");
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_disk_is_its_memory_is_suspended_where_it_was_to_be_stopped() {
+    let stage = Stage::new();
+    stage.host.set_faults(Faults { no_disk: true, ..Faults::default() });
+    let engine = stage.engine().await;
+    let life = Life { timeout: Some(SHORT), on_timeout: OnTimeout::Stop, ..Life::default() };
+    living(&engine, life).await;
+    reached(&engine, VmStateName::Suspended).await;
+    create_running(&engine, "b").await;
+    let report = engine.shutdown(OnShutdown::StopVms { grace: GRACE }).await;
+    assert!(report.not_stopped.is_empty() && report.left_running.is_empty(), "{report:?}");
+    drop(engine);
+    assert!(stage.host.processes().is_empty());
+    let engine = stage.engine().await;
+    for name in ["a", "b"] {
+        assert_eq!(view(&engine, name).await.state.name(), VmStateName::Suspended);
+    }
     leave(engine).await;
 }
 
