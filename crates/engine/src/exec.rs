@@ -4,7 +4,7 @@ use crate::{
     AttachFrom, Engine, ExecSession, ExecState, ExecView, OnDrop,
     core::{Authority, Core},
     error,
-    execs::{TAKEOVER_DEPTH, Takeover},
+    execs::{Takeover, ways},
     link::GuestLink,
     manager::VmHandle,
     operations::Ticket,
@@ -21,7 +21,7 @@ use offshoot_types::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendError;
 
 /// The one step of an exec's journal; its detail is a [`Journaled`].
 pub(crate) const STEP: &str = "exec";
@@ -129,8 +129,8 @@ impl Core {
         };
         let exec = exec_id(operation.id);
         let start = Opening::Start(Box::new(start_message(exec, &spec)));
-        let (takeover, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
-        handle.shared.execs.insert(view(&operation, handle.id, spec.clone()), takeover);
+        let (ways, ways_in) = ways();
+        handle.shared.execs.insert(view(&operation, handle.id, spec.clone()), ways);
         self.count();
         let pump = Pump {
             core: self.clone(),
@@ -139,7 +139,8 @@ impl Core {
             link,
             exec,
             ticket: Some(ticket),
-            takeovers,
+            ways: ways_in,
+            keeps: true,
             sink: Some(sink),
             stdout: 0,
             stderr: 0,
@@ -162,34 +163,47 @@ impl Core {
     ) -> Result<ExecSession, Failure> {
         let command = Command::Attach { vm: VmRef::Id(handle.id), exec };
         let link = self.borrow_guest(handle, authority, Some(command), None).await?;
-        let Some((view, takeover)) = handle.shared.execs.get(exec) else {
+        let Some((view, ways)) = handle.shared.execs.get(exec) else {
             return Err(error::exec_not_found(&handle.name, exec));
         };
         let (session, sink) = ExecSession::new(handle.id, exec, operation_id(exec), OnDrop::Detach);
-        let taken = takeover.send(Takeover { sink, stdout: from.stdout, stderr: from.stderr }).await;
-        if let Err(mpsc::error::SendError(Takeover { sink, .. })) = taken {
+        let taken = ways.takeover.send(Takeover { sink, stdout: from.stdout, stderr: from.stderr }).await;
+        if let Err(SendError(Takeover { sink, .. })) = taken {
             // It has ended; the guest keeps its last output for a while.
-            let (_, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
-            let pump = Pump {
-                core: self.clone(),
-                vm: handle.name.clone(),
-                shared: handle.shared.clone(),
-                link,
-                exec,
-                ticket: None,
-                takeovers,
-                sink: Some(sink),
-                stdout: from.stdout,
-                stderr: from.stderr,
-                timeout: None,
-                pty: view.spec.pty.is_some(),
-                detail: Value::Null,
-                opening: None,
-            };
-            let scope = crate::trace::Scope { vm: Some(handle.id), ..Default::default() };
-            self.tasks.spawn(TaskKind::ExecPump, scope, pump.run(Opening::Attach));
+            self.read_along(handle, link, &view, sink, from);
         }
         Ok(session)
+    }
+
+    /// A pump of its own for this session, beside that by which the exec is known, if it has one.
+    pub(crate) fn read_along(
+        self: &Arc<Self>,
+        handle: &VmHandle,
+        link: GuestLink,
+        exec: &ExecView,
+        sink: Sink,
+        from: AttachFrom,
+    ) {
+        let (_, ways) = ways();
+        let pump = Pump {
+            core: self.clone(),
+            vm: handle.name.clone(),
+            shared: handle.shared.clone(),
+            link,
+            exec: exec.id,
+            ticket: None,
+            ways,
+            keeps: false,
+            sink: Some(sink),
+            stdout: from.stdout,
+            stderr: from.stderr,
+            timeout: None,
+            pty: exec.spec.pty.is_some(),
+            detail: Value::Null,
+            opening: None,
+        };
+        let scope = crate::trace::Scope { vm: Some(handle.id), ..Default::default() };
+        self.tasks.spawn(TaskKind::ExecPump, scope, pump.run(Opening::Attach));
     }
 
     /// Takes up an exec that an earlier daemon started: it runs on, unattended until somebody attaches.
@@ -207,9 +221,9 @@ impl Core {
             drop(self.close(ticket, OperationOutcome::Interrupted { undone: false }).await);
             return;
         };
-        let (takeover, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
+        let (ways, ways_in) = ways();
         let pty = spec.pty.is_some();
-        handle.shared.execs.insert(view(&operation, handle.id, spec), takeover);
+        handle.shared.execs.insert(view(&operation, handle.id, spec), ways);
         self.count();
         let pump = Pump {
             core: self.clone(),
@@ -218,7 +232,8 @@ impl Core {
             link,
             exec,
             ticket: Some(ticket),
-            takeovers,
+            ways: ways_in,
+            keeps: true,
             sink: None,
             stdout: 0,
             stderr: 0,
@@ -315,6 +330,7 @@ mod tests {
             user: "root".into(),
             pty: None,
             stdin: false,
+            tag: None,
             limits: ExecLimits::default(),
         }
     }

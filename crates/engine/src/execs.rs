@@ -1,14 +1,24 @@
 //! The processes of one VM that run or have lately ended, and the way to the pump of each.
 
-use crate::{ExecState, ExecView, session::Sink, sync::lock};
+use crate::{
+    ExecInput, ExecState, ExecView,
+    session::{self, Door, Sink},
+    sync::lock,
+};
 use offshoot_types::ExecId;
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 use tokio::sync::mpsc;
 
 /// Ended processes that are still listed.
 const KEEP_ENDED: usize = 64;
 /// Callers that may want to take over one process's streams at the same moment.
-pub(crate) const TAKEOVER_DEPTH: usize = 4;
+const TAKEOVER_DEPTH: usize = 4;
 
 #[derive(Debug, Default)]
 pub(crate) struct Execs {
@@ -18,8 +28,45 @@ pub(crate) struct Execs {
 #[derive(Debug)]
 struct Entry {
     view: ExecView,
-    /// To the pump, while it runs.
-    takeover: mpsc::Sender<Takeover>,
+    ways: Ways,
+}
+
+/// The ways to a pump; nobody is at their other ends once the process has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ways {
+    pub takeover: mpsc::Sender<Takeover>,
+    /// For those who have no session of it.
+    pub input: ExecInput,
+    pub position: Arc<Position>,
+}
+
+/// The pump's ends of them.
+#[derive(Debug)]
+pub(crate) struct WaysIn {
+    pub takeovers: mpsc::Receiver<Takeover>,
+    pub door: Door,
+    pub position: Arc<Position>,
+}
+
+pub(crate) fn ways() -> (Ways, WaysIn) {
+    let (takeover, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
+    let (input, door) = session::door();
+    let position = Arc::<Position>::default();
+    (Ways { takeover, input, position: position.clone() }, WaysIn { takeovers, door, position })
+}
+
+/// How much of its output the guest has handed out to the pump.
+#[derive(Debug, Default)]
+pub(crate) struct Position([AtomicU64; 2]);
+
+impl Position {
+    pub fn set(&self, stdout: u64, stderr: u64) {
+        self.0[0].store(stdout, Ordering::Relaxed);
+        self.0[1].store(stderr, Ordering::Relaxed);
+    }
+    pub fn get(&self) -> (u64, u64) {
+        (self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed))
+    }
 }
 
 /// Another caller wants the streams, from these offsets.
@@ -31,9 +78,9 @@ pub(crate) struct Takeover {
 }
 
 impl Execs {
-    pub fn insert(&self, view: ExecView, takeover: mpsc::Sender<Takeover>) {
+    pub fn insert(&self, view: ExecView, ways: Ways) {
         let mut entries = lock(&self.entries);
-        entries.insert(view.id, Entry { view, takeover });
+        entries.insert(view.id, Entry { view, ways });
         // Ids are in order of creation, so the first ended ones are the oldest.
         let ended: Vec<ExecId> =
             entries.values().filter(|e| e.view.state != ExecState::Running).map(|e| e.view.id).collect();
@@ -48,8 +95,18 @@ impl Execs {
         }
     }
 
-    pub fn get(&self, exec: ExecId) -> Option<(ExecView, mpsc::Sender<Takeover>)> {
-        lock(&self.entries).get(&exec).map(|entry| (entry.view.clone(), entry.takeover.clone()))
+    /// As `insert`, unless it is there and runs: then its ways are answered, and `ways` lead nowhere.
+    pub fn insert_unless_running(&self, view: ExecView, ways: Ways) -> Option<Ways> {
+        let running = |entry: &Entry| entry.view.state == ExecState::Running;
+        if let Some(entry) = lock(&self.entries).get(&view.id).filter(|entry| running(entry)) {
+            return Some(entry.ways.clone());
+        }
+        self.insert(view, ways);
+        None
+    }
+
+    pub fn get(&self, exec: ExecId) -> Option<(ExecView, Ways)> {
+        lock(&self.entries).get(&exec).map(|entry| (entry.view.clone(), entry.ways.clone()))
     }
 
     /// Newest first.

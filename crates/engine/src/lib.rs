@@ -38,6 +38,7 @@ mod operations;
 mod options;
 mod placement;
 mod pool;
+mod processes;
 mod pump;
 mod reaper;
 mod reconcile;
@@ -77,6 +78,7 @@ pub use images::{BootFiles, Images, StoredImages};
 pub use offshoot_store::{Clock, Idempotency, Limits, SystemClock};
 pub use options::{Deadlines, Options};
 pub use pool::{PoolOptions, PoolShelf, PoolSize, PoolTemplate, PoolView};
+pub use processes::ProcessSelector;
 pub use request_vm::RequestVm;
 #[doc(hidden)]
 pub use saga::steps_of;

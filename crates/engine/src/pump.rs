@@ -16,7 +16,7 @@ use crate::{
     branch::transactions::Opening as BeginGuard,
     core::Core,
     error,
-    execs::Takeover,
+    execs::{Takeover, WaysIn},
     link::{GuestLink, NoClient},
     operations::Ticket,
     session::{Control, Input, Sink},
@@ -56,7 +56,9 @@ pub(crate) struct Pump {
     pub exec: ExecId,
     /// `None` for an exec whose operation has ended: nothing is left to record.
     pub ticket: Option<Ticket>,
-    pub takeovers: mpsc::Receiver<Takeover>,
+    pub ways: WaysIn,
+    /// It is the one pump by which the exec is known; others only read along.
+    pub keeps: bool,
     pub sink: Option<Sink>,
     /// Where the streams stand.
     pub stdout: u64,
@@ -111,14 +113,15 @@ impl Pump {
             biased;
             end = self.pump(opening, &mut controls) => {
                 // Whoever wants the streams from here on asks the guest anew; see `Core::attach`.
-                self.takeovers.close();
+                self.ways.takeovers.close();
                 self.conclude(end).await;
+                self.keeps = false;
             }
             // The process runs on in its VM; the next engine takes it up by its unfinished operation.
             () = closing.cancelled() => return,
         }
         // Those who asked before that get what the guest still holds.
-        while let Some(takeover) = self.takeovers.recv().await {
+        while let Some(takeover) = self.ways.takeovers.recv().await {
             self.take_over(takeover);
             let end = self.pump(Opening::Attach, &mut VecDeque::new()).await;
             self.conclude(end).await;
@@ -138,7 +141,9 @@ impl Pump {
             if !started {
                 started = true;
                 let pid = handle.pid();
-                self.shared.execs.update(self.exec, |view| view.pid = Some(pid));
+                if self.keeps {
+                    self.shared.execs.update(self.exec, |view| view.pid = Some(pid));
+                }
                 self.opening = None;
                 if let Some(sink) = &self.sink {
                     // A session that is gone is noticed below.
@@ -221,7 +226,7 @@ impl Pump {
             tokio::select! {
                 biased;
                 // 1. Somebody else wants the streams.
-                Some(takeover) = self.takeovers.recv() => {
+                Some(takeover) = self.ways.takeovers.recv() => {
                     if self.take_over(takeover) {
                         return Break::Reattach;
                     }
@@ -236,6 +241,7 @@ impl Pump {
                 }
                 // 3. Signals overtake input.
                 Some(control) = next_of(ends.control) => controls.push_back(control),
+                Some(control) = self.ways.door.control.recv() => controls.push_back(control),
                 // 4. What is being sent was taken, or the channel is gone.
                 (sender, sent) = sent(&mut at.sending) => {
                     at.sender = Some(sender);
@@ -251,6 +257,7 @@ impl Pump {
                         Ok(Some(event)) => {
                             let end = self.deliver(event, at.permit.take());
                             (self.stdout, self.stderr) = at.events.offsets();
+                            self.ways.position.set(self.stdout, self.stderr);
                             if let Some(end) = end {
                                 return Break::End(end);
                             }
@@ -262,6 +269,7 @@ impl Pump {
                 permit = room(ends.events), if at.permit.is_none() => at.permit = Some(permit),
                 // 7. Input, one piece at a time.
                 Some(input) = next_of(ends.input), if at.sender.is_some() => at.send_input(input),
+                Some(input) = self.ways.door.input.recv(), if at.sender.is_some() => at.send_input(input),
                 // 8. The guest should have ended it by now.
                 () = at_time(overdue) => {
                     if give_up.is_some_and(|limit| Instant::now() >= limit) || !self.guest_answers().await {
@@ -353,7 +361,7 @@ impl Pump {
             ),
         };
         let ticket = self.ticket.take();
-        if ticket.is_some() {
+        if self.keeps {
             if let ExecState::Ended(status) = state {
                 self.detail["status"] = json!(status);
             }

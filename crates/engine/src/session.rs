@@ -141,6 +141,20 @@ pub(crate) fn channels(on_drop: OnDrop) -> (ExecInput, ExecEvents, Sink) {
     (ExecInput { data, control: control_sender }, ExecEvents { events, on_drop }, sink)
 }
 
+/// A way to give a process input that is nobody's session, and the pump's end of it.
+pub(crate) fn door() -> (ExecInput, Door) {
+    let (data, input) = mpsc::channel(INPUT_DEPTH);
+    let (control_sender, control) = mpsc::channel(INPUT_DEPTH);
+    (ExecInput { data, control: control_sender }, Door { input, control })
+}
+
+/// The pump's end of it.
+#[derive(Debug)]
+pub(crate) struct Door {
+    pub input: mpsc::Receiver<Input>,
+    pub control: mpsc::Receiver<Control>,
+}
+
 /// The pump's end of a session.
 #[derive(Debug)]
 pub(crate) struct Sink {

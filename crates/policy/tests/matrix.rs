@@ -169,6 +169,7 @@ fn exec() -> ExecSpec {
         user: "root".into(),
         pty: None,
         stdin: false,
+        tag: None,
         limits: ExecLimits::default(),
     }
 }

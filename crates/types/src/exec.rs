@@ -27,6 +27,9 @@ pub struct ExecSpec {
     pub pty: Option<PtySize>,
     /// Whether the caller will write to stdin; otherwise it is empty.
     pub stdin: bool,
+    /// A name by which it is found as long as it runs; several may have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
     pub limits: ExecLimits,
 }
 

@@ -120,6 +120,7 @@ impl TryFrom<ExecRequest> for ExecSpec {
             user,
             pty: wire.pty.map(|size| size.check().map_err(|e| e.within("pty"))).transpose()?,
             stdin: wire.stdin,
+            tag: None,
             limits: limits(wire.limits)?,
         };
         within_bounds(command_bytes(&spec))?;

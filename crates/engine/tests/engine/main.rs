@@ -18,6 +18,7 @@ mod pins;
 mod pool;
 mod pool_faults;
 mod portable;
+mod processes;
 mod prune;
 mod race;
 mod rollbacks;

@@ -178,6 +178,7 @@ pub fn argv(words: &[&str]) -> Box<ExecSpec> {
         user: "root".into(),
         pty: None,
         stdin: false,
+        tag: None,
         limits: ExecLimits::default(),
     })
 }

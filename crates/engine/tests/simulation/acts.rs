@@ -241,6 +241,7 @@ fn program(argv: ExecArgv) -> ExecSpec {
         user: "root".into(),
         pty: None,
         stdin: false,
+        tag: None,
         limits: ExecLimits::default(),
     }
 }
