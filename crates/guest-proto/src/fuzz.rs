@@ -5,9 +5,9 @@
 use crate::{
     codec::{self, CodecError},
     message::{
-        ChangedPath, CodeEvent, CodeInput, Contents, ContextInfo, ExecEvent, ExecInput, ExecSummary,
-        FileChunk, FileStat, FromGuest, Frozen, GuestInfo, GuestOpen, HostOpen, ListItem, Paged, ProcessInfo,
-        Reply, Thawed, ToGuest, WatchEvent,
+        ChangedPath, CodeEvent, CodeInput, Contents, ContextInfo, Entry, EntryEvent, EntryItem, ExecEvent,
+        ExecInput, ExecSummary, FileChunk, FileStat, FromGuest, Frozen, GuestInfo, GuestOpen, HostOpen,
+        ListItem, Paged, ProcessInfo, Reply, Thawed, ToGuest, Usage, WatchEvent,
     },
     resync::{Decoded, Epoch, MAX_CHUNK, Resync, decode},
 };
@@ -75,6 +75,10 @@ pub fn from_guest(body: &[u8]) {
     message::<FileChunk>(body);
     message::<ListItem>(body);
     message::<WatchEvent>(body);
+    message::<Reply<Entry>>(body);
+    message::<EntryItem>(body);
+    message::<EntryEvent>(body);
+    message::<Reply<Usage>>(body);
     message::<Reply<()>>(body);
     message::<Reply<FileStat>>(body);
     message::<Reply<GuestInfo>>(body);
@@ -200,6 +204,15 @@ mod tests {
         let changed = ChangedPath { path: b"/\xff".to_vec(), now: Some(entry), image: None };
         let process = ProcessInfo { pid: 7, parent: 1, user: "user".into(), command: b"sleep 1".to_vec() };
         let paths = vec![serde_bytes::ByteBuf::from(*b"/a")];
+        let listing = EntryOperation::List { path: "~".into(), depth: 1 };
+        let entry = Entry {
+            path: "/n".into(),
+            stat: stat.clone(),
+            target: Some(FileKind::File),
+            owner: "user".into(),
+            group: "7".into(),
+            attributes: [("k".into(), "v".into())].into(),
+        };
         vec![
             body(HostOpen::Survey(SurveyRequest::Changes)),
             body(HostOpen::Survey(SurveyRequest::Contents { paths })),
@@ -231,6 +244,15 @@ mod tests {
             body(output),
             body(ExecEvent::Ended(end)),
             body(ListItem::Entry { name: "n".into(), lossy: true, stat: stat.clone() }),
+            body(HostOpen::Entry(EntryRequest { user: "user".into(), operation: listing })),
+            body(EntryItem::Entry(Box::new(entry.clone()))),
+            body(EntryEvent {
+                change: EntryChange::Renamed,
+                path: "/n".into(),
+                entry: Some(Box::new(entry.clone())),
+            }),
+            body(Reply::Ok(entry)),
+            body(HostOpen::Usage),
             body(Reply::Ok(stat)),
             body(Reply::<()>::Err(GuestError { kind: GuestErrorKind::NoSpace, message: "m".into() })),
             body(WatchEvent { change: WatchChange::Overflow, path: "/".into() }),

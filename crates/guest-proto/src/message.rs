@@ -4,12 +4,17 @@
 //! it was taken with, so the host keeps speaking every version it has released.
 
 mod code;
+mod entry;
 mod state;
 mod survey;
 
 pub use code::{
     CodeEvent, CodeInput, ContextInfo, EXIT_STATUS, INTERPRETER_DIED, INTERPRETER_KILLED, Language,
     MAX_CONTEXTS, MAX_VALUE, RunCode, TEXT_PLAIN, is_context_name,
+};
+pub use entry::{
+    ATTRIBUTE_PREFIX, Entry, EntryChange, EntryEvent, EntryItem, EntryOperation, EntryRequest,
+    MAX_ATTRIBUTES, MAX_DEPTH, MAX_ENTRY_PATHS, Usage,
 };
 pub use state::{
     Entropy, Frozen, HookRun, InterpreterThawed, MAX_HOOKS, NewIdentity, Reseeded, Thaw, Thawed,
@@ -76,6 +81,10 @@ pub enum HostOpen {
     PrepareInterpreter { language: Language, user: String },
     /// What the VM is made of; see [`SurveyRequest`] for what follows.
     Survey(SurveyRequest),
+    /// One operation on files as a shell's user names them; see [`EntryRequest`] for what follows.
+    Entry(EntryRequest),
+    /// Answer: [`Reply<Usage>`].
+    Usage,
 }
 
 /// First frame on a stream opened by the guest. The host answers [`Reply<()>`], then a [`crate::Tunnel`]; unknown

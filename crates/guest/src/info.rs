@@ -36,7 +36,7 @@ pub fn collect() -> Result<GuestInfo, GuestError> {
 }
 
 /// Bytes of a line such as `MemTotal:  252312 kB`.
-fn memory_field(meminfo: &str, field: &str) -> u64 {
+pub fn memory_field(meminfo: &str, field: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(field));
     let kib: Option<u64> = line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok());
     kib.unwrap_or(0).saturating_mul(1024)

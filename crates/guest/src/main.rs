@@ -4,6 +4,7 @@
 //! init      kernel's hand-over --> disks, root, filesystems;   in a sandbox: what its kernel has not
 //! port      virtio-serial port, or a socket --> guest-proto server --> services --+-- exec   processes, terminals, output
 //!                                                                    +-- files  with a user's permissions
+//!                                                                    +-- entries  files as a shell names them
 //!                                                                    +-- contexts  live interpreters
 //!                                                                    +-- freeze, thaw  for snapshots and forks
 //!                                                                    +-- survey  what the VM is made of
@@ -17,6 +18,7 @@ mod cgroup;
 mod clock;
 mod console;
 mod contexts;
+mod entries;
 mod exec;
 mod fatal;
 mod fault;
@@ -35,6 +37,7 @@ mod sys;
 mod task;
 mod tcp;
 mod thaw;
+mod usage;
 mod users;
 
 use init::CommandLine;
@@ -138,6 +141,7 @@ async fn serve(kernel: Kernel, booted: init::Booted) -> Result<Infallible, Agent
         root,
         data: Arc::new(booted.data),
         image: booted.image,
+        meter: usage::Meter::default(),
         ready_ms: clock::uptime_ms(),
     };
     let end = offshoot_guest_proto::server::serve(port, Arc::new(services)).await;

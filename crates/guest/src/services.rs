@@ -3,9 +3,10 @@
 use crate::{
     clock,
     contexts::Contexts,
+    entries::{self, Entries},
     exec::{Attachment, Execs, Output},
     fault::{Context, fault, invalid},
-    files::{Files, Root},
+    files::{Files, Reading, Root, Seen, What},
     freeze::Freezer,
     info,
     init::{self, DataDisk},
@@ -16,14 +17,16 @@ use crate::{
     survey::{self, Layers},
     tcp::{self, Tunnels},
     thaw::Thawer,
+    usage::Meter,
     users::Users,
 };
 use offshoot_guest_proto::{
     CloseReason,
     message::{
-        ContextInfo, ExecAttach, ExecInput, ExecStart, ExecSummary, FileChunk, FileOperation, FileRequest,
-        Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, ListItem,
-        RunCode, ShutdownKind, SurveyRequest, Thaw, Thawed,
+        ContextInfo, EntryItem, EntryOperation, EntryRequest, ExecAttach, ExecInput, ExecStart, ExecSummary,
+        FileChunk, FileOperation, FileRequest, Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo,
+        HostHello, HostTime, Language, ListItem, RunCode, ShutdownKind, SurveyRequest, Thaw, Thawed, Usage,
+        WatchChange, WatchEvent,
     },
     resync::EpochEnd,
     server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, SurveyPeer, TcpPeer},
@@ -45,6 +48,7 @@ pub struct Services {
     pub tunnels: Tunnels,
     pub root: Arc<Root>,
     pub data: Arc<DataDisk>,
+    pub meter: Meter,
     /// The root directory of the VM's image.
     pub image: Option<OwnedFd>,
     /// When the agent was ready, in milliseconds since the kernel started.
@@ -206,6 +210,22 @@ impl server::Services for Services {
         drop(outcome);
     }
 
+    async fn entry(&self, request: EntryRequest, mut peer: FilePeer) {
+        let outcome = match self.users.find(&request.user) {
+            Ok(user) => {
+                let entries = Entries::new(Arc::clone(&self.root), Arc::clone(&self.users), user);
+                entry_operation(&entries, request.operation, &mut peer).await
+            }
+            Err(error) => peer.reply::<()>(Err(error)).await,
+        };
+        // A host that left has no use for the outcome; what was half written is there as far as it came.
+        drop(outcome);
+    }
+
+    async fn usage(&self) -> Result<Usage, GuestError> {
+        self.meter.read()
+    }
+
     fn session_ended(&self, reason: &CloseReason) {
         // A new session takes the old one's place whenever a daemon or a state is new.
         if !matches!(reason, CloseReason::Epoch(EpochEnd::NewEpoch)) {
@@ -283,6 +303,90 @@ async fn file_operation(
     }
 }
 
+async fn entry_operation(
+    entries: &Entries,
+    operation: EntryOperation,
+    peer: &mut FilePeer,
+) -> Result<(), Detached> {
+    match operation {
+        EntryOperation::Stat { path } => peer.reply(entries.stat(&path).await).await,
+        EntryOperation::MakeDirectory { path } => peer.reply(entries.make_directory(&path).await).await,
+        EntryOperation::Move { from, to } => peer.reply(entries.rename(&from, &to).await).await,
+        EntryOperation::Remove { path } => peer.reply(entries.remove(&path).await).await,
+        EntryOperation::Compose { sources, to } => peer.reply(entries.compose(&sources, &to).await).await,
+        EntryOperation::List { path, depth } => match entries.list(&path, depth).await {
+            Ok(listing) => list_entries(listing, peer).await,
+            Err(error) => peer.reply::<()>(Err(error)).await,
+        },
+        EntryOperation::Read { path, offset, length } => match entries.read(&path, offset, length).await {
+            Ok((entry, reading)) => {
+                peer.reply(Ok(entry)).await?;
+                send_file(reading, peer).await
+            }
+            Err(error) => peer.reply::<()>(Err(error)).await,
+        },
+        EntryOperation::Write { path, attributes } => match entries.write(&path, attributes).await {
+            Ok(writing) => write_entry(writing, peer).await,
+            Err(error) => peer.reply::<()>(Err(error)).await,
+        },
+        EntryOperation::Watch { path, recursive, entries: described } => {
+            match entries.watch(&path, recursive, described).await {
+                Ok(watching) => watch_entries(watching, peer).await,
+                Err(error) => peer.reply::<()>(Err(error)).await,
+            }
+        }
+    }
+}
+
+async fn list_entries(mut listing: entries::Listing, peer: &mut FilePeer) -> Result<(), Detached> {
+    peer.reply(Ok(())).await?;
+    loop {
+        match listing.next().await {
+            Ok(batch) if batch.is_empty() => return peer.send(&EntryItem::End).await,
+            Ok(batch) => {
+                for entry in batch {
+                    peer.send(&EntryItem::Entry(Box::new(entry))).await?;
+                }
+            }
+            Err(error) => return peer.send(&EntryItem::Failed(error)).await,
+        }
+    }
+}
+
+async fn write_entry(mut writing: entries::Writing, peer: &mut FilePeer) -> Result<(), Detached> {
+    peer.reply(Ok(())).await?;
+    loop {
+        let outcome = match peer.chunk().await? {
+            FileChunk::Data(data) => match writing.append(data).await {
+                Ok(()) => continue,
+                Err(error) => Err(error),
+            },
+            FileChunk::End => writing.finish().await,
+            // The host gave up: nobody waits for an answer.
+            FileChunk::Failed(_) => return Ok(()),
+        };
+        return peer.reply(outcome).await;
+    }
+}
+
+async fn watch_entries(mut watching: entries::Watching, peer: &mut FilePeer) -> Result<(), Detached> {
+    peer.reply(Ok(watching.directory().to_owned())).await?;
+    loop {
+        let event = tokio::select! {
+            event = watching.next() => event,
+            () = peer.left() => return Ok(()),
+        };
+        match event {
+            Ok(event) => peer.send(&event).await?,
+            // The end of the stream tells the host that nothing more will come.
+            Err(error) => {
+                crate::console::warn(format_args!("{error}"));
+                return Ok(());
+            }
+        }
+    }
+}
+
 async fn list(files: &Files, path: String, peer: &mut FilePeer) -> Result<(), Detached> {
     let mut listing = match files.list(path).await {
         Ok(listing) => listing,
@@ -309,11 +413,15 @@ async fn read(
     length: Option<u64>,
     peer: &mut FilePeer,
 ) -> Result<(), Detached> {
-    let (stat, mut reading) = match files.read(path, offset, length).await {
+    let (stat, reading) = match files.read(path, offset, length).await {
         Ok(opened) => opened,
         Err(error) => return peer.reply::<()>(Err(error)).await,
     };
     peer.reply(Ok(stat)).await?;
+    send_file(reading, peer).await
+}
+
+async fn send_file(mut reading: Reading, peer: &mut FilePeer) -> Result<(), Detached> {
     loop {
         match reading.next().await {
             Ok(Some(data)) => peer.send(&FileChunk::Data(data)).await?,
@@ -347,7 +455,7 @@ async fn watch(mut watching: crate::files::Watching, peer: &mut FilePeer) -> Res
             () = peer.left() => return Ok(()),
         };
         match event {
-            Ok(event) => peer.send(&event).await?,
+            Ok(seen) => peer.send(&told(seen)).await?,
             // The end of the stream tells the host that nothing more will come.
             Err(error) => {
                 crate::console::warn(format_args!("{error}"));
@@ -355,4 +463,17 @@ async fn watch(mut watching: crate::files::Watching, peer: &mut FilePeer) -> Res
             }
         }
     }
+}
+
+/// A rename is told as `Removed` of the old name and `Renamed` of the new one.
+fn told(seen: Seen) -> WatchEvent {
+    let change = match seen.what {
+        What::Created => WatchChange::Created,
+        What::MovedIn => WatchChange::Renamed,
+        What::Modified => WatchChange::Modified,
+        What::Removed | What::MovedOut => WatchChange::Removed,
+        What::AttributesChanged => WatchChange::AttributesChanged,
+        What::Overflow => WatchChange::Overflow,
+    };
+    WatchEvent { change, path: seen.path }
 }

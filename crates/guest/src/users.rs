@@ -76,6 +76,17 @@ impl Users {
         entry.map_or_else(|| uid.to_string(), |entry| entry.name.chars().take(MAX_NAME).collect())
     }
 
+    /// The name of a group, or the number where there is no name.
+    pub fn group_name_of(&self, gid: u32) -> String {
+        let group = self.group.text();
+        let named = group.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+            (fields.nth(1)?.parse() == Ok(gid)).then(|| name.chars().take(MAX_NAME).collect())
+        });
+        named.unwrap_or_else(|| gid.to_string())
+    }
+
     fn without_entry(name: &str, uid: u32) -> User {
         User {
             name: name.to_owned(),
@@ -179,6 +190,13 @@ mod tests {
         assert_eq!(user.home, "/home/user");
         assert_eq!(user.identity, FileIdentity { uid: 1000, gid: 1000, groups: vec![1000, 27] });
         assert_eq!(users.find("1000").unwrap(), user);
+    }
+
+    #[test]
+    fn users_and_groups_have_names_or_are_numbers() {
+        let (_etc, users) = users(PASSWD, GROUP);
+        assert_eq!((users.name_of(1000).as_str(), users.group_name_of(27).as_str()), ("user", "sudo"));
+        assert_eq!((users.name_of(4242).as_str(), users.group_name_of(4242).as_str()), ("4242", "4242"));
     }
 
     #[test]

@@ -8,11 +8,12 @@ use crate::message::{
     CHUNK, FileChunk, FileOperation, FileRequest, FileStat, HostOpen, ListItem, Reply, WatchEvent,
 };
 use bytes::Bytes;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 /// A name has at most 255 bytes; each may have become a three-byte replacement character.
 const MAX_NAME: usize = 3 * 255;
 /// `PATH_MAX`, with the same allowance.
-const MAX_PATH: usize = 3 * 4096;
+pub(super) const MAX_PATH: usize = 3 * 4096;
 
 /// File operations in the guest as one user.
 #[derive(Debug, Clone)]
@@ -49,7 +50,7 @@ impl Files {
         let operation = FileOperation::Read { path: path.into(), offset, length };
         let mut call = self.call("read", operation).await?;
         let stat = check_stat("read", call.reply::<FileStat>().await?)?;
-        Ok(FileReader { call, stat, left: length, over: false })
+        Ok(FileReader { stat, incoming: Incoming::new(call, length) })
     }
 
     /// Written beside, renamed into place by [`FileWriter::finish`].
@@ -63,7 +64,7 @@ impl Files {
         let operation = FileOperation::Write { path: path.into(), mode, make_parents, exclusive };
         let mut call = self.call("write", operation).await?;
         call.reply::<()>().await?;
-        Ok(FileWriter { call })
+        Ok(FileWriter(Outgoing { call }))
     }
 
     /// With `parents`, existing directories are fine.
@@ -117,10 +118,8 @@ impl Files {
 /// The bytes of a file. Dropping it ends the transfer.
 #[derive(Debug)]
 pub struct FileReader {
-    call: Call,
     stat: FileStat,
-    left: Option<u64>,
-    over: bool,
+    incoming: Incoming,
 }
 
 impl FileReader {
@@ -131,6 +130,25 @@ impl FileReader {
 
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.incoming.next().await
+    }
+}
+
+/// Chunks that the guest sends.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    call: Call,
+    left: Option<u64>,
+    over: bool,
+}
+
+impl Incoming {
+    /// At most `limit` bytes.
+    pub(super) fn new(call: Call, limit: Option<u64>) -> Self {
+        Self { call, left: limit, over: false }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         if self.over {
             return Ok(None);
         }
@@ -161,13 +179,29 @@ impl FileReader {
 
 /// A file being written. Dropping it before `finish` leaves the old file as it was.
 #[derive(Debug)]
-pub struct FileWriter {
-    call: Call,
-}
+pub struct FileWriter(Outgoing);
 
 impl FileWriter {
     /// Not cancel-safe: after a cancelled call every further one fails.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        self.0.send(bytes).await
+    }
+
+    /// Puts the file into place.
+    pub async fn finish(self) -> Result<FileStat, ClientError> {
+        check_stat("write", self.0.finish::<FileStat>().await?)
+    }
+}
+
+/// Chunks that the guest takes.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) call: Call,
+}
+
+impl Outgoing {
+    /// Not cancel-safe.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         for chunk in bytes.chunks(CHUNK) {
             let sent = self.call.send(&FileChunk::Data(chunk.to_vec())).await;
             if let Err(error) = sent {
@@ -177,13 +211,12 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Puts the file into place.
-    pub async fn finish(mut self) -> Result<FileStat, ClientError> {
+    /// The guest's answer once it has all of it.
+    pub(super) async fn finish<T: DeserializeOwned>(mut self) -> Result<T, ClientError> {
         if let Err(error) = self.call.send(&FileChunk::End).await {
             return Err(self.why(error).await);
         }
-        let stat = self.call.reply::<FileStat>().await?;
-        check_stat("write", stat)
+        self.call.reply().await
     }
 
     /// A guest that fails half-way (a full disk) says so and drops the stream: that answer is the better error.
@@ -191,7 +224,7 @@ impl FileWriter {
         if !matches!(error, ClientError::Protocol { .. }) {
             return error;
         }
-        match self.call.reader.recv::<Reply<FileStat>>().await {
+        match self.call.reader.recv::<Reply<IgnoredAny>>().await {
             Ok(Some(Reply::Err(guest))) => ClientError::Guest(guest),
             _ => error,
         }
@@ -263,7 +296,7 @@ impl Watch {
     }
 }
 
-fn check_stat(operation: &'static str, stat: FileStat) -> Result<FileStat, ClientError> {
+pub(super) fn check_stat(operation: &'static str, stat: FileStat) -> Result<FileStat, ClientError> {
     if stat.mode > 0o7777 {
         return Err(ClientError::protocol(operation, format!("mode {:o}", stat.mode)));
     }

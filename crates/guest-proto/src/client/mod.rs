@@ -14,6 +14,7 @@
 mod call;
 mod code;
 mod connect;
+mod entries;
 mod error;
 mod exec;
 mod files;
@@ -24,6 +25,7 @@ mod survey;
 
 pub use code::CodeHandle;
 pub use connect::ConnectOptions;
+pub use entries::{Entries, EntryListing, EntryReader, EntryWatch, EntryWriter};
 pub use error::{ClientError, ConnectError};
 pub use exec::{ExecEvents, ExecHandle, ExecSender};
 pub use files::{FileReader, FileWriter, Files, ListEntry, Listing, Watch};
@@ -34,7 +36,7 @@ pub use survey::Pages;
 use crate::{
     message::{
         ChangedPath, Contents, ContextInfo, ExecAttach, ExecStart, ExecSummary, Frozen, GuestHello,
-        GuestInfo, HostOpen, Language, ProcessInfo, RunCode, ShutdownKind, Thaw, Thawed,
+        GuestInfo, HostOpen, Language, ProcessInfo, RunCode, ShutdownKind, Thaw, Thawed, Usage,
     },
     resync::Pipe,
     session::{CloseReason, Session},
@@ -106,6 +108,15 @@ impl Client {
     /// File operations, done in the guest as `user`.
     pub fn files(&self, user: impl Into<String>) -> Files {
         Files::new(self.context("file"), user.into())
+    }
+
+    /// The same for a user at a shell, who names files relative to a home.
+    pub fn entries(&self, user: impl Into<String>) -> Entries {
+        Entries::new(self.context("entry"), user.into())
+    }
+
+    pub async fn usage(&self) -> Result<Usage, ClientError> {
+        self.ask("measure", &HostOpen::Usage).await
     }
 
     /// A TCP connection to a port inside the guest.

@@ -22,9 +22,9 @@ pub use serve::Server;
 
 use crate::{
     message::{
-        ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
-        GuestHello, GuestInfo, HostHello, HostTime, Language, RunCode, ShutdownKind, SurveyRequest, Thaw,
-        Thawed,
+        ContextInfo, EntryRequest, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError,
+        GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, RunCode, ShutdownKind,
+        SurveyRequest, Thaw, Thawed, Usage,
     },
     resync::{EpochEnd, Pipe},
     session::CloseReason,
@@ -121,6 +121,16 @@ pub trait Services: Send + Sync + 'static {
     fn survey(&self, request: SurveyRequest, peer: SurveyPeer) -> impl Future<Output = ()> + Send {
         let _unused = request;
         peer.refuse(unsupported("telling what it is made of"))
+    }
+
+    /// See [`crate::message::EntryOperation`] for what is to be sent and received.
+    fn entry(&self, request: EntryRequest, peer: FilePeer) -> impl Future<Output = ()> + Send {
+        let _unused = request;
+        peer.refuse(unsupported("files by a user's name for them"))
+    }
+
+    fn usage(&self) -> impl Future<Output = Result<Usage, GuestError>> + Send {
+        async { Err(unsupported("measuring what it uses")) }
     }
 
     /// For the agent's log.

@@ -153,6 +153,11 @@ impl FilePeer {
         Self { reader, writer }
     }
 
+    pub async fn refuse(mut self, error: GuestError) {
+        // A host that left has no use for the error.
+        let _left = self.reply::<()>(Err(error)).await;
+    }
+
     /// `Reply<()>` or `Reply<FileStat>`, as the operation asks for.
     pub async fn reply<T: Serialize>(&mut self, result: Result<T, GuestError>) -> Result<(), Detached> {
         let reply = match result {

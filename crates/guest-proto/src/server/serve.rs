@@ -234,6 +234,11 @@ async fn handle<S: Services>(stream: MuxStream, services: Arc<S>, shutdown: mpsc
             answer(&mut writer, done).await;
         }
         HostOpen::Survey(request) => services.survey(request, SurveyPeer::new(writer)).await,
+        HostOpen::Entry(request) => services.entry(request, FilePeer::new(reader, writer)).await,
+        HostOpen::Usage => {
+            let usage = services.usage().await;
+            answer(&mut writer, usage).await;
+        }
         HostOpen::Control(_) => {
             let message = "the session has its control stream already".to_owned();
             let refusal = GuestError { kind: GuestErrorKind::AlreadyExists, message };

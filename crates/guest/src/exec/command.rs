@@ -1,7 +1,6 @@
 //! What a request means in this VM: program candidates, environment, directory, limits.
 
-use crate::fault::invalid;
-use crate::users::User;
+use crate::{entries::at_home, fault::invalid, users::User};
 use offshoot_guest_proto::message::{ExecCommand, ExecStart, GuestError, ResourceLimits};
 use rustix::process::{Resource, Rlimit, getrlimit};
 use std::{collections::BTreeMap, ffi::CString};
@@ -51,10 +50,7 @@ impl Command {
             ExecCommand::Shell(_) => vec![c_string("shell", SHELL)?],
         };
         let directory = match &start.cwd {
-            Some(path) if !path.starts_with('/') => {
-                return Err(invalid(format!("working directory {path}: not an absolute path")));
-            }
-            Some(path) => Directory::Chosen(c_string("working directory", path)?),
+            Some(path) => Directory::Chosen(c_string("working directory", &at_home(path, &user.home)?)?),
             None => Directory::Home(c_string("home", &user.home)?),
         };
         let environment = environment
@@ -172,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_may_be_named_as_in_a_shell() {
+        for (cwd, expected) in [("/srv", c"/srv"), ("sub", c"/home/user/sub"), ("~/a", c"/home/user/a")] {
+            let request = ExecStart { cwd: Some(cwd.into()), ..start(ExecCommand::Shell(String::new())) };
+            let command = Command::resolve(&request, &user()).unwrap();
+            assert!(matches!(&command.directory, Directory::Chosen(path) if path.as_c_str() == expected));
+        }
+    }
+
+    #[test]
     fn what_the_kernel_could_not_take_is_refused_by_name() {
         let mut requests = vec![
             start(ExecCommand::Argv(vec![])),
@@ -184,7 +189,7 @@ mod tests {
             request.env.insert(key.into(), value.into());
             requests.push(request);
         }
-        requests.push(ExecStart { cwd: Some("relative".into()), ..start(ExecCommand::Shell(String::new())) });
+        requests.push(ExecStart { cwd: Some("~other".into()), ..start(ExecCommand::Shell(String::new())) });
         for request in requests {
             let error = Command::resolve(&request, &user()).unwrap_err();
             assert_eq!(

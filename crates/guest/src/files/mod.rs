@@ -9,22 +9,23 @@
 mod list;
 mod path;
 mod read;
-mod remove;
+pub mod remove;
 mod root;
-mod stat;
+pub mod stat;
 mod watch;
 mod write;
 
+pub use path::GuestPath;
+pub use read::Reading;
 pub use root::Root;
-pub use watch::Watching;
-pub use write::Writing;
+pub use watch::{Seen, Watching, What};
+pub use write::{Writing, write_all};
 
 use crate::{
     fault::{Context, fault},
     sys::FileIdentity,
 };
 use offshoot_guest_proto::message::{FileStat, GuestError, GuestErrorKind};
-use path::GuestPath;
 use rustix::fs::{Mode, OFlags, chmodat, mkdirat, renameat, symlinkat};
 use std::{io, sync::Arc};
 
@@ -36,7 +37,7 @@ pub struct Files {
 }
 
 /// Runs `work` on a blocking thread.
-async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, GuestError> + Send + 'static,
 ) -> Result<T, GuestError> {
     match tokio::task::spawn_blocking(work).await {

@@ -51,6 +51,10 @@ impl Files {
 }
 
 impl Reading {
+    pub fn file(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.file)
+    }
+
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, GuestError> {
         let limit = usize::try_from(self.left).unwrap_or(usize::MAX).min(CHUNK);

@@ -5,7 +5,10 @@
 use super::path::GuestPath;
 use rustix::{
     fd::{AsRawFd, OwnedFd},
-    fs::{CWD, Mode, OFlags, ResolveFlags, chmod, fchmod, mkdirat, openat, openat2, readlinkat},
+    fs::{
+        AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chmod, chownat, fchmod, mkdirat, openat, openat2,
+        readlinkat,
+    },
     io::Errno,
 };
 use std::{io, path::Path};
@@ -27,17 +30,29 @@ impl Root {
     }
 
     pub fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.open_or_create(path, flags, Mode::empty())
+    }
+
+    /// `mode` is that of a file which is made, less the agent's umask.
+    pub fn open_or_create(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         loop {
             // EAGAIN: a rename elsewhere raced with `..`; the kernel asks to try again.
             let flags = flags | OFlags::CLOEXEC;
-            match openat2(&self.directory, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+            match openat2(&self.directory, path, flags, mode, ResolveFlags::IN_ROOT) {
                 Err(Errno::AGAIN) if !flags.contains(OFlags::NONBLOCK) => {}
-                Err(Errno::NOSYS) if self.whole => {
-                    return openat(&self.directory, path, flags, Mode::empty());
-                }
+                Err(Errno::NOSYS) if self.whole => return openat(&self.directory, path, flags, mode),
                 result => return result,
             }
         }
+    }
+
+    /// Where an open file lies below this root; `None` where nobody can tell any more.
+    pub fn place_of(&self, file: impl AsRawFd) -> Option<String> {
+        let whole =
+            |fd: i32| readlinkat(CWD, format!("/proc/self/fd/{fd}"), Vec::new()).ok()?.into_string().ok();
+        let (root, place) = (whole(self.directory.as_raw_fd())?, whole(file.as_raw_fd())?);
+        let below = place.strip_prefix(root.trim_end_matches('/')).filter(|below| below.starts_with('/'));
+        below.filter(|below| !below.ends_with(" (deleted)")).map(str::to_owned)
     }
 
     pub fn directory(&self, path: &str) -> Result<OwnedFd, Errno> {
@@ -70,6 +85,16 @@ impl Root {
 
     /// Makes every directory of `path` that is missing. `mode` applies to the last one, if it was made.
     pub fn make_directories(&self, path: &GuestPath, mode: Option<Mode>) -> io::Result<()> {
+        self.make_directories_as(path, mode, None)
+    }
+
+    /// The same, with those that were made given to somebody.
+    pub fn make_directories_as(
+        &self,
+        path: &GuestPath,
+        mode: Option<Mode>,
+        owner: Option<(Uid, Gid)>,
+    ) -> io::Result<()> {
         let mut parent = self.directory("/")?;
         for prefix in path.prefixes() {
             parent = match self.directory(prefix) {
@@ -78,6 +103,9 @@ impl Root {
                     let name = prefix.rsplit_once('/').map_or(prefix, |(_, name)| name);
                     match mkdirat(&parent, name, Mode::from_raw_mode(0o777)) {
                         Ok(()) => {
+                            if let Some((uid, gid)) = owner {
+                                chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                            }
                             if let (Some(mode), true) = (mode, prefix == path.as_str().trim_end_matches('/'))
                             {
                                 self.change_mode(prefix, mode)?;

@@ -1,7 +1,7 @@
 //! File operations in a directory of the host that stands for the VM's root.
 
 use super::*;
-use offshoot_guest_proto::message::{CHUNK, FileKind, ListItem, WatchChange};
+use offshoot_guest_proto::message::{CHUNK, FileKind, ListItem};
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
@@ -209,17 +209,17 @@ async fn a_watch_sees_changes_also_in_directories_made_later() {
     let mut watching = files.watch("/".into(), true).await.unwrap();
     fs::create_dir(root.join("d")).unwrap();
     let event = watching.next().await.unwrap();
-    assert_eq!((event.change, event.path.as_str()), (WatchChange::Created, "/d"));
+    assert_eq!((event.what, event.path.as_str()), (What::Created, "/d"));
     fs::write(root.join("d/f"), "x").unwrap();
     let event = watching.next().await.unwrap();
-    assert_eq!((event.change, event.path.as_str()), (WatchChange::Created, "/d/f"));
+    assert_eq!((event.what, event.path.as_str()), (What::Created, "/d/f"));
     fs::rename(root.join("d/f"), root.join("d/g")).unwrap();
     let mut seen = Vec::new();
-    while !seen.contains(&(WatchChange::Renamed, "/d/g".to_owned())) {
+    while !seen.contains(&(What::MovedIn, "/d/g".to_owned())) {
         let event = watching.next().await.unwrap();
-        seen.push((event.change, event.path));
+        seen.push((event.what, event.path));
     }
-    assert!(seen.contains(&(WatchChange::Removed, "/d/f".to_owned())), "{seen:?}");
+    assert!(seen.contains(&(What::MovedOut, "/d/f".to_owned())), "{seen:?}");
 }
 
 #[tokio::test]
@@ -233,7 +233,7 @@ async fn a_watch_misses_nothing_in_a_directory_that_is_filled_before_it_is_seen(
     let mut seen = Vec::new();
     while !seen.contains(&"/a/b/f".to_owned()) {
         let event = watching.next().await.unwrap();
-        if event.change == WatchChange::Created {
+        if event.what == What::Created {
             seen.push(event.path);
         }
     }

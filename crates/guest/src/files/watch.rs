@@ -5,7 +5,7 @@ use crate::{
     fault::{Context, fault},
     sys,
 };
-use offshoot_guest_proto::message::{GuestError, GuestErrorKind, WatchChange, WatchEvent};
+use offshoot_guest_proto::message::{GuestError, GuestErrorKind};
 use rustix::{
     fd::{AsFd, AsRawFd},
     fs::{
@@ -35,14 +35,33 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::EXCL_UNLINK);
 
 /// A stream of changes. What is in a directory that appears in a recursive watch is reported as `Created`, some of it
-/// perhaps twice: it may have come before or after the watch on that directory. Renames are reported as `Removed` of the old name and `Renamed` of the new one.
+/// perhaps twice: it may have come before or after the watch on that directory.
 #[derive(Debug)]
 pub struct Watching {
     inotify: sys::AsyncFd,
     covered: Covered,
     files: Files,
     recursive: bool,
-    ready: VecDeque<WatchEvent>,
+    ready: VecDeque<Seen>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub what: What,
+    pub path: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Created,
+    MovedIn,
+    Modified,
+    Removed,
+    MovedOut,
+    AttributesChanged,
+    /// The kernel dropped events.
+    Overflow,
 }
 
 /// Which directory each watch descriptor stands for.
@@ -142,7 +161,7 @@ fn join(directory: &str, name: &str) -> String {
 
 impl Watching {
     /// The next change. Cancel-safe, but for new directories of a recursive watch being covered late.
-    pub async fn next(&mut self) -> Result<WatchEvent, GuestError> {
+    pub async fn next(&mut self) -> Result<Seen, GuestError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
@@ -167,7 +186,7 @@ impl Watching {
             .await
             .map_err(too_many)?;
         self.covered = covered;
-        self.ready.extend(found.into_iter().map(|path| WatchEvent { change: WatchChange::Created, path }));
+        self.ready.extend(found.into_iter().map(|path| Seen { what: What::Created, path }));
         Ok(())
     }
 
@@ -182,8 +201,7 @@ impl Watching {
                 Ok(event) => {
                     let flags = event.events();
                     if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-                        self.ready
-                            .push_back(WatchEvent { change: WatchChange::Overflow, path: "/".to_owned() });
+                        self.ready.push_back(Seen { what: What::Overflow, path: "/".to_owned() });
                         continue;
                     }
                     let Some(directory) = self.covered.0.get(&event.wd()) else { continue };
@@ -199,8 +217,8 @@ impl Watching {
                     if self.recursive && appeared && flags.contains(ReadFlags::ISDIR) {
                         new_directories.push(path.clone());
                     }
-                    if let Some(change) = change(flags) {
-                        self.ready.push_back(WatchEvent { change, path });
+                    if let Some(what) = what(flags) {
+                        self.ready.push_back(Seen { what, path });
                     }
                     if reader.is_buffer_empty() {
                         return Ok(new_directories);
@@ -217,15 +235,15 @@ impl Watching {
     }
 }
 
-fn change(flags: ReadFlags) -> Option<WatchChange> {
-    let gone = ReadFlags::DELETE | ReadFlags::DELETE_SELF | ReadFlags::MOVED_FROM | ReadFlags::MOVE_SELF;
+fn what(flags: ReadFlags) -> Option<What> {
     [
-        (ReadFlags::CREATE, WatchChange::Created),
-        (ReadFlags::MOVED_TO, WatchChange::Renamed),
-        (gone, WatchChange::Removed),
-        (ReadFlags::MODIFY, WatchChange::Modified),
-        (ReadFlags::ATTRIB, WatchChange::AttributesChanged),
+        (ReadFlags::CREATE, What::Created),
+        (ReadFlags::MOVED_TO, What::MovedIn),
+        (ReadFlags::DELETE | ReadFlags::DELETE_SELF, What::Removed),
+        (ReadFlags::MOVED_FROM | ReadFlags::MOVE_SELF, What::MovedOut),
+        (ReadFlags::MODIFY, What::Modified),
+        (ReadFlags::ATTRIB, What::AttributesChanged),
     ]
     .into_iter()
-    .find_map(|(flag, change)| flags.intersects(flag).then_some(change))
+    .find_map(|(flag, what)| flags.intersects(flag).then_some(what))
 }

@@ -120,20 +120,14 @@ impl Files {
 }
 
 impl Writing {
+    /// Whose the file is to be, whoever's was there.
+    pub fn give_to(&mut self, uid: Uid, gid: Gid) {
+        self.attributes.owner = Some((uid, gid));
+    }
+
     pub async fn append(&mut self, data: Vec<u8>) -> Result<(), GuestError> {
         let (temporary, path) = (Arc::clone(&self.temporary), self.path.clone());
-        blocking(move || {
-            let mut rest = data.as_slice();
-            while !rest.is_empty() {
-                match write(&temporary.file, rest) {
-                    Ok(count) => rest = &rest[count..],
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(errno).context("write", path),
-                }
-            }
-            Ok(())
-        })
-        .await
+        blocking(move || write_all(&temporary.file, &data).context("write", path)).await
     }
 
     /// Puts the file in its place.
@@ -153,6 +147,18 @@ impl Writing {
             })
             .await
     }
+}
+
+pub fn write_all(file: &OwnedFd, data: &[u8]) -> io::Result<()> {
+    let mut rest = data;
+    while !rest.is_empty() {
+        match write(file, rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A file replaced by root stays its owner's; a user may only replace it by a file of their own.

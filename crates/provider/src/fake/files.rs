@@ -2,8 +2,8 @@
 
 use offshoot_guest_proto::{
     message::{
-        CHUNK, FileChunk, FileKind, FileOperation, FileRequest, FileStat, GuestError, GuestErrorKind,
-        ListItem,
+        CHUNK, EntryChange, FileChunk, FileKind, FileOperation, FileRequest, FileStat, GuestError,
+        GuestErrorKind, ListItem,
     },
     server::{Detached, FilePeer},
 };
@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
+use tokio::sync::broadcast;
 
 /// A file of the fake guest may not grow past this: the tests' memory is not a disk.
 const MAX_FILE: usize = 64 * 1024 * 1024;
@@ -32,10 +33,25 @@ pub(super) enum Node {
     },
 }
 
+/// Changes that a watcher may be behind.
+const CHANGES: usize = 256;
+
 /// Paths without trailing slash; the root is `/`.
 #[derive(Debug)]
 pub(super) struct Files {
     nodes: Mutex<BTreeMap<String, Node>>,
+    changes: broadcast::Sender<Changed>,
+    /// Of what was made with an owner. A stored state knows nothing of them.
+    marks: Mutex<BTreeMap<String, Mark>>,
+}
+
+/// What happened to a path.
+pub(super) type Changed = (EntryChange, String);
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Mark {
+    pub owner: String,
+    pub attributes: BTreeMap<String, String>,
 }
 
 pub(super) type Tree = BTreeMap<String, Node>;
@@ -44,11 +60,11 @@ impl Default for Files {
     fn default() -> Self {
         let directories = ["/", "/etc", "/home", "/home/user", "/root", "/tmp", "/workspace"];
         let nodes = directories.map(|path| (path.to_owned(), Node::Directory { mode: 0o755 }));
-        Self { nodes: Mutex::new(nodes.into()) }
+        Self::of(nodes.into())
     }
 }
 
-fn error(kind: GuestErrorKind, path: &str, what: &str) -> GuestError {
+pub(super) fn error(kind: GuestErrorKind, path: &str, what: &str) -> GuestError {
     GuestError { kind, message: format!("{path}: {what}") }
 }
 
@@ -57,7 +73,7 @@ fn not_found(path: &str) -> GuestError {
 }
 
 /// Absolute, without `.`, `..` and empty parts; `..` at the root stays there.
-fn normal(path: &str) -> Result<String, GuestError> {
+pub(super) fn normal(path: &str) -> Result<String, GuestError> {
     if !path.starts_with('/') || path.contains('\0') {
         return Err(error(GuestErrorKind::InvalidArgument, path, "not an absolute path"));
     }
@@ -72,7 +88,7 @@ fn normal(path: &str) -> Result<String, GuestError> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-fn parent(path: &str) -> &str {
+pub(super) fn parent(path: &str) -> &str {
     match path.rfind('/') {
         Some(0) | None => "/",
         Some(at) => &path[..at],
@@ -142,7 +158,24 @@ fn stat(node: &Node) -> FileStat {
 
 impl Files {
     pub fn of(tree: Tree) -> Self {
-        Self { nodes: Mutex::new(tree) }
+        Self { nodes: Mutex::new(tree), changes: broadcast::Sender::new(CHANGES), marks: Mutex::default() }
+    }
+
+    pub fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self, change: EntryChange, path: &str) {
+        // Nobody may be watching.
+        let _ = self.changes.send((change, path.to_owned()));
+    }
+
+    pub fn mark(&self, path: &str, mark: Mark) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), mark);
+    }
+
+    pub fn mark_of(&self, path: &str) -> Option<Mark> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
     }
 
     /// All of it, as it is now.
@@ -175,8 +208,18 @@ impl Files {
             return Err(error(GuestErrorKind::NoSpace, path, "no space left"));
         }
         data.extend_from_slice(added);
-        tree.insert(real, Node::File { data, mode });
+        self.put(&mut tree, real, Node::File { data, mode });
         Ok(())
+    }
+
+    fn put(&self, tree: &mut Tree, path: String, node: Node) {
+        if !tree.contains_key(&path) {
+            self.changed(EntryChange::Created, &path);
+        }
+        if matches!(node, Node::File { .. }) {
+            self.changed(EntryChange::Written, &path);
+        }
+        tree.insert(path, node);
     }
 
     fn tree(&self) -> MutexGuard<'_, Tree> {
@@ -215,13 +258,13 @@ impl Files {
         }
     }
 
-    fn stat(&self, path: &str, follow: bool) -> Result<FileStat, GuestError> {
+    pub fn stat(&self, path: &str, follow: bool) -> Result<FileStat, GuestError> {
         let tree = self.tree();
         let real = real(&tree, path, follow)?;
         tree.get(&real).map(stat).ok_or_else(|| not_found(path))
     }
 
-    fn list(&self, path: &str) -> Result<Vec<ListItem>, GuestError> {
+    pub fn list(&self, path: &str) -> Result<Vec<ListItem>, GuestError> {
         let tree = self.tree();
         let real = real(&tree, path, true)?;
         directory(&tree, &real)?;
@@ -296,7 +339,7 @@ impl Files {
         let written = self.target(path, exclusive).map(|real| {
             let node = Node::File { data, mode: mode.unwrap_or(0o644) };
             let stat = stat(&node);
-            self.tree().insert(real, node);
+            self.put(&mut self.tree(), real, node);
             stat
         });
         peer.reply(written).await
@@ -331,11 +374,13 @@ impl Files {
             _ if parents => Ok(()),
             _ => Err(not_found(path)),
         }?;
-        tree.extend(missing.into_iter().map(|path| (path, Node::Directory { mode })));
+        for path in missing.into_iter().rev() {
+            self.put(&mut tree, path, Node::Directory { mode });
+        }
         Ok(())
     }
 
-    fn rename(&self, from: &str, to: &str) -> Result<(), GuestError> {
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), GuestError> {
         let mut tree = self.tree();
         let (from, to) = (real(&tree, from, false)?, real(&tree, to, false)?);
         directory(&tree, parent(&to))?;
@@ -366,6 +411,8 @@ impl Files {
             }
         }
         tree.remove(&from);
+        self.changed(EntryChange::Renamed, &from);
+        self.changed(EntryChange::Created, &to);
         tree.insert(to, node);
         Ok(())
     }
@@ -384,6 +431,7 @@ impl Files {
         }
         let prefix = below(&real);
         tree.retain(|path, _| *path != real && !path.starts_with(&prefix));
+        self.changed(EntryChange::Removed, &real);
         Ok(())
     }
 

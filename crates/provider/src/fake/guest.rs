@@ -2,6 +2,7 @@
 
 use super::{
     contexts::Contexts,
+    entries,
     exec::Execs,
     files::Files,
     host::{GuestFault, GuestFaults},
@@ -13,9 +14,9 @@ use super::{
 use crate::Exit;
 use offshoot_guest_proto::{
     message::{
-        ContextInfo, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError, GuestErrorKind,
-        GuestHello, GuestInfo, HostHello, HostTime, Language, PROTOCOL_VERSION, Reseeded, RunCode,
-        ShutdownKind, SurveyRequest, Thaw, Thawed,
+        ContextInfo, EntryRequest, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError,
+        GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, PROTOCOL_VERSION, Reseeded,
+        RunCode, ShutdownKind, SurveyRequest, Thaw, Thawed, Usage,
     },
     server::{CodePeer, ExecPeer, FilePeer, Services, SurveyPeer, TcpPeer},
 };
@@ -202,6 +203,23 @@ impl Services for Guest {
     async fn file(&self, request: FileRequest, peer: FilePeer) {
         // A host that left in the middle wants no answer.
         let _ = self.world.files.serve(request, peer).await;
+    }
+
+    async fn entry(&self, request: EntryRequest, peer: FilePeer) {
+        // A host that left in the middle wants no answer.
+        let _ = entries::serve(&self.world.files, request, peer).await;
+    }
+
+    async fn usage(&self) -> Result<Usage, GuestError> {
+        Ok(Usage {
+            cpus: 1,
+            cpu_used_percent: 12.5,
+            memory_total: self.memory,
+            memory_used: self.memory / 4,
+            memory_cached: self.memory / 8,
+            disk_total: 1 << 30,
+            disk_used: 1 << 20,
+        })
     }
 
     async fn tcp(&self, port: u16, peer: TcpPeer) {

@@ -11,6 +11,7 @@ mod bytes;
 mod contexts;
 mod devices;
 mod disks;
+mod entries;
 mod exec;
 mod files;
 mod guest;
