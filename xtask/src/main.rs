@@ -14,6 +14,7 @@ mod openapi;
 mod packages;
 mod picture;
 mod process;
+mod sdk;
 mod soak;
 mod test;
 
@@ -42,6 +43,8 @@ enum Verb {
     Bench(bench::Args),
     /// Run random operations and kills against real VMs for a long time, checking invariants.
     Soak(soak::Args),
+    /// Do all set-up, then check the SDKs and run their tests against a real daemon.
+    Sdk(sdk::Args),
     /// Install gVisor's `runsc` (on Debian 12 from backports, which this enables), or undo that.
     Gvisor(gvisor::Args),
     /// Build a guest image (`base` unless named).
@@ -74,6 +77,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Check => check::run(),
         Verb::Bench(args) => bench::run(&args),
         Verb::Soak(args) => soak::run(&args),
+        Verb::Sdk(args) => sdk::run(&args),
         Verb::Gvisor(args) => gvisor::run(&args),
         Verb::Image { name } => {
             packages::ensure()?;

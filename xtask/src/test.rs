@@ -1,10 +1,10 @@
-//! `cargo xtask test`: set-up, then every test, real VMs included.
+//! `cargo xtask test`: set-up, then every test, real VMs and the SDKs (each counted as one test) included.
 //!
 //! Tests whose name contains `heavy_` are the heavy rest: long loops, large images. They run with `--all`, one
 //! shard (test) after the other while the budget lasts, starting at a different one for each commit so that a
 //! short budget still covers them all over time. What was left out is printed by name.
 
-use crate::{artifacts, gvisor, packages, process};
+use crate::{artifacts, gvisor, packages, process, sdk};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{BufRead, BufReader},
@@ -54,6 +54,11 @@ pub fn run(args: &Args) -> Result<()> {
         None => format!("not {HEAVY}"),
     };
     nextest(&built, &light, &mut counts)?;
+    if args.filter.is_none() {
+        let (passed, failed) = sdk::test_all(&built);
+        counts.passed += passed;
+        counts.failed += failed;
+    }
     if all && args.filter.is_none() {
         heavy(&built, start, budget, &mut counts)?;
     }

@@ -25,6 +25,7 @@ const ROOT: &[&str] = &[
     "images",
     "openapi",
     "rustfmt.toml",
+    "sdk",
     "xtask",
 ];
 

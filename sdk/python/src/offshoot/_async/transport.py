@@ -1,0 +1,194 @@
+"""Requests and WebSockets to one daemon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+import httpx
+import websockets.asyncio.client
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from .._place import Place, in_thread
+from .._within import transaction_header
+from ..errors import OffshootError
+
+#: Frames from the daemon are at most so long.
+MAX_MESSAGE = 8 * 1024 * 1024
+
+
+class AsyncTransport:
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        socket = None if place.socket is None else str(place.socket)
+        # What is answered late is a long wait that was asked for: time limits are the requests' own.
+        self._http = httpx.AsyncClient(
+            base_url=place.url,
+            headers=place.headers,
+            timeout=httpx.Timeout(None, connect=10),
+            trust_env=socket is None,
+            transport=None if socket is None else httpx.AsyncHTTPTransport(uds=socket),
+        )
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        vm: str | None = None,
+        body: Any = None,
+        query: dict[str, Any] | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+    ) -> httpx.Response:
+        """The whole answer. `vm` names the VM whose open transaction the request belongs to."""
+        request = self._request(method, path, vm, body, query, content)
+        response = await self._answer(request, stream=False)
+        if response.is_error:
+            raise failure(response)
+        return response
+
+    async def json(self, method: str, path: str, **more: Any) -> Any:
+        response = await self.send(method, path, **more)
+        return response.json() if response.content else None
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, *, vm: str | None = None, query: dict[str, Any] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """The head of the answer; its body is read by whoever asked."""
+        response = await self._answer(self._request(method, path, vm, None, query, None), stream=True)
+        try:
+            if response.is_error:
+                await response.aread()
+                raise failure(response)
+            yield response
+        finally:
+            await response.aclose()
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        vm: str | None,
+        body: Any,
+        query: dict[str, Any] | None,
+        content: bytes | AsyncIterable[bytes] | None,
+    ) -> httpx.Request:
+        asked = {key: value for key, value in (query or {}).items() if value is not None}
+        headers = transaction_header(vm)
+        return self._http.build_request(method, path, json=body, params=asked, content=content, headers=headers)
+
+    async def _answer(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        try:
+            return await self._http.send(request, stream=stream)
+        except httpx.ConnectError as error:
+            # Nothing was sent, so nothing is done twice.
+            if not self.place.startable:
+                raise self.place.unreachable(error) from error
+        except httpx.TransportError as error:
+            raise OffshootError(
+                "the connection to the daemon broke off", code="interrupted", cause=str(error) or repr(error)
+            ) from error
+        await in_thread(self.place)
+        try:
+            return await self._http.send(request, stream=stream)
+        except httpx.ConnectError as error:
+            raise self.place.unreachable(error) from error
+
+    async def connect(self, path: str, vm: str) -> AsyncConnection:
+        """A WebSocket of the API."""
+        try:
+            return await self._open(path, vm)
+        except OSError as error:
+            if not self.place.startable:
+                raise self.place.unreachable(error) from error
+        await in_thread(self.place)
+        return await self._open(path, vm)
+
+    async def _open(self, path: str, vm: str) -> AsyncConnection:
+        uri = self.place.websocket(path)
+        headers = {**self.place.headers, **transaction_header(vm)}
+        options: dict[str, Any] = {
+            "additional_headers": headers,
+            "compression": None,
+            "max_size": MAX_MESSAGE,
+            "open_timeout": 60,
+        }
+        try:
+            if self.place.socket is not None:
+                where = str(self.place.socket)
+                opened = websockets.asyncio.client.unix_connect(where, uri, **options)
+            else:
+                opened = websockets.asyncio.client.connect(uri, **options)
+            return AsyncConnection(opened, await opened.__aenter__())
+        except InvalidStatus as error:
+            raise refused(error.response.status_code, error.response.body) from error
+        except InvalidHandshake as error:
+            raise OffshootError("the daemon did not open a stream", cause=str(error)) from error
+
+
+class AsyncConnection:
+    """A conversation: texts are JSON messages, binary frames are bytes of processes."""
+
+    def __init__(self, opened: Any, socket: ClientConnection) -> None:
+        self._opened = opened
+        self._socket = socket
+
+    async def say(self, message: Any) -> None:
+        await self.give(json.dumps(message))
+
+    async def give(self, frame: str | bytes) -> None:
+        try:
+            await self._socket.send(frame)
+        except ConnectionClosed as error:
+            raise broken(error) from error
+
+    async def hear(self) -> bytes | dict[str, Any]:
+        """The next frame. A `failed` message is raised."""
+        try:
+            frame = await self._socket.recv()
+        except ConnectionClosed as error:
+            raise broken(error) from error
+        if isinstance(frame, bytes):
+            return frame
+        message: dict[str, Any] = json.loads(frame)
+        if message.get("event") == "failed":
+            raise OffshootError.of(message["error"])
+        return message
+
+    async def aclose(self) -> None:
+        await self._opened.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> AsyncConnection:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def broken(error: ConnectionClosed) -> OffshootError:
+    return OffshootError("the stream from the daemon broke off", code="interrupted", cause=str(error))
+
+
+def failure(response: httpx.Response) -> OffshootError:
+    return refused(response.status_code, response.content)
+
+
+def refused(status: int, body: bytes | bytearray | None) -> OffshootError:
+    """The error that an answer without success describes."""
+    try:
+        document = json.loads(body or b"")
+    except ValueError:
+        document = None
+    if isinstance(document, dict):
+        return OffshootError.of(document, status)
+    return OffshootError(f"the daemon answered with status {status}")

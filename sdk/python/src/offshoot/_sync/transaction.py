@@ -1,0 +1,81 @@
+# Made by scripts/generate.py from `_async/`: change that.
+"""Transactions: what is done in one is kept as a whole or not at all."""
+
+from __future__ import annotations
+
+from contextvars import Token
+from types import TracebackType
+
+from .. import _within, types
+from ..errors import OffshootError
+from .transport import Transport
+
+
+class Transaction:
+    """A transaction on a VM, as a context manager: committed at its end, rolled back if an exception leaves it.
+
+    All calls on the VM made inside belong to it, whatever handle they use; within another one it is a savepoint.
+    Nobody else can change the VM meanwhile.
+    """
+
+    def __init__(self, transport: Transport, vm: str, deadline: float | None) -> None:
+        self._transport = transport
+        self._vm = vm
+        self._deadline = deadline
+        self._token: Token[dict[str, str]] | None = None
+        #: Once it is open.
+        self.id: str | None = None
+        #: The snapshot of its beginning.
+        self.snapshot: str | None = None
+        #: How it ended, once it has.
+        self.end: types.TransactionEnd | None = None
+
+    def begin(self) -> Transaction:
+        body = {} if self._deadline is None else {"deadline_ms": int(self._deadline * 1000)}
+        begun: types.Transaction = self._transport.json(
+            "POST", f"/v1/vms/{self._vm}/transactions", vm=self._vm, body=body
+        )
+        self.id, self.snapshot = begun["id"], begun["snapshot"]
+        self._token = _within.enter(self._vm, begun["id"])
+        return self
+
+    def commit(self) -> None:
+        """Keeps what was done; `vm.undo()` can still take it back."""
+        self._end("commit")
+
+    def rollback(self) -> None:
+        """Takes back what was done."""
+        self._end("rollback")
+
+    def _end(self, verb: str) -> None:
+        path = f"/v1/vms/{self._vm}/transactions/{self.id}/{verb}"
+        ended: types.Transaction = self._transport.json("POST", path, vm=self._vm)
+        self.end = ended.get("end")
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._token is not None:
+            _within.leave(self._token)
+            self._token = None
+
+    def __enter__(self) -> Transaction:
+        return self.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.end is not None:
+            return
+        try:
+            if kind is None:
+                self.commit()
+            else:
+                self.rollback()
+        except OffshootError as failed:
+            if error is None:
+                raise
+            # What went wrong inside matters more; the daemon rolls back by itself at the deadline.
+            if hasattr(error, "add_note"):
+                error.add_note(f"the transaction was not rolled back: {failed}")
+        finally:
+            self._leave()
