@@ -50,9 +50,9 @@ impl From<ErrorCode> for ExitCode {
             | ErrorCode::Busy
             | ErrorCode::InTransaction
             | ErrorCode::InUse => Self::Conflict,
-            ErrorCode::Denied => Self::Denied,
+            ErrorCode::Denied | ErrorCode::Unauthenticated => Self::Denied,
             ErrorCode::Timeout => Self::Timeout,
-            ErrorCode::NoResource => Self::NoResource,
+            ErrorCode::NoResource | ErrorCode::RateLimited => Self::NoResource,
             ErrorCode::Unavailable
             | ErrorCode::Backend
             | ErrorCode::Image

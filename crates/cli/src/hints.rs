@@ -33,6 +33,8 @@ const fn for_code(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::Guest => Some("`offshoot logs NAME --console` shows what the guest printed"),
         ErrorCode::Internal => Some("this is a defect of ours: please report it with the request id"),
         ErrorCode::ExecFailed => Some("it has to be in the VM: `offshoot shell NAME` lets you look"),
+        ErrorCode::Unauthenticated => Some("`offshoot key list` shows the keys there are"),
+        ErrorCode::RateLimited => Some("wait a moment, or ask for a key with a higher rate"),
         // Whoever did not find it knows best what it was.
         ErrorCode::NotFound
         | ErrorCode::InvalidArgument

@@ -397,6 +397,7 @@ impl Driver {
                 state: row.state.name(),
                 generation: row.generation,
             }),
+            key: None,
         }
     }
 

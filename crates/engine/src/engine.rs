@@ -142,14 +142,16 @@ impl Engine {
 
     /// What policy may rest its decision about `target` on, read now.
     pub fn facts(&self, actor: &Actor, target: &Target) -> Facts {
-        let (Target::Vm(vm) | Target::Snapshot(SnapshotRef::Named { vm, .. })) = target else {
-            return Facts::NONE;
-        };
-        let Ok(handle) = self.core().manager.find(vm, &actor.owner()) else { return Facts::NONE };
+        Facts { vm: self.vm_facts(actor, target), key: None }
+    }
+
+    fn vm_facts(&self, actor: &Actor, target: &Target) -> Option<VmFacts> {
+        let (Target::Vm(vm) | Target::Snapshot(SnapshotRef::Named { vm, .. })) = target else { return None };
+        let handle = self.core().manager.find(vm, &actor.owner()).ok()?;
         let view = handle.view.borrow();
         let (labels, generation) = (view.labels.clone(), view.generation);
         let (id, name, owner) = (handle.id, handle.name.clone(), handle.owner.clone());
-        Facts { vm: Some(VmFacts { id, name, owner, labels, state: view.state.name(), generation }) }
+        Some(VmFacts { id, name, owner, labels, state: view.state.name(), generation })
     }
 
     /// Writes a denial into the audit: what was refused is as much a fact as what was done. A transaction it was to be
@@ -261,6 +263,10 @@ impl Engine {
             | Command::Inspect { .. }
             | Command::InspectSnapshot { .. }
             | Command::InspectOperation { .. }
+            | Command::Admit { .. }
+            | Command::CreateKey { .. }
+            | Command::ListKeys
+            | Command::RemoveKey { .. }
             | Command::ManageImage { .. }
             | Command::StopDaemon { .. } => return Err(error::wrong_permit("submit", command.action())),
         };

@@ -29,6 +29,7 @@ mod events;
 mod exec;
 mod execs;
 mod guest_access;
+mod host_key;
 mod images;
 mod layers;
 mod link;
@@ -74,6 +75,7 @@ pub use engine::{AttachFrom, Engine, OnShutdown, OperationPage, ShutdownReport, 
 pub use error::{StartError, guest_failure};
 pub use events::EventStream;
 pub use guest_access::GuestAccess;
+pub use host_key::HostKey;
 pub use images::{BootFiles, Images, StoredImages};
 pub use offshoot_store::{Clock, Idempotency, Limits, SystemClock};
 pub use options::{Deadlines, Options};

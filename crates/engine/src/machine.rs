@@ -847,6 +847,7 @@ fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
         lifetime: row.spec.lifetime,
         policy: row.policy,
         life: row.life,
+        wakes: crate::rest::goes_on(row),
         deadline: row.deadline,
         memory: row.spec.memory,
         cpus: row.spec.cpus,

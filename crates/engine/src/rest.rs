@@ -18,6 +18,7 @@ use crate::{
     request::Request,
     saga::Input,
 };
+use offshoot_store::VmRecord;
 use offshoot_types::{
     ErrorCode, Failure, Lifetime, OnTimeout, Operation, OperationKind, OperationOutcome, VmState,
     VmStateName, Wake,
@@ -150,18 +151,13 @@ impl Driver {
     /// Whether the VM goes on for this request, which is not possible while it is suspended.
     pub fn wakes(&self, request: &Request) -> bool {
         let row = &self.machine.row;
-        let wants = match row.life.wake {
-            Wake::Never => false,
-            Wake::Auto => row.slept,
-            Wake::Always => true,
-        };
         // Whoever wants a state kept, for itself or at the beginning of something, need not know that the VM rests.
         let needs = match request {
             Request::UseGuest(_) => true,
             Request::Change(change) => change.kind == RequestKind::Snapshot,
             Request::Refresh(_) => false,
         };
-        wants && needs && row.state == VmState::Suspended
+        needs && goes_on(row)
     }
 
     /// Continues the VM on behalf of whoever asks.
@@ -174,6 +170,16 @@ impl Driver {
             _ => Err(error::process_gone(self.machine.name())),
         }
     }
+}
+
+/// Whether the VM is suspended and continues for a request that needs its guest.
+pub(crate) fn goes_on(row: &VmRecord) -> bool {
+    let wants = match row.life.wake {
+        Wake::Never => false,
+        Wake::Auto => row.slept,
+        Wake::Always => true,
+    };
+    wants && row.state == VmState::Suspended
 }
 
 /// How long it is until then; `None` once it is not.

@@ -6,7 +6,7 @@
 //! <state>/disks/<layer>.qcow2              one layer of a data disk, kept while a VM or a snapshot needs it
 //! <state>/snapshots/<id>/                  manifest.json, device.state, ram.delta; `.new-<id>` until it is durable,
 //!                                          `.merged-<id>` while some of it is replaced
-//! <state>/keys/                            what manifests are authenticated with
+//! <state>/keys/                            keys of this host: of snapshots' manifests, of access tokens
 //! <state>/vms/<id>/g<generation>/          one boot: console.log, the provider's records
 //! <runtime>/<12 hex of the id>/g<generation>/  sockets of one boot
 //! ```
@@ -27,6 +27,8 @@ pub(crate) const VMS: &str = "vms";
 pub(crate) const DISKS: &str = "disks";
 pub(crate) const SNAPSHOTS: &str = "snapshots";
 pub(crate) const KEYS: &str = "keys";
+/// In there: what manifests of snapshots are authenticated with.
+pub(crate) const SNAPSHOTS_KEY: &str = "snapshots.key";
 /// Where the first layer of VMs made by an early version lies, in the VM's own directory.
 pub(crate) const DATA_DISK: &str = "disk.qcow2";
 pub(crate) const NEW_SNAPSHOT: &str = ".new-";

@@ -27,6 +27,8 @@ pub struct VmView {
     pub policy: SnapshotPolicy,
     /// When it rests by itself.
     pub life: Life,
+    /// It is suspended, and a request that needs its guest continues it.
+    pub wakes: bool,
     /// When its time is up; `None` without a process, and without a limit.
     pub deadline: Option<Timestamp>,
     pub memory: MemMib,

@@ -1,13 +1,22 @@
 //! What a decision may rest on besides actor and command. Gathered by the caller just before it asks.
 
 use offshoot_types::{
-    Command, Generation, Labels, Owner, SnapshotRef, Target, VmId, VmName, VmRef, VmStateName,
+    Command, Generation, KeyId, KeyLimits, Labels, Owner, SnapshotRef, Target, VmId, VmName, VmRef,
+    VmStateName,
 };
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The VM the command names; `None` if it names none, or none that exists.
     pub vm: Option<VmFacts>,
+    /// The key that an actor asks with; `None` if it has none, or none that holds.
+    pub key: Option<KeyFacts>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFacts {
+    pub id: KeyId,
+    pub limits: KeyLimits,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +30,13 @@ pub struct VmFacts {
 }
 
 impl Facts {
-    pub const NONE: Self = Self { vm: None };
+    pub const NONE: Self = Self { vm: None, key: None };
+
+    /// These, for somebody who asks with this key.
+    #[must_use]
+    pub fn with_key(self, key: Option<KeyFacts>) -> Self {
+        Self { key, ..self }
+    }
 
     /// Whether these facts can be about what `command` acts on. Judging one VM by the facts of another would
     /// let a foreign VM through, so a mismatch is denied before any rule is asked.

@@ -10,9 +10,7 @@ use std::fmt::Debug;
 pub(crate) struct Question<'a> {
     pub actor: &'a Actor,
     pub action: Action,
-    #[expect(dead_code, reason = "read by rules on specs and paths; today's judge needs only the actor")]
     pub command: &'a Command,
-    #[expect(dead_code, reason = "read by rules on owners and labels; today's judge needs only the actor")]
     pub facts: &'a Facts,
 }
 

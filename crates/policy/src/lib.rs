@@ -9,16 +9,19 @@
 //! are evaluated by a `Judge`, which only this crate can supply; a judge that fails, or is handed facts about
 //! another VM than the command names, is a deny.
 //!
-//! Today's only judge is [`Policy::owner_of_socket`].
+//! Today's only judge is [`Policy::built_in`].
 
 mod authorized;
+mod built_in;
 mod decision;
 mod facts;
+mod holder_of_key;
+mod holder_of_token;
 mod judge;
 mod owner_of_socket;
 mod policy;
 
 pub use authorized::{Authorized, Grant};
 pub use decision::{Decision, Denial, DenialKind, Obligation, Required, RuleId};
-pub use facts::{Facts, VmFacts};
+pub use facts::{Facts, KeyFacts, VmFacts};
 pub use policy::{Policy, PolicyRevision};

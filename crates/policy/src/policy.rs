@@ -2,6 +2,7 @@
 
 use crate::{
     Authorized, Decision, Denial, DenialKind, Facts, Grant, Required, RuleId,
+    built_in::BuiltIn,
     judge::{Judge, Question, Verdict},
     owner_of_socket::OwnerOfSocket,
 };
@@ -37,9 +38,10 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The user `uid`, who owns the daemon's socket, and the daemon itself may all; anyone else nothing.
-    pub fn owner_of_socket(uid: u32) -> Self {
-        Self { judge: Arc::new(OwnerOfSocket { uid }) }
+    /// The user `uid`, who owns the daemon's socket, and the daemon itself may all; a key is good for what it was made
+    /// for, an access token for one VM; anyone else may nothing.
+    pub fn built_in(uid: u32) -> Self {
+        Self { judge: Arc::new(BuiltIn { socket: OwnerOfSocket { uid } }) }
     }
 
     pub fn revision(&self) -> PolicyRevision {
@@ -142,16 +144,16 @@ mod tests {
 
     #[test]
     fn a_permit_carries_the_command_unchanged_and_the_evidence_of_the_decision() {
-        let facts = Facts { vm: Some(vm("a")) };
+        let facts = Facts { vm: Some(vm("a")), key: None };
         let judged = facts.vm.clone().unwrap();
-        let decision = Policy::owner_of_socket(1000).decide(&actor(), start("a"), &facts);
+        let decision = Policy::built_in(1000).decide(&actor(), start("a"), &facts);
         let Decision::Permit(authorized) = decision else { panic!("{decision:?}") };
         assert_eq!(authorized.get(), &start("a"));
         let (command, grant) = authorized.into_parts();
         assert_eq!(command, start("a"));
         assert_eq!((grant.actor(), grant.action()), (&actor(), Action::Start));
         assert_eq!((grant.vm(), grant.generation()), (Some(judged.id), Some(Generation(7))));
-        assert_eq!(grant.revision().as_str(), "owner-of-socket/1");
+        assert_eq!(grant.revision().as_str(), "built-in/1");
         assert_eq!(grant.rules().iter().map(RuleId::as_str).collect::<Vec<_>>(), ["owner-of-socket/owner"]);
     }
 
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn facts_about_another_vm_are_a_deny_and_no_rule_is_asked() {
         let (policy, judge) = fixed(|| Ok(Verdict::Permit { rules: vec![ONE_RULE] }));
-        let facts = Facts { vm: Some(vm("b")) };
+        let facts = Facts { vm: Some(vm("b")), key: None };
         let by_id = Command::Destroy { vm: VmRef::Id(VmId::new()) };
         for command in [start("a"), by_id, Command::StopDaemon { vms: true }] {
             let denial = denial(policy.decide(&actor(), command, &facts));
@@ -217,7 +219,7 @@ mod tests {
     #[test]
     fn a_deny_tells_the_caller_who_may_and_what_to_do() {
         let stranger = Actor::LocalUser { uid: 0, owner: Owner::default() };
-        let denial = denial(Policy::owner_of_socket(1000).decide(&stranger, start("a"), &Facts::NONE));
+        let denial = denial(Policy::built_in(1000).decide(&stranger, start("a"), &Facts::NONE));
         assert_eq!(denial.kind, DenialKind::Rule);
         let failure = Failure::from(denial);
         assert_eq!((failure.code, failure.code.http_status()), (ErrorCode::Denied, 403));

@@ -1,14 +1,14 @@
 //! Who may do what, as a checked-in table: actor kind by command by resource. A changed cell is a changed policy and
 //! shows in review. `UPDATE_GOLDEN=1 cargo nextest run -p offshoot-policy` writes the table anew.
 
-use offshoot_policy::{Decision, Facts, Policy, RuleId, VmFacts};
+use offshoot_policy::{Decision, Facts, KeyFacts, Policy, RuleId, VmFacts};
 use offshoot_types::{
     Action, Actor, Command, ContextCode, CpuCount, ExecArgv, ExecId, ExecLimits, ExecSpec, FileAccess,
-    ForkSource, Generation, Labels, LifeChange, Lifetime, OnTimeout, OperationId, Owner, ProviderChoice,
-    RollbackTo, SnapshotId, SnapshotKind, SnapshotPolicy, SnapshotPolicyChange, SnapshotRef, Target,
-    TransactionId, TrySpec, VmId, VmRef, VmSpec, VmStateName,
+    ForkSource, Generation, KeyId, KeyLimits, Labels, LifeChange, Lifetime, OnTimeout, OperationId, Owner,
+    ProviderChoice, ProviderKind, RollbackTo, Scopes, SnapshotId, SnapshotKind, SnapshotPolicy,
+    SnapshotPolicyChange, SnapshotRef, Target, TransactionId, TrySpec, VmId, VmRef, VmSpec, VmStateName,
 };
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, fs, num::NonZeroU32, path::Path, time::Duration};
 
 const SOCKET_OWNER: u32 = 1000;
 
@@ -21,7 +21,46 @@ fn actors() -> Vec<(&'static str, Actor)> {
         ("impostor", user(1001, "local")),
         ("root", user(0, "local")),
         ("daemon", Actor::Daemon),
+        ("key-all", key(1)),
+        ("key-exec", key(2)),
+        ("key-box", key(3)),
+        ("key-other", key(4)),
+        ("key-gone", key(5)),
+        // The token of the VM that is met, and of another.
+        ("token", Actor::Sandbox { vm: VmId::from_uuid(uuid(7)), owner: Owner::default() }),
+        ("token-other", Actor::Sandbox { vm: VmId::from_uuid(uuid(8)), owner: Owner::default() }),
     ]
+}
+
+fn key(number: u8) -> Actor {
+    Actor::ApiKey { id: KeyId::from_uuid(uuid(number)), owner: Owner::default() }
+}
+
+fn uuid(number: u8) -> uuid::Uuid {
+    uuid::Uuid::from_bytes([number; 16])
+}
+
+/// Of the key that may only work in VMs whose names begin with `box`, on one provider.
+fn ci() -> KeyLimits {
+    KeyLimits {
+        vm_prefix: Some("box".parse().unwrap()),
+        provider: Some(ProviderKind::Qemu),
+        max_vms: NonZeroU32::new(2),
+        ..KeyLimits::NONE
+    }
+}
+
+/// What is known of the key that an actor has.
+fn key_facts(actor: &Actor) -> Option<KeyFacts> {
+    let Actor::ApiKey { id, .. } = actor else { return None };
+    let limits = match id.as_uuid().as_bytes()[0] {
+        1 => KeyLimits::NONE,
+        2 => KeyLimits { scopes: Scopes::parse(["exec"]).unwrap(), ..KeyLimits::NONE },
+        3 => ci(),
+        4 => KeyLimits { vm_prefix: Some("other".parse().unwrap()), ..KeyLimits::NONE },
+        _ => return None,
+    };
+    Some(KeyFacts { id: *id, limits })
 }
 
 /// At least one command for each action; a new action does not compile until it has one.
@@ -120,6 +159,16 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
             ("verify-snapshot", Command::VerifySnapshot { snapshot: snapshot() }),
             ("inspect-operation", Command::InspectOperation { id: OperationId::new() }),
         ],
+        Action::Admit => vec![("admit", Command::Admit { vm })],
+        Action::ManageKeys => vec![
+            ("create-key", Command::CreateKey { name: "ci".parse().unwrap(), limits: Box::new(ci()) }),
+            (
+                "create-key-all",
+                Command::CreateKey { name: "ci".parse().unwrap(), limits: Box::new(KeyLimits::NONE) },
+            ),
+            ("list-keys", Command::ListKeys),
+            ("remove-key", Command::RemoveKey { key: KeyId::from_uuid(uuid(9)) }),
+        ],
         Action::ManageImage => vec![("manage-image", Command::ManageImage { image: "base".into() })],
         Action::StopDaemon => vec![("stop-daemon", Command::StopDaemon { vms: true })],
     }
@@ -177,7 +226,7 @@ fn exec() -> ExecSpec {
 /// What the command meets: nothing, a VM of the caller's owner, a VM of another.
 fn resources(command: &Command) -> Vec<(&'static str, Facts)> {
     let of = |owner: &str| VmFacts {
-        id: VmId::new(),
+        id: VmId::from_uuid(uuid(7)),
         name: "box".parse().unwrap(),
         owner: owner.parse::<Owner>().unwrap(),
         labels: Labels::new(),
@@ -186,8 +235,8 @@ fn resources(command: &Command) -> Vec<(&'static str, Facts)> {
     };
     let mut resources = vec![("none", Facts::NONE)];
     if matches!(command.target(), Target::Vm(_) | Target::Operation(_) | Target::Snapshot(_)) {
-        resources.push(("own-vm", Facts { vm: Some(of("local")) }));
-        resources.push(("foreign-vm", Facts { vm: Some(of("foreign")) }));
+        resources.push(("own-vm", Facts { vm: Some(of("local")), key: None }));
+        resources.push(("foreign-vm", Facts { vm: Some(of("foreign")), key: None }));
     }
     resources
 }
@@ -215,6 +264,7 @@ fn matrix(policy: &Policy) -> String {
             for (resource, facts) in resources(&command) {
                 write!(table, "\n{name:18} {resource:11}").unwrap();
                 for (_, actor) in actors() {
+                    let facts = facts.clone().with_key(key_facts(&actor));
                     let decision = policy.decide(&actor, command.clone(), &facts);
                     write!(table, " {:14}", cell(&decision)).unwrap();
                 }
@@ -225,9 +275,9 @@ fn matrix(policy: &Policy) -> String {
 }
 
 #[test]
-fn the_owner_of_the_socket_may_all_and_anyone_else_nothing() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/owner_of_socket.txt");
-    let found = matrix(&Policy::owner_of_socket(SOCKET_OWNER));
+fn every_way_in_is_judged_as_the_table_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/built_in.txt");
+    let found = matrix(&Policy::built_in(SOCKET_OWNER));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &found).unwrap();
     }
@@ -237,15 +287,27 @@ fn the_owner_of_the_socket_may_all_and_anyone_else_nothing() {
 
 /// The table, read back: independent of what is checked in.
 #[test]
-fn no_cell_permits_anyone_but_the_owner_and_the_daemon() {
-    let policy = Policy::owner_of_socket(SOCKET_OWNER);
+fn no_cell_permits_anyone_but_the_owner_and_the_daemon_without_a_key_or_token() {
+    let policy = Policy::built_in(SOCKET_OWNER);
     for action in Action::ALL {
         for (name, command) in commands(action) {
             for (resource, facts) in resources(&command) {
                 for (who, actor) in actors() {
+                    let facts = facts.clone().with_key(key_facts(&actor));
                     let permitted =
                         matches!(policy.decide(&actor, command.clone(), &facts), Decision::Permit(_));
-                    assert_eq!(permitted, matches!(who, "owner" | "daemon"), "{who} {name} {resource}");
+                    let all = matches!(who, "owner" | "daemon" | "key-all");
+                    match (all, actor) {
+                        (true, _) | (false, Actor::LocalUser { .. } | Actor::Daemon) => {
+                            assert_eq!(permitted, all, "{who} {name} {resource}");
+                        }
+                        (false, _) if permitted => {
+                            assert!(!matches!(who, "key-gone" | "token-other"), "{who} {name} {resource}");
+                            let foreign = who == "key-other" && facts.vm.is_some();
+                            assert!(!foreign, "{who} {name} {resource}: its prefix is another");
+                        }
+                        (false, _) => {}
+                    }
                 }
             }
         }
@@ -255,6 +317,6 @@ fn no_cell_permits_anyone_but_the_owner_and_the_daemon() {
 #[test]
 fn root_is_served_where_root_owns_the_socket() {
     let root = Actor::LocalUser { uid: 0, owner: Owner::default() };
-    let decision = Policy::owner_of_socket(0).decide(&root, Command::StopDaemon { vms: false }, &Facts::NONE);
+    let decision = Policy::built_in(0).decide(&root, Command::StopDaemon { vms: false }, &Facts::NONE);
     assert!(matches!(decision, Decision::Permit(_)), "{decision:?}");
 }

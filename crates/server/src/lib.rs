@@ -1,7 +1,8 @@
 //! The daemon: transports in front of an engine, and nothing else.
 //!
 //! ```text
-//! Unix socket -> listener (peer uid) -> http (wire <-> Command, one file per resource)
+//! Unix socket, TCP -> listener (who) -> http (wire <-> Command, one file per resource)
+//!                                   \-> e2b  (one VM, opened by its access token)
 //!                                          |  policy: Authorized<Command>
 //!                                          v
 //!                                       engine <- wiring (images, providers, policy)
@@ -11,6 +12,7 @@
 
 mod activity;
 mod claim;
+mod e2b;
 mod http;
 mod idle;
 mod images;
@@ -27,6 +29,7 @@ mod tests;
 mod wiring;
 
 pub use http::openapi_json;
+pub use listener::Listen;
 pub use log::{LogFormat, install as install_log};
 pub use options::{IDLE_TIMEOUT, ServeOptions, host_limits};
 pub use ready::ReadyPipe;

@@ -1,6 +1,9 @@
 //! What a daemon is made from.
 
-use crate::{LogFormat, Providers, ReadyPipe, listener::Identify};
+use crate::{
+    LogFormat, Providers, ReadyPipe,
+    listener::{Identify, Listen},
+};
 use offshoot_api::{socket::RuntimeBase, v1::DaemonMode};
 use offshoot_engine::{Checkpoints, Deadlines, Limits, PoolOptions, PoolSize};
 use offshoot_image::AgentBinary;
@@ -24,6 +27,8 @@ pub struct ServeOptions {
     pub agent: AgentBinary,
     pub providers: Providers,
     pub mode: DaemonMode,
+    /// TCP ports to listen on besides the Unix socket.
+    pub listen: Vec<Listen>,
     /// Of an autostarted daemon; an explicit one stays.
     pub idle_timeout: Duration,
     /// `None` leaves the process's subscriber alone.
@@ -57,6 +62,7 @@ impl ServeOptions {
             agent,
             providers,
             mode,
+            listen: Vec::new(),
             idle_timeout: IDLE_TIMEOUT,
             log: None,
             limits: host_limits(),

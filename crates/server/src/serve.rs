@@ -14,10 +14,11 @@ use crate::{
     ServeOptions,
     activity::Activity,
     claim::{Claim, claim},
+    e2b::Tokens,
     http::{App, Shared, router},
     idle::idle_for,
     images::HostImages,
-    listener::Listener,
+    listener::{Service, TcpDoor, UnixDoor},
     log,
     record::RecordFile,
     shutdown::{Shutdown, Vms},
@@ -89,7 +90,8 @@ enum Started {
 
 struct Daemon {
     app: App,
-    listener: Listener,
+    unix: UnixDoor,
+    tcp: Vec<TcpDoor>,
     signals: Signals,
     _record: RecordFile,
 }
@@ -121,26 +123,33 @@ async fn build(
     signals: Signals,
 ) -> Result<Daemon, Failure> {
     let state_dir = lock.dir().to_path_buf();
+    // Who connects before the engine is up waits in the backlog.
+    let mut tcp = Vec::new();
+    for listen in &options.listen {
+        tcp.push(TcpDoor::bind(*listen).await?);
+    }
     let record = DaemonRecord {
         pid: std::process::id(),
         started: Timestamp::now(),
         mode: options.mode,
         version: env!("CARGO_PKG_VERSION").into(),
         socket,
+        listen: tcp.iter().map(TcpDoor::address).collect(),
         state_dir: state_dir.clone(),
     };
     let record_file = RecordFile::write(&state_dir, &record)
         .map_err(|source| unavailable("cannot write daemon.json in the state directory", &source))?;
+    let tokens = Tokens::load(&state_dir)?;
     let images = HostImages::open(&options.images_dir, options.agent.clone())?;
     let policy = wiring::policy();
     let engine_options = wiring::engine_options(options, runtime_dir, &images, &policy);
     let engine = Engine::start(lock, engine_options).await?;
     // Whoever can connect can be served: the engine has brought record and world together.
-    let listener = Listener::bind(&record.socket, options.identify)
+    let unix = UnixDoor::bind(&record.socket, options.identify)
         .map_err(|error| unavailable("cannot open the daemon's socket", &error))?;
     let (activity, shutdown, tasks) = (Activity::default(), Shutdown::default(), Tasks::default());
-    let app = App::new(Shared { engine, policy, images, record, activity, shutdown, tasks });
-    Ok(Daemon { app, listener, signals, _record: record_file })
+    let app = App::new(Shared { engine, policy, images, record, activity, shutdown, tasks, tokens });
+    Ok(Daemon { app, unix, tcp, signals, _record: record_file })
 }
 
 fn unavailable(message: impl Into<String>, source: &(dyn std::error::Error + 'static)) -> Failure {
@@ -149,13 +158,21 @@ fn unavailable(message: impl Into<String>, source: &(dyn std::error::Error + 'st
 
 impl Daemon {
     async fn run(self, options: &ServeOptions) {
-        let Self { app, listener, signals, _record } = self;
+        let Self { app, unix, tcp, signals, _record } = self;
         let (activity, shutdown, tasks) = (app.activity.clone(), app.shutdown.clone(), app.tasks.clone());
         tasks.spawn(TaskKind::Signals, signals.turn_into(shutdown.clone()));
         if options.mode == DaemonMode::Autostarted {
             tasks.spawn(TaskKind::Idle, leave_when_idle(app.clone(), options.idle_timeout));
         }
-        listener.serve(router(app.clone()), activity.clone(), shutdown.clone(), tasks).await;
+        let service = Service {
+            router: router(app.clone()),
+            activity: activity.clone(),
+            shutdown: shutdown.clone(),
+            tasks,
+        };
+        let ports = futures::future::join_all(tcp.into_iter().map(|door| service.clone().serve(door)));
+        futures::future::join(ports, service.clone().serve(unix)).await;
+        drop(service);
         tracing::info!(present = activity.count(), "shutting down");
         let drained = tokio::select! {
             drained = timeout(options.drain, activity.gone()) => drained.is_ok(),

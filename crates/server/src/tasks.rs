@@ -7,6 +7,8 @@ use tokio_util::task::TaskTracker;
 pub enum TaskKind {
     /// Serves one connection. Its panic closes that connection.
     Connection,
+    /// Answers one request of a connection of HTTP/2. Its panic breaks that request.
+    Stream,
     /// Turns signals into a shutdown. Its panic leaves `daemon stop` as the way to end.
     Signals,
     /// Reads what a caller still sends after it was refused. Its panic breaks that connection.

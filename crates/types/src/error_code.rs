@@ -42,6 +42,10 @@ codes! {
     Snapshot = "snapshot", 502, 8, false;
     /// The guest did not confirm that it was renewed after a restore; nothing was handed out.
     Thaw = "thaw", 502, 8, true;
+    /// Nobody is known by the key that was sent, or none was.
+    Unauthenticated = "unauthenticated", 401, 5, false;
+    /// Too many requests of this key; try again when the answer says.
+    RateLimited = "rate_limited", 429, 7, true;
     /// Policy said no.
     Denied = "denied", 403, 5, false;
     /// A deadline passed.

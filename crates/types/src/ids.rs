@@ -57,6 +57,8 @@ uuid_id!(/// One process run in a VM.
     ExecId, "exec");
 uuid_id!(/// One request as the caller sees it; printed with every error.
     RequestId, "request");
+uuid_id!(/// An API key; not the secret itself.
+    KeyId, "key");
 
 /// Position in the `events` table: strictly increasing, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

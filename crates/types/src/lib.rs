@@ -12,6 +12,7 @@ mod exec;
 mod ids;
 mod image_ref;
 mod isolation;
+mod key;
 mod life;
 mod name;
 mod operation;
@@ -30,12 +31,14 @@ pub use error_code::{ErrorCode, Failure};
 pub use event::{Event, EventKind};
 pub use exec::{ExecArgv, ExecLimits, ExecSpec, ExecStatus, PtySize};
 pub use ids::{
-    EventId, ExecId, ImageDigest, InvalidId, LayerId, OperationId, RequestId, SnapshotId, TransactionId, VmId,
+    EventId, ExecId, ImageDigest, InvalidId, KeyId, LayerId, OperationId, RequestId, SnapshotId,
+    TransactionId, VmId,
 };
 pub use image_ref::{ImageRef, InvalidImageRef};
 pub use isolation::{IsolationClass, ProviderChoice, ProviderKind, UnknownIsolation, UnknownProvider};
+pub use key::{InvalidPrefix, KeyLimits, Scope, Scopes, Stronger, UnknownScope, VmPrefix};
 pub use life::{Life, LifeChange, OnTimeout, TimeLimit, UnknownWord, Wake};
-pub use name::{ContextName, InvalidName, Labels, NodeName, Owner, SnapshotName, VmName};
+pub use name::{ContextName, InvalidName, KeyName, Labels, NodeName, Owner, SnapshotName, VmName};
 pub use operation::{Operation, OperationKind, OperationOutcome, OperationState};
 pub use size::{Bytes, CpuCount, DiskMib, InvalidSize, MemMib};
 pub use snapshot::{

@@ -58,6 +58,8 @@ name!(/// The name of a snapshot, unique per VM: `^[a-z0-9][a-z0-9_-]{0,62}$`.
     SnapshotName, "snapshot name");
 name!(/// The name of a live interpreter, unique per VM: `^[a-z0-9][a-z0-9_-]{0,62}$`.
     ContextName, "context name");
+name!(/// The name of an API key, unique per owner: `^[a-z0-9][a-z0-9_-]{0,62}$`.
+    KeyName, "key name");
 name!(/// Whose row this is; `local` unless several owners share a daemon.
     Owner, "owner");
 name!(/// The host that holds a row; `local` outside a cluster.

@@ -3,7 +3,7 @@
 use super::{Pool, Problem, schema};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 use utoipa::ToSchema;
 
 /// Answered from memory, without touching disk or guests: the cheapest round trip there is.
@@ -13,6 +13,13 @@ pub struct Health {
     pub status: String,
     pub version: String,
     pub pid: u32,
+}
+
+/// What somebody without a key is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Alive {
+    /// Always `ok`.
+    pub status: String,
 }
 
 /// Who serves a state directory: the content of its `daemon.json`.
@@ -25,6 +32,10 @@ pub struct DaemonRecord {
     pub version: String,
     #[schema(value_type = String)]
     pub socket: PathBuf,
+    /// TCP ports it listens on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub listen: Vec<SocketAddr>,
     #[schema(value_type = String)]
     pub state_dir: PathBuf,
 }

@@ -7,13 +7,15 @@ use crate::{
 };
 use offshoot_api::v1::{DaemonMode, StartReport};
 use offshoot_image::Store;
-use offshoot_server::{LogFormat, Providers, ReadyPipe, ServeOptions, serve};
-use offshoot_types::{Bytes, ErrorCode, Failure};
+use offshoot_server::{Listen, LogFormat, Providers, ReadyPipe, ServeOptions, serve};
+use offshoot_types::Bytes;
 use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
+use std::net::SocketAddr;
 
 const EXAMPLES: &str = "Examples:
   offshoot serve
   offshoot serve --state-dir /srv/offshoot --log-format json
+  offshoot serve --listen 127.0.0.1:7070
 
 It takes over from a daemon that was started by a verb, VMs included, and is refused where \
 another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
@@ -38,9 +40,12 @@ pub struct Args {
     /// lately, none before the first]
     #[arg(long, value_name = "N", env = "OFFSHOOT_POOL", hide_env_values = true)]
     pool: Option<u32>,
-    /// Listen for TCP connections too (not built yet)
-    #[arg(long, value_name = "ADDRESS", hide = true)]
-    listen: Option<String>,
+    /// Listen for TCP connections too, which need an API key; port 0 is any that is free. May be repeated
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Vec<SocketAddr>,
+    /// Let --listen be reachable from other hosts although nothing on the wire is encrypted, keys included
+    #[arg(long, requires = "listen")]
+    allow_plaintext: bool,
     /// Started by a verb: report on standard output when ready, end when idle
     #[arg(long, hide = true)]
     autostarted: bool,
@@ -86,11 +91,8 @@ fn detach() -> Result<ReadyPipe> {
 }
 
 fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOptions> {
-    if args.listen.is_some() {
-        return Err(Failure::new(ErrorCode::Unsupported, "the daemon listens on its Unix socket only")
-            .hint("reach it from afar with `ssh -L`")
-            .into());
-    }
+    let listen = args.listen.iter().map(|address| Listen::new(*address, args.allow_plaintext));
+    let listen = listen.collect::<std::result::Result<Vec<_>, _>>()?;
     let state_dir = global.paths()?.state_dir;
     let images_dir = Store::default_root()?;
     let log = match args.log_format {
@@ -102,6 +104,7 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
     let providers = Providers::Host { offshoot_exe };
     let mut options = ServeOptions::new(state_dir, images_dir, agent::binary()?, providers, mode);
     options.log = Some(log);
+    options.listen = listen;
     options.limits.snapshots = args.snapshot_quota;
     options.limits.snapshots_per_vm = args.snapshot_quota_per_vm;
     options.keep_pool(args.pool);

@@ -100,10 +100,11 @@ fn with_json_a_usage_error_is_a_document_too() {
 }
 
 #[test]
-fn a_tcp_address_is_refused_and_not_ignored() {
-    let ended = Home::new().run(&["serve", "--listen", "0.0.0.0:80"]);
+fn a_tcp_address_that_others_reach_is_refused_without_tls() {
+    let ended = Home::new().run(&["serve", "--listen", "0.0.0.0:0"]);
     assert_eq!(ended.status, 8);
-    assert!(ended.stderr.contains("Unix socket only"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("would be encrypted"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--allow-plaintext"), "{}", ended.stderr);
 }
 
 #[test]

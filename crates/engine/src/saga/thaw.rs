@@ -1,7 +1,7 @@
 //! Renewing a guest that continues from a state others may continue from too: nothing is handed out before it has
 //! confirmed.
 
-use crate::{error, link::GuestLink, machine::Machine, snapshots::random};
+use crate::{error, host_key::random, link::GuestLink, machine::Machine};
 use offshoot_guest_proto::{
     client::ClientError,
     message::{self as wire, Entropy, HostTime, NewIdentity, Thaw, Thawed},

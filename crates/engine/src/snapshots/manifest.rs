@@ -1,6 +1,6 @@
 //! What a snapshot says of itself: enough to check every byte of it before anything of it is used.
 
-use super::key::HostKey;
+use crate::host_key::HostKey;
 use offshoot_provider::{
     facts::Facts,
     parts::{Hash, Part},
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn snapshot_version_matrix() {
         let dir = tempfile::tempdir().unwrap();
-        let key = HostKey::load(dir.path()).unwrap();
+        let key = HostKey::load(dir.path(), "snapshots.key").unwrap();
         let path = Path::new("/s/manifest.json");
         for (format, read) in [(FORMAT, true), (FORMAT + 1, false), (0, false), (u32::MAX, false)] {
             let manifest = Manifest { format, ..manifest() };
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn a_manifest_is_read_back_and_every_flipped_byte_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        let key = HostKey::load(dir.path()).unwrap();
+        let key = HostKey::load(dir.path(), "snapshots.key").unwrap();
         let (manifest, path) = (manifest(), Path::new("/s/manifest.json"));
         let bytes = manifest.sign(&key).unwrap();
         assert_eq!(Manifest::open(path, &bytes, manifest.id, &key).unwrap(), manifest);
@@ -168,7 +168,7 @@ mod tests {
             }
         }
         assert!(Manifest::open(path, &bytes, SnapshotId::new(), &key).is_err(), "another snapshot's");
-        let other = HostKey::load(tempfile::tempdir().unwrap().path()).unwrap();
+        let other = HostKey::load(tempfile::tempdir().unwrap().path(), "snapshots.key").unwrap();
         let foreign = Manifest::open(path, &bytes, manifest.id, &other).unwrap_err();
         assert!(foreign.message.contains("not written by this host"), "{foreign:?}");
     }

@@ -14,7 +14,6 @@
 
 mod export;
 mod import;
-mod key;
 mod manifest;
 mod memory;
 mod persist;
@@ -28,7 +27,6 @@ mod verify;
 
 pub use export::Export;
 pub(crate) use import::{Arrival, Incoming, snapshot_of_import};
-pub(crate) use key::random;
 use manifest::Manifest;
 use shorten::Grown;
 pub use shorten::Merging;
@@ -36,7 +34,7 @@ pub(crate) use shorten::keep_shallow;
 pub(crate) use source::{Source, not_found};
 use uses::{Held, Uses};
 
-use crate::sync::lock;
+use crate::{host_key::HostKey, sync::lock};
 use memory::Memories;
 use offshoot_provider::{memory::Delta, parts::Trusted};
 use offshoot_types::{ErrorCode, Failure, SnapshotId};
@@ -54,7 +52,7 @@ pub(crate) struct Snapshots {
     volatile: Mutex<HashMap<SnapshotId, Arc<Volatile>>>,
     memories: Memories,
     trusted: Arc<Trusted>,
-    key: OnceCell<key::HostKey>,
+    key: OnceCell<HostKey>,
     uses: Uses,
     /// One merge at a time: each takes as much memory as what it merges.
     merging: tokio::sync::Mutex<()>,

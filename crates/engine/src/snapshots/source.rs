@@ -1,10 +1,10 @@
 //! What a restore needs of a snapshot, checked before a CPU runs.
 
 use super::{
-    Held, Manifest, Volatile, key,
+    Held, Manifest, Volatile,
     manifest::{DEVICE_STATE, FILE, RAM_DELTA},
 };
-use crate::{core::Core, machine::io_failure};
+use crate::{core::Core, host_key::HostKey, machine::io_failure, state_dir::SNAPSHOTS_KEY};
 use offshoot_provider::{
     facts::Facts,
     memory::{Base, Delta, Memory, MemoryError},
@@ -175,10 +175,10 @@ impl Core {
         manifest
     }
 
-    pub(super) async fn host_key(&self) -> Result<&key::HostKey, Failure> {
+    pub(super) async fn host_key(&self) -> Result<&HostKey, Failure> {
         let dir = self.layout.keys();
         let load = async {
-            match offshoot_store::blocking(move || key::HostKey::load(&dir)).await {
+            match offshoot_store::blocking(move || HostKey::load(&dir, SNAPSHOTS_KEY)).await {
                 Ok(loaded) => loaded,
                 Err(_cancelled) => Err(crate::error::shutting_down()),
             }

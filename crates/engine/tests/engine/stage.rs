@@ -134,7 +134,7 @@ impl Stage {
 }
 
 pub fn policy() -> Policy {
-    Policy::owner_of_socket(UID)
+    Policy::built_in(UID)
 }
 
 pub fn actor() -> Actor {

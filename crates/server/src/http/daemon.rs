@@ -1,4 +1,4 @@
-//! `/v1/health`, `/v1/openapi.json`, `/v1/daemon`.
+//! `/health`, `/v1/health`, `/v1/openapi.json`, `/v1/daemon`.
 
 use super::{
     error::{ApiError, ReadErrors, StopErrors},
@@ -22,6 +22,20 @@ pub async fn health(call: Call) -> Result<axum::Json<v1::Health>, ApiError> {
     let _read = call.permit(Command::Inspect { vm: None }).await?;
     let version = call.app.record.version.clone();
     Ok(axum::Json(v1::Health { status: "ok".into(), version, pid: call.app.record.pid }))
+}
+
+/// Whether anything answers here; says nothing else, and needs no key.
+#[utoipa::path(get, path = "/health", tag = "daemon", operation_id = "alive",
+    responses((status = 200, body = v1::Alive)))]
+pub async fn alive() -> axum::Json<v1::Alive> {
+    axum::Json(v1::Alive { status: "ok".into() })
+}
+
+/// As `/health`.
+#[utoipa::path(get, path = "/healthz", tag = "daemon", operation_id = "alive_too",
+    responses((status = 200, body = v1::Alive)))]
+pub async fn alive_too() -> axum::Json<v1::Alive> {
+    alive().await
 }
 
 /// This document.

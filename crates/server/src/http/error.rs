@@ -33,14 +33,14 @@ struct Unwritten(Failure);
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = status(self.0.code).into_response();
+        let mut response = status_of(self.0.code).into_response();
         response.extensions_mut().insert(Unwritten(self.0));
         response
     }
 }
 
 /// Every code has a status between 400 and 599, as a test of `offshoot-types` checks.
-fn status(code: ErrorCode) -> StatusCode {
+fn status_of(code: ErrorCode) -> StatusCode {
     StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
@@ -82,7 +82,7 @@ macro_rules! error_sets {
         impl utoipa::IntoResponses for $name {
             fn responses() -> BTreeMap<String, RefOr<ResponseDoc>> {
                 use ErrorCode::*;
-                document(&[InvalidArgument, Denied, Internal, $($code),*])
+                document(&[InvalidArgument, Unauthenticated, RateLimited, Denied, Internal, $($code),*])
             }
         }
     )*};

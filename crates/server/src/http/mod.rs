@@ -38,12 +38,13 @@ mod try_session;
 mod view;
 mod vms;
 
+pub(crate) use error::ApiError;
 pub use openapi::openapi_json;
-pub use request::Peer;
+pub use request::{Call, Caller};
+pub(crate) use vms::glance;
 
-use crate::{activity::Activity, images::HostImages, shutdown::Shutdown, tasks::Tasks};
+use crate::{activity::Activity, e2b, images::HostImages, shutdown::Shutdown, tasks::Tasks};
 use axum::{Router, middleware};
-use error::ApiError;
 use offshoot_api::v1::{DaemonRecord, MAX_WAIT_MS};
 use offshoot_engine::Engine;
 use offshoot_policy::Policy;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub activity: Activity,
     pub shutdown: Shutdown,
     pub tasks: Tasks,
+    /// What opens single VMs.
+    pub tokens: e2b::Tokens,
 }
 
 impl App {
@@ -78,7 +81,12 @@ impl Deref for App {
     }
 }
 
-/// Every route there is.
+/// The routes for whom nobody has to be known.
+fn open_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(daemon::alive)).routes(routes!(daemon::alive_too))
+}
+
+/// Every other route there is.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::frame())
         .routes(routes!(daemon::health))
@@ -139,12 +147,15 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The service behind every connection.
 pub fn router(app: App) -> Router {
-    let (router, _) = routes().split_for_parts();
-    router
+    let ((keyed, _), (open, _)) = (routes().split_for_parts(), open_routes().split_for_parts());
+    let native = keyed
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn(request::surround))
-        .with_state(app)
+        .layer(middleware::from_fn(request::identify))
+        .merge(open);
+    // Whatever names a sandbox goes to the sandbox, before anything else is looked at.
+    let router = native.layer(middleware::from_fn_with_state(e2b::Doors::new(app.clone()), e2b::route));
+    router.layer(middleware::from_fn(request::surround)).with_state(app)
 }
 
 async fn no_such_route() -> ApiError {

@@ -31,7 +31,8 @@ pub fn frame() -> Document {
     let mut info = Info::new("Offshoot", env!("CARGO_PKG_VERSION"));
     info.description = Some(
         "Micro-VMs for agents: create, run, read, write, snapshot, fork, roll back, destroy. Served on a Unix \
-         socket to the user who owns it. Every error is an `ErrorBody`; every response carries its \
+         socket to the user who owns it, and over TCP, if it was told to listen, to whoever has an API key, sent as \
+         `Authorization: Bearer KEY` or `X-API-Key: KEY`. Every error is an `ErrorBody`; every response carries its \
          `x-request-id`. A request made from within an open transaction carries the transaction's id in the \
          header `offshoot-transaction`."
             .into(),
@@ -42,7 +43,7 @@ pub fn frame() -> Document {
 }
 
 pub fn document() -> Document {
-    let (_, document) = super::routes().split_for_parts();
+    let (_, document) = super::routes().merge(super::open_routes()).split_for_parts();
     document
 }
 

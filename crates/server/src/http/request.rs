@@ -9,7 +9,7 @@ use axum::{
     extract::{FromRequestParts, Request},
     http::{HeaderMap, HeaderValue, request::Parts},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use offshoot_api::v1::{InvalidField, NO_WAKE_HEADER, REQUEST_ID_HEADER, TRANSACTION_HEADER};
 use offshoot_engine::Engine;
@@ -20,10 +20,13 @@ use offshoot_types::{
 use std::time::Instant;
 use tracing::Instrument;
 
-/// The process at the other end of a connection, by the kernel's word.
+/// Who is at the other end of a connection, before any of what it sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    pub uid: u32,
+pub enum Caller {
+    /// A process of this user, by the kernel's word.
+    User { uid: u32 },
+    /// Somebody. `local` if the connection cannot have left this host.
+    Network { local: bool },
 }
 
 /// One request: who asks, and by which name it is found in the log.
@@ -40,6 +43,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// Of somebody who is known already, and says nothing of transactions.
+    pub fn new(app: &App, actor: Actor, id: RequestId) -> Self {
+        let engine = app.engine.clone();
+        Self { app: app.clone(), engine, within: None, no_wake: false, actor, id }
+    }
+
     /// The name, for messages, of the VM a command is about.
     pub fn named(&self, command: &Command) -> VmName {
         let target = command.target();
@@ -97,8 +106,8 @@ impl Call {
 impl FromRequestParts<App> for Call {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let known = parts.extensions.get::<(Actor, RequestId)>().cloned();
-        // `surround` runs before every handler; without it nobody is known to ask.
+        let known = parts.extensions.get::<Actor>().cloned().zip(parts.extensions.get().copied());
+        // `surround` and `identify` run before every handler; without them nobody is known to ask.
         let (actor, id) = known.ok_or_else(|| Failure::new(ErrorCode::Denied, "the caller is not known"))?;
         let within = transaction(&parts.headers)?;
         let engine = match within {
@@ -125,21 +134,37 @@ fn no_wake(headers: &HeaderMap) -> Result<bool, InvalidField> {
     }
 }
 
+/// Finds out who asks. Nothing but `/health` is for somebody without a key.
+pub async fn identify(mut request: Request, next: Next) -> Response {
+    match request.extensions().get::<Caller>() {
+        Some(Caller::User { uid }) => {
+            let actor = Actor::LocalUser { uid: *uid, owner: Owner::default() };
+            tracing::Span::current().record("actor", tracing::field::display(&actor));
+            request.extensions_mut().insert(actor);
+        }
+        Some(Caller::Network { .. }) | None => {
+            return ApiError::from(no_key()).into_response();
+        }
+    }
+    next.run(request).await
+}
+
+fn no_key() -> Failure {
+    Failure::new(ErrorCode::Unauthenticated, "this needs an API key")
+        .hint("send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`; `offshoot key create` makes one")
+}
+
 /// The outermost layer.
 pub async fn surround(mut request: Request, next: Next) -> Response {
     let id = RequestId::new();
-    let peer = request.extensions().get::<Peer>();
-    let actor = peer.map(|peer| Actor::LocalUser { uid: peer.uid, owner: Owner::default() });
     let span = tracing::info_span!(
         "request",
         request = %id,
-        actor = actor.as_ref().map(tracing::field::display),
+        actor = tracing::field::Empty,
         method = %request.method(),
         path = request.uri().path(),
     );
-    if let Some(actor) = actor {
-        request.extensions_mut().insert((actor, id));
-    }
+    request.extensions_mut().insert(id);
     async move {
         let begun = Instant::now();
         let mut response = next.run(request).await;

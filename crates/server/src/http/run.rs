@@ -61,7 +61,7 @@ async fn use_machine(
     exec: ExecSpec,
     create_ms: u64,
 ) -> Result<(), Left> {
-    let ((), boot_ms) = step(channel, "boot", boot(call, vm)).await?;
+    let ((), boot_ms) = Box::pin(step(channel, "boot", boot(call, vm))).await?;
     if !files.is_empty() {
         // On the heap: most runs bring no files, and need no room for writing them.
         Box::pin(step(channel, "files", place(call, vm, files))).await?;

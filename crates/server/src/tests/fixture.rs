@@ -1,6 +1,6 @@
 //! A daemon in a directory of its own, and what tests need around it.
 
-use crate::{Providers, ReadyPipe, ServeError, ServeOptions, listener::Identify, serve};
+use crate::{Listen, Providers, ReadyPipe, ServeError, ServeOptions, listener::Identify, serve};
 use offshoot_api::{
     Client, ClientError,
     client::{ExecConnection, ExecEvent},
@@ -16,6 +16,7 @@ use offshoot_types::{ErrorCode, VmRef};
 use std::{
     fs,
     io::{BufRead, BufReader},
+    net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,6 +24,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     task::{JoinHandle, spawn_blocking},
     time::timeout,
 };
@@ -108,6 +110,16 @@ impl Daemon {
     /// An explicit daemon with defaults.
     pub async fn explicit(place: &Place) -> Self {
         place.start(place.options(DaemonMode::Explicit)).await
+    }
+
+    /// One that listens on a port of this host too.
+    pub async fn on_a_port(place: &Place) -> (Self, SocketAddr) {
+        let mut options = place.options(DaemonMode::Explicit);
+        let address = "127.0.0.1:0".parse().unwrap();
+        options.listen = vec![Listen::new(address, false).unwrap()];
+        let daemon = place.start(options).await;
+        let listen = daemon.client.daemon().await.unwrap().record.listen;
+        (daemon, listen[0])
     }
 
     /// One that takes everybody for this user.
@@ -215,6 +227,26 @@ pub fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>, code: ErrorCo
         }
         other => panic!("expected {code}, got {other:?}"),
     }
+}
+
+/// One request as raw HTTP/1.1 on a connection of its own, and the whole answer.
+pub async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    head: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> String {
+    let named = |name: &str| headers.iter().any(|(header, _)| header.eq_ignore_ascii_case(name));
+    let host = if named("host") { "" } else { "host: x\r\n" };
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let length = body.len();
+    let request = format!(
+        "{head} HTTP/1.1\r\n{host}{headers}connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
 }
 
 /// The smallest program that could be an agent: an ELF header with one program header.

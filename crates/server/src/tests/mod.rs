@@ -7,6 +7,7 @@ mod daemons;
 mod execs;
 mod files;
 mod fixture;
+mod network;
 mod refusals;
 mod runs;
 mod transactions;

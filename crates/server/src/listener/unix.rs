@@ -1,41 +1,17 @@
-//! The Unix socket: who may connect, how many at once, and how connections end.
+//! The Unix socket: who may connect.
 //!
 //! ```text
-//! bind (0700 directory, 0600 socket) -> accept -> SO_PEERCRED -> HTTP/1.1 -> router
-//! shutdown requested: unlink, serve what is in the backlog, finish what is under way, close
+//! bind (0700 directory, 0600 socket) -> accept -> SO_PEERCRED
 //! ```
 
-use crate::{
-    activity::Activity,
-    http::Peer,
-    shutdown::Shutdown,
-    tasks::{TaskKind, Tasks},
-};
-use axum::{Router, body::Body};
-use futures::FutureExt;
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use super::Door;
+use crate::http::Caller;
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
 };
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::Semaphore,
-};
-use tower_service::Service;
-
-/// Connections served at once; further ones wait in the backlog.
-const MAX_CONNECTIONS: usize = 512;
-/// How long a caller may take to send the head of a request.
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
-/// Bytes of one request's head, and of what is buffered of an answer that its reader does not take.
-const MAX_BUFFER: usize = 256 * 1024;
-/// Pause after an accept that failed for lack of descriptors: they are freed by others, not announced.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use tokio::net::{UnixListener, UnixStream};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -67,24 +43,24 @@ pub enum Identify {
 }
 
 impl Identify {
-    fn peer(self, stream: &UnixStream) -> io::Result<Peer> {
+    fn caller(self, stream: &UnixStream) -> io::Result<Caller> {
         match self {
-            Self::Kernel => Ok(Peer { uid: stream.peer_cred()?.uid() }),
+            Self::Kernel => Ok(Caller::User { uid: stream.peer_cred()?.uid() }),
             #[cfg(test)]
-            Self::Fixed(uid) => Ok(Peer { uid }),
+            Self::Fixed(uid) => Ok(Caller::User { uid }),
         }
     }
 }
 
 /// A bound socket, which is removed when it is dropped or its serving ends.
 #[derive(Debug)]
-pub struct Listener {
+pub struct UnixDoor {
     listener: UnixListener,
-    path: SocketFile,
+    path: Option<SocketFile>,
     identify: Identify,
 }
 
-impl Listener {
+impl UnixDoor {
     /// Makes the directory (0700) and the socket (0600). The caller holds the lock of the state directory, so a
     /// socket that is there already is a dead daemon's.
     pub fn bind(path: &Path, identify: Identify) -> Result<Self, BindError> {
@@ -103,97 +79,24 @@ impl Listener {
         let listener = UnixListener::bind(&beside).map_err(failed)?;
         fs::set_permissions(&beside, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         fs::rename(&beside, path).map_err(failed)?;
-        Ok(Self { listener, path: SocketFile(path.into()), identify })
-    }
-
-    /// Serves until a shutdown is requested. Connections go on, tracked by `activity`.
-    pub async fn serve(self, router: Router, activity: Activity, shutdown: Shutdown, tasks: Tasks) {
-        let Self { listener, path, identify } = self;
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let serve = |stream: UnixStream, permit| {
-            let peer = match identify.peer(&stream) {
-                Ok(peer) => peer,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection whose user is unknown was closed");
-                    return;
-                }
-            };
-            let connection = Connection { peer, router: router.clone(), shutdown: shutdown.clone() };
-            let present = activity.enter();
-            tasks.spawn(TaskKind::Connection, async move {
-                connection.serve(stream).await;
-                drop((present, permit));
-            });
-        };
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = shutdown.requested() => break,
-                accepted = accept(&listener, &permits) => accepted,
-            };
-            match accepted {
-                Ok((stream, permit)) => serve(stream, permit),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        // From here on nobody finds the socket; who had connected already is still served.
-        drop(path);
-        while let Some(Ok((stream, permit))) = accept(&listener, &permits).now_or_never() {
-            serve(stream, permit);
-        }
+        Ok(Self { listener, path: Some(SocketFile(path.into())), identify })
     }
 }
 
-async fn accept(
-    listener: &UnixListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
-}
+impl Door for UnixDoor {
+    type Stream = UnixStream;
 
-#[derive(Debug)]
-struct Connection {
-    peer: Peer,
-    router: Router,
-    shutdown: Shutdown,
-}
+    async fn accept(&self) -> io::Result<UnixStream> {
+        let (stream, _) = self.listener.accept().await?;
+        Ok(stream)
+    }
 
-impl Connection {
-    async fn serve(self, stream: UnixStream) {
-        let Self { peer, router, shutdown } = self;
-        let service = service_fn(move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(peer);
-            // A router is always ready.
-            router.clone().call(request)
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_DEADLINE)
-            .max_buf_size(MAX_BUFFER)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            biased;
-            ended = connection.as_mut() => ended,
-            () = shutdown.requested() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = shutdown.expired() => Ok(()),
-                }
-            }
-        };
-        if let Err(error) = ended {
-            // Callers that leave in the middle are everyday life.
-            tracing::debug!(%error, "connection ended");
-        }
+    fn caller(&self, stream: &UnixStream) -> io::Result<Caller> {
+        self.identify.caller(stream)
+    }
+
+    fn close(&mut self) {
+        self.path = None;
     }
 }
 
@@ -250,7 +153,7 @@ mod tests {
     async fn the_socket_is_private_and_gone_with_its_listener() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/offshoot.sock");
-        let listener = Listener::bind(&path, Identify::Kernel).unwrap();
+        let listener = UnixDoor::bind(&path, Identify::Kernel).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         drop(listener);
@@ -272,7 +175,7 @@ mod tests {
         let path = dir.path().join("offshoot.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a std listener leaves its socket behind, as a crash does");
-        let _listener = Listener::bind(&path, Identify::Kernel).unwrap();
+        let _listener = UnixDoor::bind(&path, Identify::Kernel).unwrap();
         UnixStream::connect(&path).await.unwrap();
     }
 
@@ -280,6 +183,6 @@ mod tests {
     async fn the_kernel_says_who_connects() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let uid = rustix::process::geteuid().as_raw();
-        assert_eq!(Identify::Kernel.peer(&ours).unwrap(), Peer { uid });
+        assert_eq!(Identify::Kernel.caller(&ours).unwrap(), Caller::User { uid });
     }
 }

@@ -1,4 +1,4 @@
-//! The host's key: manifests that were not written on this host are told apart.
+//! Keys of this host, one for each purpose: what was made with one is told apart from what others made.
 
 use crate::{machine::io_failure, state_dir::make_private_dir};
 use offshoot_provider::parts::Hash;
@@ -11,11 +11,10 @@ use std::{
     path::Path,
 };
 
-const FILE: &str = "snapshots.key";
 const LENGTH: usize = 32;
 
 /// Never shown.
-pub(crate) struct HostKey([u8; LENGTH]);
+pub struct HostKey([u8; LENGTH]);
 
 impl fmt::Debug for HostKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -24,9 +23,9 @@ impl fmt::Debug for HostKey {
 }
 
 impl HostKey {
-    /// Reads it, or makes it the first time. Blocks.
-    pub fn load(dir: &Path) -> Result<Self, Failure> {
-        let path = dir.join(FILE);
+    /// Reads the one in this file of the directory of keys, or makes it the first time. Blocks.
+    pub fn load(dir: &Path, file: &str) -> Result<Self, Failure> {
+        let path = dir.join(file);
         make_private_dir(dir).map_err(|error| io_failure("make directory", dir, &error))?;
         match fs::read(&path) {
             Ok(bytes) => <[u8; LENGTH]>::try_from(bytes.as_slice()).map(Self).map_err(|_| {
@@ -34,7 +33,7 @@ impl HostKey {
                     ErrorCode::Snapshot,
                     format!("{} is no key: it has {} bytes instead of {LENGTH}", path.display(), bytes.len()),
                 )
-                .hint("put the key back from a backup; without it no snapshot of this host is trusted")
+                .hint("put the key back from a backup; without it nothing that was made with it is trusted")
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::make(dir, &path),
             Err(error) => Err(io_failure("read", &path, &error)),
@@ -88,16 +87,18 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    const FILE: &str = "snapshots.key";
+
     #[test]
     fn the_key_is_made_once_private_and_tells_foreign_bytes_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let key = HostKey::load(dir.path()).unwrap();
+        let key = HostKey::load(dir.path(), FILE).unwrap();
         let tag = key.authenticate(b"manifest");
-        let again = HostKey::load(dir.path()).unwrap();
+        let again = HostKey::load(dir.path(), FILE).unwrap();
         assert!(again.is_ours(b"manifest", &tag) && !again.is_ours(b"manifesT", &tag));
         let path = dir.path().join(FILE);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&path, b"short").unwrap();
-        assert_eq!(HostKey::load(dir.path()).unwrap_err().code, ErrorCode::Snapshot);
+        assert_eq!(HostKey::load(dir.path(), FILE).unwrap_err().code, ErrorCode::Snapshot);
     }
 }

@@ -1,0 +1,173 @@
+//! Who may send a request to a sandbox.
+//!
+//! ```text
+//! the VM's access token                                   everything
+//! no token: GET /health                                   whether it runs
+//!           /files with a signature made with the token   that file, so long
+//!           /execute, /contexts of the interpreter        from this host (its SDK sends none), by no web page
+//! ```
+
+use super::{
+    address::{ENVD, INTERPRETER},
+    token::{Purpose, Tokens},
+};
+use axum::http::{HeaderMap, HeaderName, Method, Uri, header, request::Parts};
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use jiff::Timestamp;
+use offshoot_types::VmId;
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+
+/// Whether a request may pass. `local` if it cannot come from another host.
+pub fn may_pass(tokens: &Tokens, vm: VmId, port: u16, local: bool, request: &Parts) -> bool {
+    if let Some(presented) = request.headers.get(TOKEN) {
+        return tokens.open(vm, Purpose::Access, presented.as_bytes());
+    }
+    let path = request.uri.path();
+    match port {
+        ENVD if is_read(&request.method) && path == "/health" => true,
+        ENVD if path == "/files" => Signed::of(&request.method, &request.uri)
+            .is_some_and(|signed| signed.is_by(&tokens.of(vm, Purpose::Access), Timestamp::now())),
+        INTERPRETER => local && is_interpreters(path) && !is_web_page(&request.headers),
+        _ => false,
+    }
+}
+
+fn is_read(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
+
+fn is_interpreters(path: &str) -> bool {
+    path == "/execute" || path == "/health" || path == "/contexts" || path.starts_with("/contexts/")
+}
+
+/// Browsers say where a request that changes something comes from. A page that somebody looks at on this host must not
+/// run code in a VM.
+fn is_web_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site")
+}
+
+/// A signed request for one file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Signed {
+    path: String,
+    user: String,
+    operation: &'static str,
+    signature: String,
+    expires: Option<i64>,
+}
+
+impl Signed {
+    /// `None` if it carries no signature, or one for something that cannot be signed.
+    pub fn of(method: &Method, uri: &Uri) -> Option<Self> {
+        let operation = match *method {
+            Method::GET | Method::HEAD => "read",
+            Method::POST => "write",
+            _ => return None,
+        };
+        let query: Vec<(String, String)> = serde_urlencoded::from_str(uri.query()?).ok()?;
+        let value = |name| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let expires = match value("signature_expiration") {
+            None => None,
+            Some(text) => Some(text.parse().ok()?),
+        };
+        Some(Self {
+            path: value("path").unwrap_or_default(),
+            user: value("username").unwrap_or_default(),
+            operation,
+            signature: value("signature")?,
+            expires,
+        })
+    }
+
+    /// Whether it was made with this token, and holds.
+    pub fn is_by(&self, token: &str, now: Timestamp) -> bool {
+        let mut text = format!("{}:{}:{}:{token}", self.path, self.operation, self.user);
+        if let Some(expires) = self.expires {
+            if expires < now.as_second() {
+                return false;
+            }
+            write!(text, ":{expires}").expect("a String takes any text");
+        }
+        let digest = STANDARD_NO_PAD.encode(Sha256::digest(text.as_bytes()));
+        // Of hashes under a random key, so that how long it takes says nothing of either.
+        let presented = self.signature.strip_prefix("v1_").unwrap_or_default();
+        let key = blake3::hash(token.as_bytes());
+        blake3::keyed_hash(key.as_bytes(), digest.as_bytes())
+            == blake3::keyed_hash(key.as_bytes(), presented.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::Request;
+
+    fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn a_token_opens_all_and_without_one_only_what_is_meant_to_be_open_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::load(dir.path()).unwrap();
+        let vm = VmId::new();
+        let token = tokens.of(vm, Purpose::Access);
+        let may = |port, local, method, uri, headers: &[(&str, &str)]| {
+            may_pass(&tokens, vm, port, local, &request(method, uri, headers))
+        };
+        let (right, wrong) = ([("x-access-token", token.as_str())], [("x-access-token", "no")]);
+        for port in [ENVD, INTERPRETER, 8080] {
+            assert!(may(port, false, "POST", "/anything", &right));
+            assert!(!may(port, true, "POST", "/anything", &wrong));
+            assert!(!may(port, true, "POST", "/anything", &[]));
+        }
+        assert!(may(ENVD, false, "GET", "/health", &[]) && !may(ENVD, false, "POST", "/health", &[]));
+        assert!(!may(ENVD, true, "GET", "/files?path=/etc/passwd", &[]), "unsigned");
+        for path in ["/execute", "/contexts", "/contexts/x/restart"] {
+            assert!(may(INTERPRETER, true, "POST", path, &[]));
+            assert!(!may(INTERPRETER, false, "POST", path, &[]), "from afar");
+            assert!(!may(INTERPRETER, true, "POST", path, &wrong), "a wrong token is no token");
+            assert!(!may(INTERPRETER, true, "POST", path, &[("origin", "http://evil.example")]));
+            assert!(!may(ENVD, true, "POST", path, &[]));
+        }
+    }
+
+    #[test]
+    fn a_signature_holds_for_one_file_one_operation_one_user_and_so_long() {
+        // As the Python SDK makes it: sha256 of `/a:read:user:secret:2000000000`, base64 without padding.
+        let digest = STANDARD_NO_PAD.encode(Sha256::digest(b"/a:read:user:secret:2000000000"));
+        let encoded = digest.replace('+', "%2B").replace('/', "%2F");
+        let uri = |path: &str, user: &str, expires: &str| {
+            format!(
+                "/files?path={path}&username={user}&signature=v1_{encoded}&signature_expiration={expires}"
+            )
+        };
+        let now = Timestamp::from_second(1_900_000_000).unwrap();
+        let holds = |method: &str, uri: &str, token: &str, now| {
+            let request = request(method, uri, &[]);
+            Signed::of(&request.method, &request.uri).is_some_and(|signed| signed.is_by(token, now))
+        };
+        let right = uri("/a", "user", "2000000000");
+        assert!(holds("GET", &right, "secret", now));
+        assert!(!holds("GET", &right, "secret", Timestamp::from_second(2_000_000_001).unwrap()));
+        assert!(!holds("GET", &right, "another", now));
+        assert!(!holds("POST", &right, "secret", now) && !holds("DELETE", &right, "secret", now));
+        for other in [
+            uri("/b", "user", "2000000000"),
+            uri("/a", "root", "2000000000"),
+            uri("/a", "user", "2000000001"),
+        ] {
+            assert!(!holds("GET", &other, "secret", now), "{other}");
+        }
+        assert!(!holds("GET", "/files?path=/a&username=user", "secret", now));
+        let endless = STANDARD_NO_PAD.encode(Sha256::digest(b"/a:read::secret")).replace('+', "%2B");
+        assert!(holds("GET", &format!("/files?path=/a&signature=v1_{endless}"), "secret", now));
+    }
+}

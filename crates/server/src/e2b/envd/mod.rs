@@ -1,0 +1,9 @@
+//! What the wire calls envd: processes, files and health of one sandbox.
+
+use crate::http::App;
+use axum::Router;
+
+/// Of a port's routes, those there are; every other is answered as an unknown one.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+}

@@ -1,0 +1,25 @@
+//! The API of E2B's SDKs: one VM, opened by its access token, and (`control`) what makes and ends such VMs.
+//!
+//! ```text
+//! request --address: names a sandbox?--no--> the API, key needed
+//!              | yes: from here on it is answered here, whatever it is
+//!              v
+//!          route: the VM by its name, running or woken by requests --> access: token, signature, or open on this host
+//!              | Sandbox (what the holder of the token may do is policy's to say)
+//!              '-> 49983 envd    49999 interpreter    others: into the VM
+//! ```
+//! A sandbox is a VM, and its id is the VM's name. What the wire calls a thing is said here and nowhere else.
+
+mod access;
+mod address;
+mod envd;
+mod interpreter;
+mod refusal;
+mod route;
+mod sandbox;
+mod token;
+
+pub use route::{Doors, route};
+#[cfg(test)]
+pub(crate) use token::Purpose;
+pub use token::Tokens;

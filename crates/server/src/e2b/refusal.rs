@@ -1,0 +1,60 @@
+//! How the router itself says no. The texts are what clients look for.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such sandbox, or it does not run.
+    Gone { sandbox: String },
+    /// It runs, but nothing in it listens there.
+    #[allow(dead_code, reason = "ports of programs are not reached yet")]
+    PortClosed { sandbox: String, port: u16 },
+    /// It cannot be reached from here.
+    NoWay { sandbox: String, port: u16 },
+    /// The token is missing or another's.
+    Unauthorized,
+}
+
+impl Refusal {
+    const fn status(&self) -> StatusCode {
+        match self {
+            Self::Gone { .. } | Self::PortClosed { .. } => StatusCode::BAD_GATEWAY,
+            Self::NoWay { .. } => StatusCode::NOT_IMPLEMENTED,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let code = status.as_u16();
+        let body = match self {
+            Self::Gone { sandbox } => {
+                json!({ "sandboxId": sandbox, "message": "The sandbox was not found", "code": code })
+            }
+            Self::PortClosed { sandbox, port } => json!({
+                "sandboxId": sandbox,
+                "message": "The sandbox is running but port is not open",
+                "port": port,
+                "code": code,
+            }),
+            Self::NoWay { sandbox, port } => json!({
+                "sandboxId": sandbox,
+                "message": "Programs in the sandbox cannot be reached this way; GET /v1/vms/{vm}/tcp can",
+                "port": port,
+                "code": code,
+            }),
+            Self::Unauthorized => json!({
+                "code": code,
+                "message": "unauthorized access, please provide a valid access token or method signing if supported",
+            }),
+        };
+        (status, Json(body)).into_response()
+    }
+}

@@ -1,0 +1,135 @@
+//! Where requests for sandboxes part from all others. One that names a sandbox never reaches the API behind.
+
+use super::{
+    access::{self, Signed},
+    address::{Address, ENVD, INTERPRETER},
+    envd, interpreter,
+    refusal::Refusal,
+    sandbox::{DEFAULT_USER, Sandbox},
+    token::Purpose,
+};
+use crate::http::{App, Call, Caller, glance};
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{HeaderMap, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use offshoot_policy::VmFacts;
+use offshoot_types::{Actor, Command, RequestId, Target, VmRef, VmStateName};
+use tower_service::Service;
+
+/// What is behind the router, port by port.
+#[derive(Debug, Clone)]
+pub struct Doors {
+    app: App,
+    envd: Router,
+    interpreter: Router,
+}
+
+impl Doors {
+    pub fn new(app: App) -> Self {
+        let envd = envd::routes().with_state(app.clone());
+        let interpreter = interpreter::routes().with_state(app.clone());
+        Self { app, envd, interpreter }
+    }
+}
+
+/// Hands a request to the sandbox it names, and on if it names none.
+pub async fn route(State(doors): State<Doors>, request: Request, next: Next) -> Response {
+    let address = Address::of(request.uri(), request.headers());
+    let signed = (request.uri().path() == "/files").then(|| Signed::of(request.method(), request.uri()));
+    let address = match (address, signed.flatten()) {
+        (None, Some(signed)) => signed_for(&doors.app, &signed).await,
+        (address, _) => address,
+    };
+    let Some(address) = address else { return next.run(request).await };
+    match doors.answer(address, request).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            tracing::info!(?refusal, "request to a sandbox refused");
+            refusal.into_response()
+        }
+    }
+}
+
+impl Doors {
+    async fn answer(mut self, address: Address, request: Request) -> Result<Response, Refusal> {
+        let Address { sandbox, port } = address;
+        let gone = || Refusal::Gone { sandbox: sandbox.clone() };
+        let vm = sandbox.parse().ok().and_then(|name| find(&self.app, VmRef::Name(name))).ok_or_else(gone)?;
+        let id = vm.id;
+        let port = port.ok_or_else(gone)?;
+        let (mut parts, body) = request.into_parts();
+        let local = match parts.extensions.get::<Caller>() {
+            Some(Caller::User { .. }) => true,
+            Some(Caller::Network { local }) => *local,
+            None => false,
+        };
+        if !access::may_pass(&self.app.tokens, vm.id, port, local, &parts) {
+            return Err(Refusal::Unauthorized);
+        }
+        let opened = open(&self.app, vm, &parts)?;
+        tracing::Span::current().record("actor", tracing::field::display(&opened.call.actor));
+        let now = glance(&opened.call, VmRef::Id(id)).await.map_err(|_gone_meanwhile| gone())?;
+        let answers = match now.state.name() {
+            VmStateName::Running | VmStateName::Starting => true,
+            // To ask whether it runs does not wake it.
+            _ => now.wakes && !(port == ENVD && parts.uri.path() == "/health"),
+        };
+        if !answers {
+            return Err(gone());
+        }
+        parts.extensions.insert(opened);
+        let request = Request::from_parts(parts, body);
+        // A router is always ready, and never fails.
+        let answered = match port {
+            ENVD => self.envd.call(request).await,
+            INTERPRETER => self.interpreter.call(request).await,
+            port => return Err(Refusal::NoWay { sandbox, port }),
+        };
+        Ok(answered.unwrap_or_else(|never| match never {}))
+    }
+}
+
+/// Links to signed files name no sandbox where one address serves all: it is the one whose token they are signed with.
+async fn signed_for(app: &App, signed: &Signed) -> Option<Address> {
+    let call = Call::new(app, Actor::Daemon, RequestId::new());
+    let vms = call.engine.vms(call.permit(Command::Inspect { vm: None }).await.ok()?).ok()?;
+    let now = Timestamp::now();
+    // Looked for to the end, whoever it is: how long it takes says nothing.
+    let found = vms.iter().fold(None, |found, vm| {
+        let signed = signed.is_by(&app.tokens.of(vm.id, Purpose::Access), now);
+        if signed { Some(vm) } else { found }
+    })?;
+    Some(Address { sandbox: found.name.to_string(), port: Some(ENVD) })
+}
+
+/// A VM of the only owner there is.
+fn find(app: &App, vm: VmRef) -> Option<VmFacts> {
+    app.engine.facts(&Actor::Daemon, &Target::Vm(vm)).vm
+}
+
+fn open(app: &App, vm: VmFacts, parts: &Parts) -> Result<Sandbox, Refusal> {
+    let user = user(&parts.headers)?;
+    let id = parts.extensions.get::<RequestId>().copied().unwrap_or_else(RequestId::new);
+    let call = Call::new(app, Actor::Sandbox { vm: vm.id, owner: vm.owner }, id);
+    Ok(Sandbox { call, vm: vm.id, name: vm.name, user })
+}
+
+/// Whom `Authorization: Basic` names; there is no password.
+fn user(headers: &HeaderMap) -> Result<String, Refusal> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(DEFAULT_USER.into()) };
+    let encoded = value.to_str().ok().and_then(|text| text.strip_prefix("Basic "));
+    // Another scheme is for the program behind a port, not for us.
+    let Some(encoded) = encoded else { return Ok(DEFAULT_USER.into()) };
+    let decoded = STANDARD.decode(encoded.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    match decoded.as_deref().and_then(|text| text.split(':').next()) {
+        None => Err(Refusal::Unauthorized),
+        Some("") => Ok(DEFAULT_USER.into()),
+        Some(user) => Ok(user.into()),
+    }
+}
