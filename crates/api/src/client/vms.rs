@@ -3,7 +3,7 @@
 use super::{ByteStream, Client, ClientError, connection::query};
 use crate::v1::{
     Change, Changed, CollectRequest, CreateVm, DestroyQuery, ExecList, ExecResult, Life, MAX_WAIT_MS,
-    Operation, OperationList, OperationQuery, SetLife, Vm, VmList, WaitOutcome, WaitQuery,
+    Operation, OperationList, OperationQuery, PageQuery, SetLife, Vm, VmList, WaitOutcome, WaitQuery,
 };
 use http::Method;
 use offshoot_types::{OperationId, VmRef, VmStateName};
@@ -15,7 +15,11 @@ impl Client {
     }
 
     pub async fn vms(&self) -> Result<VmList, ClientError> {
-        self.get("/v1/vms").await
+        self.vms_page(&PageQuery::default()).await
+    }
+
+    pub async fn vms_page(&self, page: &PageQuery) -> Result<VmList, ClientError> {
+        self.get(&query("/v1/vms", page)).await
     }
 
     pub async fn vm(&self, vm: &VmRef) -> Result<Vm, ClientError> {
@@ -97,8 +101,13 @@ impl Client {
         self.stream(&format!("/v1/vms/{vm}/console?follow={follow}")).await
     }
 
+    /// The latest ones.
     pub async fn operations(&self) -> Result<OperationList, ClientError> {
-        self.get("/v1/operations").await
+        self.operations_page(&PageQuery::default()).await
+    }
+
+    pub async fn operations_page(&self, page: &PageQuery) -> Result<OperationList, ClientError> {
+        self.get(&query("/v1/operations", page)).await
     }
 
     /// With `wait`, returns when it has ended or that time is up (bounded by [`MAX_WAIT_MS`]).

@@ -15,6 +15,7 @@ mod frame;
 mod image;
 mod invalid;
 mod operation;
+mod page;
 mod pool;
 mod race;
 mod rollback;
@@ -52,6 +53,7 @@ pub use frame::{
 pub use image::{Image, ImageFile, ImageList, ImageVerified};
 pub use invalid::InvalidField;
 pub use operation::{Operation, OperationList, OperationQuery, OperationStateName, OutcomeName, Problem};
+pub use page::{MAX_PAGE, PageQuery};
 pub use pool::{LastStart, Pool, PoolShelf};
 pub use race::{
     MAX_RACERS, NewRace, RaceMessage, RaceOutcome, RaceRequest, RacerScore, decode_race_output,

@@ -141,6 +141,9 @@ impl From<types::Operation> for Operation {
 pub struct OperationList {
     /// Newest first.
     pub operations: Vec<Operation>,
+    /// Of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]

@@ -99,6 +99,9 @@ pub struct Snapshot {
 pub struct SnapshotList {
     /// A parent comes before its children.
     pub snapshots: Vec<Snapshot>,
+    /// Of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 /// Options of a removal, in the query since the request has no body.

@@ -7,17 +7,28 @@ use super::{
     request::Call,
 };
 use axum::Json;
-use offshoot_api::v1::{self, OperationQuery};
+use offshoot_api::v1::{self, InvalidField, OperationQuery, PageQuery};
 use offshoot_engine::OperationPage;
-use offshoot_types::Command;
+use offshoot_types::{Command, OperationId};
 
-/// The latest operations, newest first.
+/// Operations, newest first; the latest 100 unless `limit` says otherwise.
 #[utoipa::path(get, path = "/v1/operations", tag = "operations", operation_id = "list_operations",
-    responses((status = 200, body = v1::OperationList), ReadErrors))]
-pub async fn list(call: Call) -> Result<Json<v1::OperationList>, ApiError> {
+    params(PageQuery), responses((status = 200, body = v1::OperationList), ReadErrors))]
+pub async fn list(call: Call, Query(page): Query<PageQuery>) -> Result<Json<v1::OperationList>, ApiError> {
+    let before = page.cursor.as_deref().map(cursor).transpose()?;
+    let limit = page.limit()?.unwrap_or(OperationPage::default().limit as usize);
     let permit = call.permit(Command::Inspect { vm: None }).await?;
-    let operations = call.engine.operations(permit, OperationPage::default()).await?;
-    Ok(Json(v1::OperationList { operations: operations.into_iter().map(Into::into).collect() }))
+    // One more than is shown tells whether there is a next page.
+    let more = OperationPage { before, limit: limit as u32 + 1 };
+    let mut operations = call.engine.operations(permit, more).await?;
+    let next_cursor = (operations.len() > limit).then(|| operations[limit - 1].id.to_string());
+    operations.truncate(limit);
+    let operations = operations.into_iter().map(Into::into).collect();
+    Ok(Json(v1::OperationList { operations, next_cursor }))
+}
+
+fn cursor(text: &str) -> Result<OperationId, InvalidField> {
+    text.parse().map_err(|error| InvalidField::new("cursor", error))
 }
 
 /// One operation; with `wait_ms`, once it has ended.

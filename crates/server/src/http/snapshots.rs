@@ -7,10 +7,10 @@ use super::{
     view,
 };
 use offshoot_api::v1::{
-    NewSnapshot, RemoveSnapshotQuery, Snapshot, SnapshotList, SnapshotVerified, SnapshotsRemoved,
+    NewSnapshot, PageQuery, RemoveSnapshotQuery, Snapshot, SnapshotList, SnapshotVerified, SnapshotsRemoved,
     TakeSnapshot,
 };
-use offshoot_types::Command;
+use offshoot_types::{Command, VmRef};
 
 /// Keep a VM's present state. Answers once it is durable; a running VM stands still for a small part of that.
 #[utoipa::path(post, path = "/v1/vms/{vm}/snapshots", tag = "snapshots", operation_id = "take_snapshot",
@@ -29,19 +29,31 @@ pub async fn take(
 
 /// Snapshots of a VM, parents before children.
 #[utoipa::path(get, path = "/v1/vms/{vm}/snapshots", tag = "snapshots", operation_id = "list_vm_snapshots",
-    params(("vm" = String, Path, description = "Name or id")),
+    params(("vm" = String, Path, description = "Name or id"), PageQuery),
     responses((status = 200, body = SnapshotList), LookupErrors))]
-pub async fn list_of(call: Call, Vm(vm): Vm) -> Result<axum::Json<SnapshotList>, ApiError> {
-    let found = call.engine.snapshots(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
-    Ok(axum::Json(SnapshotList { snapshots: found.into_iter().map(view::snapshot).collect() }))
+pub async fn list_of(
+    call: Call,
+    Vm(vm): Vm,
+    Query(page): Query<PageQuery>,
+) -> Result<axum::Json<SnapshotList>, ApiError> {
+    listed(&call, Some(vm), &page).await
+}
+
+async fn listed(
+    call: &Call,
+    vm: Option<VmRef>,
+    page: &PageQuery,
+) -> Result<axum::Json<SnapshotList>, ApiError> {
+    let found = call.engine.snapshots(call.permit(Command::Inspect { vm }).await?).await?;
+    let (found, next_cursor) = page.of(found, |snapshot| snapshot.id.to_string())?;
+    Ok(axum::Json(SnapshotList { snapshots: found.into_iter().map(view::snapshot).collect(), next_cursor }))
 }
 
 /// Snapshots of all VMs, the destroyed ones included, parents before children.
 #[utoipa::path(get, path = "/v1/snapshots", tag = "snapshots", operation_id = "list_snapshots",
-    responses((status = 200, body = SnapshotList), ReadErrors))]
-pub async fn list(call: Call) -> Result<axum::Json<SnapshotList>, ApiError> {
-    let found = call.engine.snapshots(call.permit(Command::Inspect { vm: None }).await?).await?;
-    Ok(axum::Json(SnapshotList { snapshots: found.into_iter().map(view::snapshot).collect() }))
+    params(PageQuery), responses((status = 200, body = SnapshotList), ReadErrors))]
+pub async fn list(call: Call, Query(page): Query<PageQuery>) -> Result<axum::Json<SnapshotList>, ApiError> {
+    listed(&call, None, &page).await
 }
 
 /// One snapshot.

@@ -8,19 +8,20 @@ use super::{
     view,
 };
 use axum::Json;
-use offshoot_api::v1::{self, InvalidField, WaitQuery};
+use offshoot_api::v1::{self, InvalidField, PageQuery, WaitQuery};
 use offshoot_engine::{VmCondition, VmView};
 use offshoot_types::{Command, ErrorCode, Failure, Generation, VmRef, VmState, VmStateName};
 use std::time::Duration;
 
 /// All VMs, by name.
-#[utoipa::path(get, path = "/v1/vms", tag = "vms", operation_id = "list_vms",
+#[utoipa::path(get, path = "/v1/vms", tag = "vms", operation_id = "list_vms", params(PageQuery),
     responses((status = 200, body = v1::VmList), ReadErrors))]
-pub async fn list(call: Call) -> Result<Json<v1::VmList>, ApiError> {
+pub async fn list(call: Call, Query(page): Query<PageQuery>) -> Result<Json<v1::VmList>, ApiError> {
     let vms = call.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
+    let (vms, next_cursor) = page.of(vms, |vm| vm.name.to_string())?;
     let mut vms: Vec<v1::Vm> = vms.into_iter().map(view::vm).collect();
     add_branches(&call, None, &mut vms).await?;
-    Ok(Json(v1::VmList { vms }))
+    Ok(Json(v1::VmList { vms, next_cursor }))
 }
 
 /// Adds what the record, rather than the VM, knows: kept states and the open transaction.

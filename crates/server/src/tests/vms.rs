@@ -2,7 +2,7 @@
 
 use super::fixture::{Daemon, PATIENCE, Place, patient, refused, vm};
 use offshoot_api::v1::{
-    Change, CreateVm, DestroyQuery, EventQuery, OperationStateName, OutcomeName, WaitQuery,
+    Change, CreateVm, DestroyQuery, EventQuery, OperationStateName, OutcomeName, PageQuery, WaitQuery,
 };
 use offshoot_types::{ErrorCode, VmStateName};
 use std::time::Duration;
@@ -66,6 +66,36 @@ async fn a_wait_ends_with_the_state_or_with_its_time() {
     started.unwrap();
     let late = client.wait(&web, VmStateName::Paused, Some(Duration::from_millis(50))).await;
     assert_eq!(late.unwrap_err().code(), ErrorCode::Timeout);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_are_whole_or_in_pages_that_go_on_where_the_last_ended() {
+    let place = Place::new();
+    let daemon = Daemon::explicit(&place).await;
+    let client = &daemon.client;
+    for name in ["a", "b", "c"] {
+        client.create(&CreateVm { name: name.into(), ..CreateVm::default() }).await.unwrap();
+    }
+    let page = async |cursor| {
+        let page = PageQuery { limit: Some(2), cursor };
+        let listed = client.vms_page(&page).await.unwrap();
+        (listed.vms.into_iter().map(|vm| vm.name.to_string()).collect::<Vec<_>>(), listed.next_cursor)
+    };
+    let (first, cursor) = page(None).await;
+    assert_eq!(first, ["a", "b"]);
+    client.destroy(&vm("b"), &DestroyQuery::default()).await.unwrap();
+    assert_eq!(page(cursor).await, (vec!["c".to_owned()], None));
+    assert_eq!(client.vms().await.unwrap().vms.len(), 2);
+
+    let latest = client.operations_page(&PageQuery { limit: Some(1), cursor: None }).await.unwrap();
+    assert_eq!(latest.operations[0].kind.to_string(), "destroy");
+    let older = PageQuery { limit: Some(1000), cursor: latest.next_cursor };
+    let older = client.operations_page(&older).await.unwrap();
+    assert_eq!(older.operations.len(), 3);
+    assert_eq!(older.next_cursor, None);
+    let none = client.vms_page(&PageQuery { limit: Some(0), cursor: None }).await.unwrap_err();
+    assert_eq!(none.code(), ErrorCode::InvalidArgument);
     daemon.stop().await;
 }
 

@@ -4,6 +4,15 @@ from typing import Literal, TypeAlias, TypedDict
 
 from typing_extensions import NotRequired
 
+
+class Alive(TypedDict):
+    """
+    What somebody without a key is told.
+    """
+
+    status: str
+
+
 BTreeMap: TypeAlias = dict[str, str]
 
 
@@ -155,6 +164,7 @@ class DaemonRecord(TypedDict):
     Who serves a state directory: the content of its `daemon.json`.
     """
 
+    listen: NotRequired[list[str]]
     mode: DaemonMode
     pid: int
     socket: str
@@ -228,6 +238,8 @@ class ErrorBody(TypedDict):
         'in_use',
         'snapshot',
         'thaw',
+        'unauthenticated',
+        'rate_limited',
         'denied',
         'timeout',
         'no_resource',
@@ -649,6 +661,8 @@ class Problem(TypedDict):
         'in_use',
         'snapshot',
         'thaw',
+        'unauthenticated',
+        'rate_limited',
         'denied',
         'timeout',
         'no_resource',
@@ -883,6 +897,7 @@ class Snapshot(TypedDict):
 
 
 class SnapshotList(TypedDict):
+    next_cursor: NotRequired[str | None]
     snapshots: list[Snapshot]
 
 
@@ -1407,6 +1422,7 @@ class Operation(TypedDict):
 
 
 class OperationList(TypedDict):
+    next_cursor: NotRequired[str | None]
     operations: list[Operation]
 
 
@@ -1764,6 +1780,7 @@ class Vm(TypedDict):
 
 
 class VmList(TypedDict):
+    next_cursor: NotRequired[str | None]
     vms: list[Vm]
 
 
