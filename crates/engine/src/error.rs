@@ -168,7 +168,7 @@ pub(crate) fn input_lost(vm: &VmName) -> Failure {
 pub fn guest_failure(vm: &VmName, error: &ClientError) -> Failure {
     let code = match error {
         ClientError::Guest(refused) => match refused.kind {
-            GuestErrorKind::NotFound => ErrorCode::NotFound,
+            GuestErrorKind::NotFound | GuestErrorKind::UnknownUser => ErrorCode::NotFound,
             GuestErrorKind::AlreadyExists => ErrorCode::AlreadyExists,
             GuestErrorKind::PermissionDenied => ErrorCode::Denied,
             GuestErrorKind::NotADirectory

@@ -130,6 +130,7 @@ pub enum GuestErrorKind {
     Unsupported,
     /// Too many streams, processes or watches.
     Exhausted,
+    UnknownUser,
     Other,
 }
 

@@ -63,7 +63,7 @@ impl Users {
             (None, Some(uid)) => Ok(Self::without_entry(wanted, uid)),
             (None, None) if wanted == "root" => Ok(Self::without_entry("root", 0)),
             (None, None) => Err(fault(
-                GuestErrorKind::NotFound,
+                GuestErrorKind::UnknownUser,
                 format!("user `{wanted}`: no such user in the VM's /etc/passwd"),
             )),
         }
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(users.find("4242").unwrap().home, "/");
         assert_eq!(users.find("4242").unwrap().identity.uid, 4242);
         for unknown in ["nobody-here", "broken", "off", "-1", "4294967295"] {
-            assert_eq!(users.find(unknown).unwrap_err().kind, GuestErrorKind::NotFound, "{unknown}");
+            assert_eq!(users.find(unknown).unwrap_err().kind, GuestErrorKind::UnknownUser, "{unknown}");
         }
         for malformed in ["", "a:b", "a\0b"] {
             assert_eq!(users.find(malformed).unwrap_err().kind, GuestErrorKind::InvalidArgument);

@@ -19,7 +19,7 @@ struct Shell<'a> {
 pub(super) async fn serve(files: &Files, request: EntryRequest, mut peer: FilePeer) -> Result<(), Detached> {
     let EntryRequest { user, operation } = request;
     if !matches!(user.as_str(), "root" | "user") {
-        let unknown = error(GuestErrorKind::NotFound, &format!("user `{user}`"), "no such user");
+        let unknown = error(GuestErrorKind::UnknownUser, &format!("user `{user}`"), "no such user");
         return peer.reply::<()>(Err(unknown)).await;
     }
     let shell = Shell { files, user };

@@ -121,9 +121,13 @@ pub(super) fn parse(command: &ExecCommand, stdin: bool) -> Result<VecDeque<Comma
     let mut commands: VecDeque<Command> = match command {
         ExecCommand::Shell(script) => parse_script(script)?,
         ExecCommand::Argv(words) => match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            [shell, "-c" | "-lc", script, ..] if matches!(base_name(shell), "sh" | "bash") => {
+            [shell, "-c" | "-lc", script, ..] | [shell, "-l", "-c", script, ..]
+                if matches!(base_name(shell), "sh" | "bash") =>
+            {
                 parse_script(script)?
             }
+            // One that is typed into says what it was told.
+            [shell, "-i", "-l"] if matches!(base_name(shell), "sh" | "bash") => parse_script("cat")?,
             words => VecDeque::from([Command { when: When::Always, builtin: builtin(words)?, to: None }]),
         },
     };

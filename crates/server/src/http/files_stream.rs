@@ -123,7 +123,7 @@ async fn store(
 
 /// Reads on behind the answer: a connection closed in the face of a caller that still sends would cost it the
 /// answer. Bounded, for callers that do not stop when they are told no.
-fn drain(call: &Call, mut body: BodyDataStream) {
+pub fn drain(call: &Call, mut body: BodyDataStream) {
     let drained = async move { while let Some(Ok(_)) = body.next().await {} };
     call.app.tasks.spawn(TaskKind::Drain, async {
         let _drained_or_not = timeout(DRAIN, drained).await;

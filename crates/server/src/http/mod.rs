@@ -39,6 +39,7 @@ mod view;
 mod vms;
 
 pub(crate) use error::ApiError;
+pub(crate) use files_stream::drain;
 pub use openapi::openapi_json;
 pub use request::{Call, Caller};
 pub(crate) use vms::glance;

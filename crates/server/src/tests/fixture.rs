@@ -115,11 +115,14 @@ impl Daemon {
     /// One that listens on a port of this host too.
     pub async fn on_a_port(place: &Place) -> (Self, SocketAddr) {
         let mut options = place.options(DaemonMode::Explicit);
-        let address = "127.0.0.1:0".parse().unwrap();
-        options.listen = vec![Listen::new(address, false).unwrap()];
+        options.listen = Self::any_port();
         let daemon = place.start(options).await;
         let listen = daemon.client.daemon().await.unwrap().record.listen;
         (daemon, listen[0])
+    }
+
+    pub fn any_port() -> Vec<Listen> {
+        vec![Listen::new("127.0.0.1:0".parse().unwrap(), false).unwrap()]
     }
 
     /// One that takes everybody for this user.

@@ -4,6 +4,7 @@
 mod branches;
 mod contexts;
 mod daemons;
+mod envd;
 mod execs;
 mod files;
 mod fixture;
