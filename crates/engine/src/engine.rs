@@ -259,6 +259,7 @@ impl Engine {
             | Command::RestartContext { .. }
             | Command::SetPolicy { .. }
             | Command::SetLife { .. }
+            | Command::Describe { .. }
             | Command::Diff { .. }
             | Command::Inspect { .. }
             | Command::InspectSnapshot { .. }

@@ -102,11 +102,12 @@ impl Core {
         handle: &VmHandle,
         authority: Authority,
         command: Command,
-        spec: ExecSpec,
+        mut spec: ExecSpec,
         within: Option<TransactionId>,
         sink: Sink,
     ) -> Result<OperationId, Failure> {
         self.manager.check_open()?;
+        handle.complete(&mut spec.env);
         let opening = handle.shared.openings.enter();
         let vm = Some((handle.id, &handle.name));
         let new = self.new_operation(&authority, OperationKind::Exec, vm, &handle.owner, reason(&spec));

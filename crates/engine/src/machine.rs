@@ -837,6 +837,7 @@ fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
         name: row.name.clone(),
         owner: row.owner.clone(),
         labels: row.labels.clone(),
+        env: row.spec.env.clone(),
         node: row.node.clone(),
         image: row.spec.image.clone(),
         image_digest: row.spec.image_digest.clone(),

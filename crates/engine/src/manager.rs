@@ -4,7 +4,7 @@ use crate::{
     Census, VmView, admission::QUEUE_DEPTH, error, operations::Operations, request::Request,
     shared::VmShared, sync::lock,
 };
-use offshoot_types::{Failure, Owner, VmId, VmName, VmRef};
+use offshoot_types::{Environment, Failure, Owner, VmId, VmName, VmRef};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -54,6 +54,13 @@ impl VmHandle {
         };
         let handle = Self { id, name, owner, view, shared, urgent, requests };
         (handle, Inbox { urgent: urgent_inbox, requests: requests_inbox })
+    }
+
+    /// Adds to the environment of a process what all processes of the VM find there.
+    pub fn complete(&self, env: &mut Environment) {
+        for (name, value) in &self.view.borrow().env {
+            env.entry(name.clone()).or_insert_with(|| value.clone());
+        }
     }
 
     /// Hands a request to the driver, or back if that has ended.

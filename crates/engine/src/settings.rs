@@ -50,6 +50,24 @@ impl Engine {
         self.set(handle, &grant, "set-life", write).await
     }
 
+    /// Changes what a VM is found by and what its processes find in their environment ([`Command::Describe`]); processes
+    /// that run keep theirs. Passes also while a transaction owns the VM: it is no part of its state.
+    pub async fn describe(&self, permit: Authorized<Command>) -> Result<(), Failure> {
+        let (command, grant) = permit.into_parts();
+        let Command::Describe { vm, labels, env } = command else {
+            return Err(error::wrong_permit("describe", command.action()));
+        };
+        let handle = self.core().manager.find(&vm, &grant.actor().owner())?;
+        let id = handle.id;
+        let write = move |tx: &Tx<'_>| {
+            tx.describe_vm(id, labels.clone(), env.clone())?;
+            // The values may be secrets.
+            let names: Option<Vec<&String>> = env.as_ref().map(|env| env.keys().collect());
+            Ok(((), format!("labels: {labels:?}, names in its environment: {names:?}")))
+        };
+        self.set(handle, &grant, "describe", write).await
+    }
+
     /// Writes a setting, with the words of its audit, and has the VM's driver go by it before this returns.
     async fn set<T: Send + 'static>(
         &self,

@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use offshoot_provider::{Capabilities, Usage};
 use offshoot_types::{
-    Attestations, CpuCount, DiskMib, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest, ImageRef,
-    IsolationClass, Labels, LastStart, Life, Lifetime, MemMib, NodeName, OperationId, Owner, ProviderKind,
-    SnapshotId, SnapshotPolicy, VmId, VmName, VmState,
+    Attestations, CpuCount, DiskMib, Environment, ExecId, ExecSpec, ExecStatus, Generation, ImageDigest,
+    ImageRef, IsolationClass, Labels, LastStart, Life, Lifetime, MemMib, NodeName, OperationId, Owner,
+    ProviderKind, SnapshotId, SnapshotPolicy, VmId, VmName, VmState,
 };
 
 /// One VM as it is now: record, process and guest as last observed.
@@ -15,6 +15,8 @@ pub struct VmView {
     pub name: VmName,
     pub owner: Owner,
     pub labels: Labels,
+    /// What its processes find in their environment. The values may be secrets.
+    pub env: Environment,
     pub node: NodeName,
     pub image: ImageRef,
     pub image_digest: ImageDigest,

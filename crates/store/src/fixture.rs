@@ -183,6 +183,7 @@ pub(crate) fn new_vm(name: &str) -> NewVm {
         disk: "1G".parse().unwrap(),
         lifetime: Lifetime::Kept,
         labels: Labels::from([("team".into(), "a \"quoted\" one".into())]),
+        env: Default::default(),
         policy: SnapshotPolicy::default(),
         life: Default::default(),
     };

@@ -7,9 +7,9 @@ use crate::{
 };
 use jiff::{SignedDuration, Timestamp};
 use offshoot_types::{
-    Actor, EventKind, Generation, ImageDigest, IsolationClass, Labels, LastStart, LayerId, Life, LifeChange,
-    Lifetime, NodeName, OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind, SnapshotPolicy,
-    SnapshotPolicyChange, VmId, VmName, VmRef, VmSpec, VmState, VmStateName,
+    Actor, Environment, EventKind, Generation, ImageDigest, IsolationClass, Labels, LastStart, LayerId, Life,
+    LifeChange, Lifetime, NodeName, OperationId, Owner, ProviderKind, SnapshotId, SnapshotKind,
+    SnapshotPolicy, SnapshotPolicyChange, VmId, VmName, VmRef, VmSpec, VmState, VmStateName,
 };
 use rusqlite::{Row, params};
 use std::{collections::BTreeSet, time::Duration};
@@ -276,6 +276,21 @@ impl Tx<'_> {
         let params = params![vm.to_string(), to_json(&life), deadline.map(|at| at.as_microsecond())];
         self.execute("change a VM's life", sql, params)?;
         Ok((life, deadline))
+    }
+
+    /// Changes what is not `None`.
+    pub fn describe_vm(
+        &self,
+        vm: VmId,
+        labels: Option<Labels>,
+        env: Option<Environment>,
+    ) -> Result<(), StoreError> {
+        let mut spec = self.expect_vm(vm)?.spec;
+        spec.labels = labels.unwrap_or(spec.labels);
+        spec.env = env.unwrap_or(spec.env);
+        let sql = "UPDATE vms SET spec = ?2, labels = ?3 WHERE id = ?1";
+        let params = params![vm.to_string(), to_json(&spec), to_json(&spec.labels)];
+        self.execute("describe a VM", sql, params).map(drop)
     }
 
     /// A time so far from now, in whole microseconds as it is recorded.

@@ -4,9 +4,9 @@
 //! Adding a variant does not compile until [`Command::action`] and [`Command::target`] say how it is judged.
 
 use crate::{
-    ContextCode, ContextName, ExecArgv, ExecSpec, ForkSource, KeyId, KeyLimits, KeyName, LifeChange,
-    OnTimeout, OperationId, RollbackTo, SnapshotKind, SnapshotName, SnapshotPolicyChange, SnapshotRef,
-    TransactionId, TrySpec, VmId, VmName, VmSpec,
+    ContextCode, ContextName, Environment, ExecArgv, ExecSpec, ForkSource, KeyId, KeyLimits, KeyName, Labels,
+    LifeChange, OnTimeout, OperationId, RollbackTo, SnapshotKind, SnapshotName, SnapshotPolicyChange,
+    SnapshotRef, TransactionId, TrySpec, VmId, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
@@ -186,6 +186,12 @@ pub enum Command {
     SetLife {
         vm: VmRef,
         life: LifeChange,
+    },
+    /// What a VM is found by, and what its processes find in their environment; what is `None` stays.
+    Describe {
+        vm: VmRef,
+        labels: Option<Labels>,
+        env: Option<Environment>,
     },
     /// Write a snapshot with all it needs as one file: whoever has that has all there was in the VM.
     ExportSnapshot {
@@ -401,7 +407,8 @@ impl Command {
             | Self::VerifySnapshot { .. } => Action::Inspect,
             // They read the files of a VM.
             Self::Diff { .. } | Self::ExportSnapshot { .. } => Action::ReadFiles,
-            Self::ImportSnapshot { .. } => Action::Create,
+            // A VM with other labels is another one to whoever judges by them.
+            Self::ImportSnapshot { .. } | Self::Describe { .. } => Action::Create,
             Self::Admit { .. } => Action::Admit,
             Self::ManageImage { .. } => Action::ManageImage,
             Self::CreateKey { .. } | Self::ListKeys | Self::RemoveKey { .. } => Action::ManageKeys,
@@ -436,6 +443,7 @@ impl Command {
             | Self::RestartContext { vm, .. }
             | Self::SetPolicy { vm, .. }
             | Self::SetLife { vm, .. }
+            | Self::Describe { vm, .. }
             | Self::Admit { vm }
             | Self::Fork { source: ForkSource::Vm(vm), .. }
             | Self::Diff { from: ForkSource::Vm(vm), .. }

@@ -38,7 +38,9 @@ pub use image_ref::{ImageRef, InvalidImageRef};
 pub use isolation::{IsolationClass, ProviderChoice, ProviderKind, UnknownIsolation, UnknownProvider};
 pub use key::{InvalidPrefix, KeyLimits, Scope, Scopes, Stronger, UnknownScope, VmPrefix};
 pub use life::{Life, LifeChange, OnTimeout, TimeLimit, UnknownWord, Wake};
-pub use name::{ContextName, InvalidName, KeyName, Labels, NodeName, Owner, SnapshotName, VmName};
+pub use name::{
+    ContextName, Environment, InvalidName, KeyName, Labels, NodeName, Owner, SnapshotName, VmName,
+};
 pub use operation::{Operation, OperationKind, OperationOutcome, OperationState};
 pub use size::{Bytes, CpuCount, DiskMib, InvalidSize, MemMib};
 pub use snapshot::{

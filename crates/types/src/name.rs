@@ -6,6 +6,9 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 /// Free-form key/value pairs on every row.
 pub type Labels = BTreeMap<String, String>;
 
+/// Variables by name, as a program finds them.
+pub type Environment = BTreeMap<String, String>;
+
 const MAX: usize = 63;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,8 +2,8 @@
 //! in before it is made, so every layer sees the same numbers.
 
 use crate::{
-    CpuCount, DiskMib, ImageDigest, ImageRef, IsolationClass, Labels, Life, MemMib, ProviderChoice,
-    SnapshotPolicy, VmName,
+    CpuCount, DiskMib, Environment, ImageDigest, ImageRef, IsolationClass, Labels, Life, MemMib,
+    ProviderChoice, SnapshotPolicy, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,9 @@ pub struct VmSpec {
     pub disk: DiskMib,
     pub lifetime: Lifetime,
     pub labels: Labels,
+    /// What every process in it finds in its environment, unless it is given another value.
+    #[serde(default, skip_serializing_if = "Environment::is_empty")]
+    pub env: Environment,
     /// With which it begins; what it has since is in its record.
     #[serde(default)]
     pub policy: SnapshotPolicy,

@@ -388,7 +388,8 @@ export interface paths {
         delete: operations["destroy_vm"];
         options?: never;
         head?: never;
-        patch?: never;
+        /** Change what a VM is found by, and what its processes find in their environment. */
+        patch: operations["describe_vm"];
         trace?: never;
     };
     "/v1/vms/{vm}/code": {
@@ -1171,6 +1172,8 @@ export interface components {
             cpus?: number | null;
             /** Format: int64 */
             disk_mib?: number | null;
+            /** @description What every process in it finds in its environment, unless it is given another value. Never shown again. */
+            env?: components["schemas"]["BTreeMap"];
             /** @description A tag or `sha256:` digest; `base` if absent. */
             image?: string | null;
             /** @description Weakest isolation class to accept; nothing weaker is ever used. */
@@ -1236,6 +1239,11 @@ export interface components {
             started: string;
             state_dir: string;
             version: string;
+        };
+        /** @description Change what a VM is found by, and what its processes find in their environment. What is absent stays. */
+        DescribeVm: {
+            env?: components["schemas"]["BTreeMap"] | null;
+            labels?: components["schemas"]["BTreeMap"] | null;
         };
         /** @description What differs. Guest data: never trusted. */
         Diff: {
@@ -4962,6 +4970,121 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `no_resource` */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    describe_vm: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Name or id */
+                vm: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DescribeVm"];
+            };
+        };
+        responses: {
+            /** @description Changed */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `invalid_argument` */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `not_found` */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `stale_generation`, `in_transaction` */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `interrupted` */
+            499: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unavailable` */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };

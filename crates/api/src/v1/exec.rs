@@ -175,7 +175,7 @@ fn limits(wire: ExecLimits) -> Result<offshoot_types::ExecLimits, InvalidField> 
     })
 }
 
-fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidField> {
+pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidField> {
     no_nul("env", env.iter().flat_map(|(key, value)| [key, value]))?;
     match env.keys().find(|key| key.is_empty() || key.contains('=')) {
         Some(key) => Err(InvalidField::new("env", format!("`{key:.40}` cannot be a variable's name"))),

@@ -74,8 +74,8 @@ pub use try_session::{
     TryInput, TryMessage, TryOutcome, TryPart, TryRequest, decode_try_output, encode_try_output,
 };
 pub use vm::{
-    Change, Changed, CreateVm, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_GRACE, DestroyQuery, Guest, GuestHealth,
-    NewVm, TcpQuery, Usage, Vm, VmFailure, VmList, VmSettings, WaitOutcome, WaitQuery,
+    Change, Changed, CreateVm, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_GRACE, DescribeVm, DestroyQuery, Guest,
+    GuestHealth, NewVm, TcpQuery, Usage, Vm, VmFailure, VmList, VmSettings, WaitOutcome, WaitQuery,
 };
 
 /// Longest a request may make the server wait; callers that want to wait longer ask again.

@@ -3,7 +3,7 @@
 use super::{
     ExecRequest, InvalidField, Output, SetLife, SetSnapshotPolicy, VmSettings, invalid::parse, vm::Unchecked,
 };
-use offshoot_types::{ExecSpec, Labels, Lifetime, VmName};
+use offshoot_types::{Environment, ExecSpec, Labels, Lifetime, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -110,6 +110,7 @@ impl TryFrom<RunRequest> for NewRun {
                 cpus: wire.cpus,
                 disk_mib: wire.disk_mib,
                 labels: wire.labels,
+                env: Environment::new(),
                 policy: wire.snapshot_policy,
                 life: wire.life,
             })?,

@@ -2,12 +2,13 @@
 
 use super::{
     Attestations, InvalidField, LastStart, Life, Operation, SetLife, SetSnapshotPolicy, SnapshotPolicy,
-    Transaction, invalid::parse, schema,
+    Transaction, exec::check_env, invalid::parse, schema,
 };
 use jiff::Timestamp;
 use offshoot_types::{
-    self as types, CpuCount, DiskMib, Generation, ImageDigest, ImageRef, IsolationClass, Labels, Lifetime,
-    MemMib, OperationId, ProviderChoice, ProviderKind, SnapshotId, VmId, VmName, VmSpec, VmStateName,
+    self as types, CpuCount, DiskMib, Environment, Generation, ImageDigest, ImageRef, IsolationClass, Labels,
+    Lifetime, MemMib, OperationId, ProviderChoice, ProviderKind, SnapshotId, VmId, VmName, VmSpec,
+    VmStateName,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -47,6 +48,9 @@ pub struct CreateVm {
     pub disk_mib: Option<u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
+    /// What every process in it finds in its environment, unless it is given another value. Never shown again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: Environment,
     /// `never` and no rollback if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_policy: Option<SetSnapshotPolicy>,
@@ -71,6 +75,7 @@ pub struct VmSettings {
     pub cpus: CpuCount,
     pub disk: DiskMib,
     pub labels: Labels,
+    pub env: Environment,
     pub policy: types::SnapshotPolicy,
     pub life: types::Life,
 }
@@ -96,6 +101,7 @@ impl TryFrom<CreateVm> for NewVm {
             cpus: wire.cpus,
             disk_mib: wire.disk_mib,
             labels: wire.labels,
+            env: wire.env,
             policy: wire.snapshot_policy,
             life: wire.life,
         })?;
@@ -112,6 +118,7 @@ pub(super) struct Unchecked<'a> {
     pub cpus: Option<u64>,
     pub disk_mib: Option<u64>,
     pub labels: Labels,
+    pub env: Environment,
     pub policy: Option<SetSnapshotPolicy>,
     pub life: Option<SetLife>,
 }
@@ -137,6 +144,7 @@ impl VmSettings {
             disk: DiskMib::from_mib(wire.disk_mib.unwrap_or(DEFAULT_DISK))
                 .map_err(|error| InvalidField::new("disk_mib", error))?,
             labels: check_labels(wire.labels)?,
+            env: check_env(&wire.env).map(|()| wire.env)?,
             policy: types::SnapshotPolicy::default().changed(
                 wire.policy
                     .unwrap_or_default()
@@ -171,6 +179,7 @@ impl VmSettings {
             disk: self.disk,
             lifetime,
             labels: self.labels,
+            env: self.env,
             policy: self.policy,
             life: self.life,
         }
@@ -190,6 +199,26 @@ fn check_labels(labels: Labels) -> Result<Labels, InvalidField> {
         }
     }
     Ok(labels)
+}
+
+/// Change what a VM is found by, and what its processes find in their environment. What is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DescribeVm {
+    /// All of them, in place of those it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+    /// The same. Processes that run keep theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<Environment>,
+}
+
+impl DescribeVm {
+    pub fn checked(self) -> Result<(Option<Labels>, Option<Environment>), InvalidField> {
+        let labels = self.labels.map(check_labels).transpose()?;
+        let env = self.env.map(|env| check_env(&env).map(|()| env)).transpose()?;
+        Ok((labels, env))
+    }
 }
 
 /// Options of `start`, `stop`, `restart`, `pause` and `resume`.

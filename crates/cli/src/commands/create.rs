@@ -43,6 +43,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         cpus: settings.cpus,
         disk_mib: settings.disk_mib,
         labels: settings.labels,
+        env: Default::default(),
         snapshot_policy: settings.snapshot_policy,
         life: settings.life,
         start: args.start,

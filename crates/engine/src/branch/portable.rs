@@ -176,6 +176,7 @@ impl Core {
             policy: Default::default(),
             life: Default::default(),
             labels: Default::default(),
+            env: Default::default(),
         };
         let arrival = Arrival {
             id: snapshot_of_import(operation),

@@ -82,7 +82,13 @@ pub(super) fn name(kind: &str, id: VmId) -> Result<VmName, Failure> {
 
 /// What a VM of the daemon is made as.
 pub(super) fn spec(of: &VmSpec, name: VmName) -> VmSpec {
-    VmSpec { name, lifetime: Lifetime::Request, labels: Default::default(), ..of.clone() }
+    VmSpec {
+        name,
+        lifetime: Lifetime::Request,
+        labels: Default::default(),
+        env: Default::default(),
+        ..of.clone()
+    }
 }
 
 impl Pool {

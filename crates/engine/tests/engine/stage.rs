@@ -165,6 +165,7 @@ pub fn spec(name: &str) -> Box<VmSpec> {
         disk: DiskMib::from_mib(64).unwrap(),
         lifetime: Lifetime::Kept,
         labels: Default::default(),
+        env: Default::default(),
         policy: SnapshotPolicy::default(),
         life: Default::default(),
     })

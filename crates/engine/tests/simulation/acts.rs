@@ -204,6 +204,7 @@ fn spec(name: &str) -> Box<VmSpec> {
         disk: DiskMib::from_mib(64).expect("a size"),
         lifetime: Lifetime::Kept,
         labels: Default::default(),
+        env: Default::default(),
         policy: SnapshotPolicy::default(),
         life: Default::default(),
     })

@@ -12,6 +12,7 @@
 
 mod access;
 mod address;
+mod control;
 mod envd;
 mod interpreter;
 mod refusal;
@@ -19,7 +20,6 @@ mod route;
 mod sandbox;
 mod token;
 
+pub use control::routes as control_routes;
 pub use route::{Doors, route};
-#[cfg(test)]
-pub(crate) use token::Purpose;
-pub use token::Tokens;
+pub use token::{Purpose, Tokens};

@@ -27,6 +27,12 @@ impl<F: Into<Failure>> From<F> for ApiError {
     }
 }
 
+impl ApiError {
+    pub fn into_failure(self) -> Failure {
+        self.0
+    }
+}
+
 /// A failure on its way through the layers; [`write_body`] turns it into bytes.
 #[derive(Debug, Clone)]
 struct Unwritten(Failure);

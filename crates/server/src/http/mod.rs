@@ -38,7 +38,10 @@ mod try_session;
 mod view;
 mod vms;
 
-pub(crate) use error::ApiError;
+pub use changes::settle;
+pub use create::specify;
+pub use error::ApiError;
+pub use extract::Json;
 pub(crate) use files_stream::drain;
 pub use openapi::openapi_json;
 pub use request::{Call, Caller};
@@ -95,7 +98,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(daemon::status))
         .routes(routes!(daemon::stop))
         .routes(routes!(vms::list, create::create))
-        .routes(routes!(vms::show, changes::destroy))
+        .routes(routes!(vms::show, changes::destroy, settings::describe))
         .routes(routes!(vms::wait))
         .routes(routes!(changes::start))
         .routes(routes!(changes::stop))
@@ -150,6 +153,7 @@ fn routes() -> OpenApiRouter<App> {
 pub fn router(app: App) -> Router {
     let ((keyed, _), (open, _)) = (routes().split_for_parts(), open_routes().split_for_parts());
     let native = keyed
+        .merge(e2b::control_routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(request::identify))

@@ -5,7 +5,8 @@ use super::{
     extract::{Json, Vm},
     request::Call,
 };
-use offshoot_api::v1::{Life, SetLife, SetSnapshotPolicy, SnapshotPolicy};
+use axum::http::StatusCode;
+use offshoot_api::v1::{DescribeVm, Life, SetLife, SetSnapshotPolicy, SnapshotPolicy};
 use offshoot_types::Command;
 
 /// Change when snapshots of a VM are taken without being asked for, and what a failed exec does. It holds for what begins
@@ -21,6 +22,21 @@ pub async fn snapshot_policy(
     let permit = call.permit(Command::SetPolicy { vm, policy: request.try_into()? }).await?;
     let policy = call.until_cut(call.engine.set_policy(permit)).await?;
     Ok(axum::Json(policy.into()))
+}
+
+/// Change what a VM is found by, and what its processes find in their environment.
+#[utoipa::path(patch, path = "/v1/vms/{vm}", tag = "vms", operation_id = "describe_vm", request_body = DescribeVm,
+    params(("vm" = String, Path, description = "Name or id")),
+    responses((status = 204, description = "Changed"), SettingErrors))]
+pub async fn describe(
+    call: Call,
+    Vm(vm): Vm,
+    Json(request): Json<DescribeVm>,
+) -> Result<StatusCode, ApiError> {
+    let (labels, env) = request.checked()?;
+    let permit = call.permit(Command::Describe { vm, labels, env }).await?;
+    call.until_cut(call.engine.describe(permit)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Change when a VM rests by itself and how long it may run. A new limit of a VM that runs counts from now.

@@ -3,6 +3,7 @@
 
 mod branches;
 mod contexts;
+mod control;
 mod daemons;
 mod envd;
 mod execs;

@@ -173,6 +173,15 @@ class DaemonRecord(TypedDict):
     version: str
 
 
+class DescribeVm(TypedDict):
+    """
+    Change what a VM is found by, and what its processes find in their environment. What is absent stays.
+    """
+
+    env: NotRequired[BTreeMap | None]
+    labels: NotRequired[BTreeMap | None]
+
+
 class DiffCounts(TypedDict):
     """
     How many there are.
@@ -1110,6 +1119,7 @@ class CreateVm(TypedDict):
 
     cpus: NotRequired[int | None]
     disk_mib: NotRequired[int | None]
+    env: NotRequired[BTreeMap]
     image: NotRequired[str | None]
     isolation: NotRequired[str | None]
     labels: NotRequired[BTreeMap]
