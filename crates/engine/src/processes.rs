@@ -24,7 +24,7 @@ use crate::{
 };
 use offshoot_guest_proto::{
     client::Client,
-    message::{ExecSummary, ExitKind},
+    message::{ExecSummary, ExitKind, Usage},
 };
 use offshoot_policy::{Authorized, Grant};
 use offshoot_types::{Command, ErrorCode, ExecArgv, ExecId, ExecLimits, ExecSpec, ExecStatus, Failure};
@@ -131,6 +131,19 @@ impl Engine {
             Some((view, ways)) if view.state == ExecState::Running => Ok(ways.input),
             _ => Err(error::exec_not_found(&handle.name, exec)),
         }
+    }
+
+    /// What the VM uses of what it has ([`Command::Inspect`]), measured by its guest.
+    pub async fn usage(&self, permit: Authorized<Command>) -> Result<Usage, Failure> {
+        let (core, handle, command, grant) = self.about_processes(permit, "usage")?;
+        self.core()
+            .detached(TaskKind::Acceptor, async move {
+                let authority = Authority::Granted(Box::new(grant));
+                let link = core.borrow_guest(&handle, authority, Some(command), None).await?;
+                let client = core.client_of(&handle, &link).await?;
+                client.usage().await.map_err(|error| error::guest_failure(&handle.name, &error))
+            })
+            .await
     }
 
     fn about_processes(

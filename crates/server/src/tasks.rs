@@ -17,6 +17,8 @@ pub enum TaskKind {
     Export,
     /// Reads the body of an import. Its panic breaks that body off.
     Import,
+    /// Queues what happens in a directory of a VM. Its panic leaves that watcher without events.
+    Watcher,
     /// Ends an idle daemon. Its panic leaves the daemon running.
     Idle,
 }

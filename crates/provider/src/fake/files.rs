@@ -200,15 +200,19 @@ impl Files {
     pub fn write_whole(&self, path: &str, added: &[u8], append: bool) -> Result<(), GuestError> {
         let real = self.target(path, false)?;
         let mut tree = self.tree();
-        let (mut data, mode) = match tree.get(&real) {
-            Some(Node::File { data, mode }) => (if append { data.clone() } else { Vec::new() }, *mode),
+        let (mut data, mode) = match tree.get_mut(&real) {
+            Some(Node::File { data, mode }) if append => (std::mem::take(data), *mode),
+            Some(Node::File { mode, .. }) => (Vec::new(), *mode),
             _ => (Vec::new(), 0o644),
         };
-        if data.len() + added.len() > MAX_FILE {
+        let fits = data.len() + added.len() <= MAX_FILE;
+        if fits {
+            data.extend_from_slice(added);
+        }
+        self.put(&mut tree, real, Node::File { data, mode });
+        if !fits {
             return Err(error(GuestErrorKind::NoSpace, path, "no space left"));
         }
-        data.extend_from_slice(added);
-        self.put(&mut tree, real, Node::File { data, mode });
         Ok(())
     }
 

@@ -8,7 +8,6 @@ use offshoot_types::{VmId, VmName};
 /// Handlers below the router take this. That there is one means that whoever asks may work in this VM; each thing they do
 /// is permitted by `call` all the same.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "read by what is behind the ports")]
 pub struct Sandbox {
     pub call: Call,
     pub vm: VmId,

@@ -8,11 +8,15 @@
 //! ```
 
 mod connect;
+mod files;
+mod filesystem;
+mod guest;
+mod metrics;
 mod process;
 
 use crate::http::App;
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -30,9 +34,25 @@ pub(super) fn routes() -> Router<App> {
         .route("/CloseStdin", post(process::close_stdin))
         .route("/SendSignal", post(process::send_signal))
         .route("/Update", post(process::update));
+    let filesystem = Router::new()
+        .route("/Stat", post(filesystem::stat))
+        .route("/MakeDir", post(filesystem::make_dir))
+        .route("/Move", post(filesystem::r#move))
+        .route("/ListDir", post(filesystem::list_dir))
+        .route("/Remove", post(filesystem::remove))
+        .route("/WatchDir", post(filesystem::watch_dir))
+        .route("/CreateWatcher", post(filesystem::create_watcher))
+        .route("/GetWatcherEvents", post(filesystem::get_watcher_events))
+        .route("/RemoveWatcher", post(filesystem::remove_watcher))
+        .layer(Extension(filesystem::Watchers::default()));
     Router::new()
         .route("/health", get(async || StatusCode::NO_CONTENT))
+        .route("/metrics", get(metrics::metrics))
+        .route("/envs", get(metrics::envs))
+        .route("/files", get(files::read).post(files::write))
+        .route("/files/compose", post(files::compose))
         .nest("/process.Process", process)
+        .nest("/filesystem.Filesystem", filesystem)
         .fallback(unknown)
 }
 

@@ -19,6 +19,8 @@ pub struct Envd {
     address: SocketAddr,
     sandbox: String,
     token: String,
+    /// Named by `Authorization`.
+    user: Option<String>,
 }
 
 /// A daemon with a running VM `box`.
@@ -26,12 +28,16 @@ pub async fn boxed(place: &Place) -> (Daemon, Envd) {
     let (daemon, address) = Daemon::on_a_port(place).await;
     let vm = daemon.boot("box").await;
     let token = Tokens::load(&place.state_dir()).unwrap().of(vm.id, Purpose::Access);
-    (daemon, Envd { address, sandbox: "box".into(), token })
+    (daemon, Envd { address, sandbox: "box".into(), token, user: None })
 }
 
 impl Envd {
     pub fn at(self, address: SocketAddr) -> Self {
         Self { address, ..self }
+    }
+
+    pub fn of_user(&self, user: &str) -> Self {
+        Self { user: Some(user.into()), ..self.clone() }
     }
 
     /// Anything.
@@ -53,6 +59,10 @@ impl Envd {
             .header("e2b-sandbox-id", &self.sandbox)
             .header("e2b-sandbox-port", "49983")
             .header("x-access-token", &self.token);
+        if let Some(user) = &self.user {
+            let basic = STANDARD.encode(format!("{user}:"));
+            request = request.header("authorization", format!("Basic {basic}"));
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

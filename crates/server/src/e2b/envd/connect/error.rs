@@ -1,10 +1,12 @@
 //! Failures in the words of the protocol.
 
+use crate::e2b::envd::guest::Fault;
 use axum::{
     Json,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use offshoot_guest_proto::message::GuestErrorKind;
 use offshoot_types::{ErrorCode, Failure};
 use serde::Serialize;
 
@@ -99,5 +101,30 @@ impl From<Failure> for ConnectError {
             None => failure.message,
         };
         Self { code, message }
+    }
+}
+
+impl From<Fault> for ConnectError {
+    fn from(fault: Fault) -> Self {
+        let refused = match fault {
+            Fault::Guest(refused) => refused,
+            Fault::Failed(failure) => return failure.into(),
+        };
+        let code = match refused.kind {
+            GuestErrorKind::NotFound => Code::NotFound,
+            GuestErrorKind::AlreadyExists => Code::AlreadyExists,
+            GuestErrorKind::UnknownUser => Code::Unauthenticated,
+            GuestErrorKind::PermissionDenied => Code::PermissionDenied,
+            GuestErrorKind::NotADirectory
+            | GuestErrorKind::IsADirectory
+            | GuestErrorKind::NotEmpty
+            | GuestErrorKind::InvalidArgument
+            | GuestErrorKind::ExecFailed => Code::InvalidArgument,
+            GuestErrorKind::NoSpace | GuestErrorKind::Exhausted => Code::ResourceExhausted,
+            GuestErrorKind::Unsupported => Code::Unimplemented,
+            GuestErrorKind::ConnectionRefused => Code::Unavailable,
+            GuestErrorKind::Other => Code::Internal,
+        };
+        Self { code, message: refused.message }
     }
 }
