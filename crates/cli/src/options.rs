@@ -181,12 +181,17 @@ pub struct ProcessOptions {
 }
 
 impl ProcessOptions {
+    /// What `--env` puts into the environment.
+    pub fn environment(&self) -> std::collections::BTreeMap<String, String> {
+        self.env.iter().filter_map(Variable::resolve).collect()
+    }
+
     /// The request for `argv`. With `--json` output is held in memory, hence bounded.
     pub fn request(&self, argv: Vec<String>, timeout: Option<Span>, json: bool) -> ExecRequest {
         let max_output = self.max_output.or(json.then_some(session::CAPTURE_LIMIT));
         ExecRequest {
             argv: Some(argv),
-            env: self.env.iter().filter_map(Variable::resolve).collect(),
+            env: self.environment(),
             cwd: self.cwd.clone(),
             user: Some(self.user.clone()),
             limits: ExecLimits {

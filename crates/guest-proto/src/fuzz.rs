@@ -5,7 +5,7 @@
 use crate::{
     codec::{self, CodecError},
     message::{
-        ChangedPath, CodeEvent, CodeInput, Contents, ContextInfo, Entry, EntryEvent, EntryItem, ExecEvent,
+        ChangedPath, CodeFrame, CodeInput, Contents, ContextInfo, Entry, EntryEvent, EntryItem, ExecEvent,
         ExecInput, ExecSummary, FileChunk, FileStat, FromGuest, Frozen, GuestInfo, GuestOpen, HostOpen,
         ListItem, Paged, ProcessInfo, Reply, Thawed, ToGuest, Usage, WatchEvent,
     },
@@ -83,7 +83,7 @@ pub fn from_guest(body: &[u8]) {
     message::<Reply<FileStat>>(body);
     message::<Reply<GuestInfo>>(body);
     message::<Reply<Vec<ExecSummary>>>(body);
-    message::<CodeEvent>(body);
+    message::<CodeFrame>(body);
     message::<Reply<Frozen>>(body);
     message::<Reply<Thawed>>(body);
     message::<Reply<Vec<ContextInfo>>>(body);
@@ -183,12 +183,18 @@ mod tests {
             timeout_ms: Some(1),
             user: "user".into(),
             cwd: None,
+            context_env: [("K".to_owned(), "v".to_owned())].into(),
+            env: [("L".to_owned(), "w".to_owned())].into(),
+            existing: true,
         };
+        let event = |event: CodeEvent| body(CodeFrame::Event(event));
         let context = ContextInfo {
             context: "c".into(),
             language: Language::Python,
             pid: Some(1),
             busy: true,
+            user: "user".into(),
+            cwd: "/".into(),
             created_ms: 1,
         };
         let entry = DiskEntry {
@@ -228,11 +234,17 @@ mod tests {
             body(HostOpen::RunCode(run)),
             body(HostOpen::RestartContext { context: "c".into() }),
             body(CodeInput::Interrupt),
-            body(CodeEvent::Started { language: Language::Python, pid: 1, created: true }),
-            body(CodeEvent::Output { stream: OutputStream::Stdout, data: vec![1] }),
-            body(CodeEvent::Value { mime: [(TEXT_PLAIN.to_owned(), "1".to_owned())].into() }),
-            body(CodeEvent::Error { name: "N".into(), message: "m".into(), traceback: "t".into() }),
-            body(CodeEvent::Ended { interrupted: true, wall_us: 1 }),
+            event(CodeEvent::Started { language: Language::Python, pid: 1, created: true, count: 1 }),
+            event(CodeEvent::Output { stream: OutputStream::Stdout, data: vec![1] }),
+            body(CodeFrame::Part { mime: "image/png".into(), text: "A".into() }),
+            event(CodeEvent::Display {
+                mime: [(TEXT_PLAIN.to_owned(), "1".to_owned())].into(),
+                id: Some("i".into()),
+                update: true,
+            }),
+            event(CodeEvent::Value { mime: [(TEXT_PLAIN.to_owned(), "1".to_owned())].into() }),
+            event(CodeEvent::Error { name: "N".into(), message: "m".into(), traceback: "t".into() }),
+            event(CodeEvent::Ended { interrupted: true, wall_us: 1 }),
             body(Reply::Ok(vec![context])),
             body(HostOpen::Exec(start)),
             body(HostOpen::File(FileRequest { user: "root".into(), operation })),

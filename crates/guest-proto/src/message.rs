@@ -9,8 +9,9 @@ mod state;
 mod survey;
 
 pub use code::{
-    CodeEvent, CodeInput, ContextInfo, EXIT_STATUS, INTERPRETER_DIED, INTERPRETER_KILLED, Language,
-    MAX_CONTEXTS, MAX_VALUE, RunCode, TEXT_PLAIN, is_context_name,
+    CodeEvent, CodeFrame, CodeInput, ContextInfo, EXIT_STATUS, INTERPRETER_DIED, INTERPRETER_KILLED,
+    Language, MAX_CONTEXTS, MAX_ENVIRONMENT, MAX_ERROR, MAX_PART, MAX_REPRESENTATIONS, MAX_VALUE, RunCode,
+    TEXT_PLAIN, is_context_name,
 };
 pub use entry::{
     ATTRIBUTE_PREFIX, Entry, EntryChange, EntryEvent, EntryItem, EntryOperation, EntryRequest,
@@ -30,7 +31,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// Largest encoded message. Bulk data is cut into chunks of [`CHUNK`].
 pub const MAX_MESSAGE: usize = 512 * 1024;
 /// Payload of one data chunk.

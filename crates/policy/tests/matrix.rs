@@ -209,6 +209,9 @@ fn code() -> ContextCode {
         timeout: None,
         user: "user".into(),
         cwd: None,
+        context_env: Default::default(),
+        env: Default::default(),
+        existing: false,
     }
 }
 

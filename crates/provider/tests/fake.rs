@@ -84,6 +84,9 @@ async fn code(client: &Client, code: &str) -> (String, Option<String>) {
         timeout_ms: Some(50),
         user: "user".into(),
         cwd: None,
+        context_env: Default::default(),
+        env: Default::default(),
+        existing: false,
     };
     let mut handle = client.run_code(run).await.unwrap();
     let (mut output, mut end) = (String::new(), None);

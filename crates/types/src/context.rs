@@ -2,7 +2,7 @@
 
 use crate::ContextName;
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 /// What a live context interprets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -61,4 +61,10 @@ pub struct ContextCode {
     pub user: String,
     /// Where a new context starts; defaults to the user's home directory.
     pub cwd: Option<String>,
+    /// What a new context's interpreter has in its environment, besides the user's own.
+    pub context_env: BTreeMap<String, String>,
+    /// What this code alone has in its environment.
+    pub env: BTreeMap<String, String>,
+    /// Refused where there is no such context yet.
+    pub existing: bool,
 }

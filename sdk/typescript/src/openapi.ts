@@ -1091,6 +1091,11 @@ export interface components {
         };
         /** @description Text frames from the server. */
         CodeMessage: {
+            /**
+             * Format: int32
+             * @description Pieces of code it was given, this one included.
+             */
+            count?: number;
             /** @description It was made for this request. */
             created: boolean;
             /** @enum {string} */
@@ -1102,6 +1107,17 @@ export interface components {
              * @description Of the interpreter, inside the guest.
              */
             pid: number;
+        } | {
+            /** @enum {string} */
+            event: "display";
+            /** @description Names it, so that it can be shown anew. */
+            id?: string | null;
+            /** @description By MIME type, `text/plain` always among them; what is binary in base64. */
+            mime: {
+                [key: string]: string;
+            };
+            /** @description It takes the place of what was shown by that name. */
+            update: boolean;
         } | {
             /** @enum {string} */
             event: "value";
@@ -1134,8 +1150,18 @@ export interface components {
             code: string;
             /** @description `^[a-z0-9][a-z0-9_-]{0,62}$`, unique per VM. */
             context: string;
+            /** @description What the interpreter of a new context has in its environment, besides the user's own. */
+            context_env?: {
+                [key: string]: string;
+            };
             /** @description Where a new context starts. Absolute; the user's home directory if absent. */
             cwd?: string | null;
+            /** @description What this code alone has in its environment. */
+            env?: {
+                [key: string]: string;
+            };
+            /** @description Refused (`not-found`) where there is no such context yet. */
+            existing?: boolean;
             /**
              * @description `python`, `javascript` or `bash`. If absent that of the context, and python for a new one; another than the
              *     context's own is refused.
@@ -1765,6 +1791,8 @@ export interface components {
             /** @description It runs code now. */
             busy: boolean;
             context: string;
+            /** @description Where it started. Absent while the VM does not run. */
+            cwd?: string | null;
             /** @enum {string} */
             language: "python" | "javascript" | "bash";
             /**
@@ -1772,6 +1800,8 @@ export interface components {
              * @description Inside the guest; absent while there is no interpreter: it has died, or the VM does not run.
              */
             pid?: number | null;
+            /** @description Who it runs as. Absent while the VM does not run. */
+            user?: string | null;
         };
         /**
          * @description How a state was looked into.

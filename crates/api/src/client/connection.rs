@@ -1,7 +1,7 @@
 //! Connections to the socket, and the plain request-and-answer part of the protocol.
 
 use super::ClientError;
-use crate::v1::{ErrorBody, MAX_FRAME, MAX_JSON, NO_WAKE_HEADER, TRANSACTION_HEADER};
+use crate::v1::{ErrorBody, MAX_CODE_MESSAGE, MAX_FRAME, NO_WAKE_HEADER, TRANSACTION_HEADER};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -186,12 +186,12 @@ impl Client {
         }
         let upgraded =
             hyper::upgrade::on(response).await.map_err(|error| ClientError::io("upgrade", error))?;
-        // A message may be as long as the larger of the two kinds of frames; the server keeps within both.
+        // A message may be as long as the largest of all frames; the server keeps within that.
         let config = WebSocketConfig::default()
             .read_buffer_size(64 * 1024)
             .write_buffer_size(0)
-            .max_message_size(Some(MAX_JSON.max(MAX_FRAME)))
-            .max_frame_size(Some(MAX_JSON.max(MAX_FRAME)));
+            .max_message_size(Some(MAX_CODE_MESSAGE.max(MAX_FRAME)))
+            .max_frame_size(Some(MAX_CODE_MESSAGE.max(MAX_FRAME)));
         Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await)
     }
 

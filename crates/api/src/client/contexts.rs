@@ -17,6 +17,13 @@ pub enum CodeEvent {
         language: Language,
         pid: u32,
         created: bool,
+        count: u32,
+    },
+    /// Shown on its way.
+    Display {
+        mime: BTreeMap<String, String>,
+        id: Option<String>,
+        update: bool,
     },
     Output(Stream, Bytes),
     Value {
@@ -66,7 +73,10 @@ impl CodeEvents {
             Some(Frame::Message(message)) => message,
         };
         Ok(Some(match message {
-            CodeMessage::Started { language, pid, created } => CodeEvent::Started { language, pid, created },
+            CodeMessage::Started { language, pid, created, count } => {
+                CodeEvent::Started { language, pid, created, count }
+            }
+            CodeMessage::Display { mime, id, update } => CodeEvent::Display { mime, id, update },
             CodeMessage::Value { mime } => CodeEvent::Value { mime },
             CodeMessage::Error { name, message, traceback } => CodeEvent::Error { name, message, traceback },
             CodeMessage::Ended { interrupted, wall_us } => {

@@ -107,7 +107,7 @@ impl TryFrom<ExecRequest> for ExecSpec {
     type Error = InvalidField;
     fn try_from(wire: ExecRequest) -> Result<Self, InvalidField> {
         let argv = CommandLine { argv: wire.argv, shell: wire.shell }.try_into()?;
-        check_env(&wire.env)?;
+        check_env("env", &wire.env)?;
         if let Some(cwd) = &wire.cwd {
             super::absolute_path("cwd", cwd)?;
         }
@@ -175,10 +175,10 @@ fn limits(wire: ExecLimits) -> Result<offshoot_types::ExecLimits, InvalidField> 
     })
 }
 
-pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidField> {
-    no_nul("env", env.iter().flat_map(|(key, value)| [key, value]))?;
+pub(super) fn check_env(field: &'static str, env: &BTreeMap<String, String>) -> Result<(), InvalidField> {
+    no_nul(field, env.iter().flat_map(|(key, value)| [key, value]))?;
     match env.keys().find(|key| key.is_empty() || key.contains('=')) {
-        Some(key) => Err(InvalidField::new("env", format!("`{key:.40}` cannot be a variable's name"))),
+        Some(key) => Err(InvalidField::new(field, format!("`{key:.40}` cannot be a variable's name"))),
         None => Ok(()),
     }
 }

@@ -28,7 +28,7 @@ mod transaction;
 mod try_session;
 mod vm;
 
-pub use context::{CodeInput, CodeMessage, CodeRequest, ContextList, LiveContext};
+pub use context::{CodeInput, CodeMessage, CodeRequest, ContextList, LiveContext, MAX_CODE_MESSAGE};
 pub use daemon::{Alive, Daemon, DaemonMode, DaemonRecord, Health, StartReport, StopDaemon, Stopping};
 pub use diff::{
     DEFAULT_DIFFERENCES, Diff, DiffCounts, DiffKind, DiffRequest, DiffSubject, Difference, DiskKind,

@@ -144,7 +144,7 @@ impl VmSettings {
             disk: DiskMib::from_mib(wire.disk_mib.unwrap_or(DEFAULT_DISK))
                 .map_err(|error| InvalidField::new("disk_mib", error))?,
             labels: check_labels(wire.labels)?,
-            env: check_env(&wire.env).map(|()| wire.env)?,
+            env: check_env("env", &wire.env).map(|()| wire.env)?,
             policy: types::SnapshotPolicy::default().changed(
                 wire.policy
                     .unwrap_or_default()
@@ -216,7 +216,7 @@ pub struct DescribeVm {
 impl DescribeVm {
     pub fn checked(self) -> Result<(Option<Labels>, Option<Environment>), InvalidField> {
         let labels = self.labels.map(check_labels).transpose()?;
-        let env = self.env.map(|env| check_env(&env).map(|()| env)).transpose()?;
+        let env = self.env.map(|env| check_env("env", &env).map(|()| env)).transpose()?;
         Ok((labels, env))
     }
 }

@@ -28,7 +28,8 @@ The first Ctrl-C goes to the process as a signal; if it is still there after 5 s
 In a terminal (-it) Ctrl-C is a key like any other, and `~.` at the beginning of a line leaves.
 
 A live context is made on first use and keeps its variables, also in snapshots and forks of the VM. What the code \
-prints passes through; the value of its last expression, unless that is None or undefined, is printed behind it. An \
+prints passes through; what it displays (figures too) and the value of its last expression, unless that is None or \
+undefined, are printed as text, with --json in all their forms. --env is for this code only. An \
 uncaught error goes to standard error with its traceback, and the status is 1. Ctrl-C and --timeout interrupt the \
 code; the variables stay.";
 
@@ -64,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "EXEC", conflicts_with_all = ["argv", "detach", "timeout"])]
     attach: Option<ExecId>,
     /// Run code in this live context, an interpreter that keeps its variables
-    #[arg(long, value_name = "CONTEXT", requires = "code", conflicts_with_all = ["argv", "interactive", "tty", "detach", "attach", "env", "max_output"])]
+    #[arg(long, value_name = "CONTEXT", requires = "code", conflicts_with_all = ["argv", "interactive", "tty", "detach", "attach", "max_output"])]
     context: Option<ContextName>,
     /// Language of a new context: python, javascript or bash [default: python]
     #[arg(short, long, value_name = "LANGUAGE", requires = "context")]
@@ -126,6 +127,8 @@ async fn in_context(context: &Context, args: &Args, name: &ContextName) -> Resul
         timeout_ms: args.timeout.map(Span::millis),
         user: Some(args.process.user.clone()),
         cwd: args.process.cwd.clone(),
+        env: args.process.environment(),
+        ..CodeRequest::default()
     };
     let client = context.client().await?;
     let opening = context.interrupt.race(client.run_code(&args.vm, &request)).await;

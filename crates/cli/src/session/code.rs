@@ -1,7 +1,7 @@
 //! One piece of code in a live context, as the person or program in front of it sees it.
 //!
 //! ```text
-//! output --> our two streams     value --> standard output     error --> standard error, status 1
+//! output --> our two streams     display, value --> standard output     error --> standard error, status 1
 //! Ctrl-C --> interrupt; if the code goes on for 5 s, we leave (the interpreter stays either way)
 //! ```
 
@@ -22,6 +22,7 @@ use serde::Serialize;
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
+const PDF: &str = "application/pdf";
 /// How long code may go on after it was interrupted on behalf of its user.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -31,6 +32,16 @@ pub struct Raised {
     pub name: String,
     pub message: String,
     pub traceback: String,
+}
+
+/// What the code showed, by MIME type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    pub mime: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// It takes the place of what was shown by that id.
+    pub update: bool,
 }
 
 /// `exec --context --json`.
@@ -44,6 +55,10 @@ pub struct Document {
     pub language: Option<Language>,
     /// The context was made for this.
     pub created: bool,
+    /// Pieces of code its interpreter was given, this one included.
+    pub count: u32,
+    /// What the code showed on its way.
+    pub displays: Vec<Shown>,
     /// Of the last expression, by MIME type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<BTreeMap<String, String>>,
@@ -65,6 +80,8 @@ pub struct Document {
 struct Seen {
     language: Option<Language>,
     created: bool,
+    count: u32,
+    displays: Vec<Shown>,
     value: Option<BTreeMap<String, String>>,
     error: Option<Raised>,
     captured: Captured,
@@ -123,9 +140,16 @@ impl Seen {
     async fn take(&mut self, context: &Context, event: CodeEvent) -> Result {
         let json = context.printer.is_json();
         match event {
-            CodeEvent::Started { language, created, .. } => {
-                (self.language, self.created) = (Some(language), created);
+            CodeEvent::Started { language, created, count, .. } => {
+                (self.language, self.created, self.count) = (Some(language), created, count);
                 Ok(())
+            }
+            CodeEvent::Display { mime, id, update } if json => {
+                self.show(Shown { mime, id, update });
+                Ok(())
+            }
+            CodeEvent::Display { mime, .. } => {
+                context.printer.stream(Stream::Stdout, text_of(&mime).as_bytes()).await
             }
             CodeEvent::Output(stream, data) if json => {
                 self.keep(stream, &data);
@@ -138,7 +162,7 @@ impl Seen {
                 context.printer.stream(Stream::Stderr, &data).await
             }
             CodeEvent::Value { mime } => {
-                let text = mime.get("text/plain").filter(|_| !json).map(|text| format!("{text}\n"));
+                let text = (!json).then(|| text_of(&mime));
                 self.value = Some(mime);
                 match text {
                     Some(text) => context.printer.stream(Stream::Stdout, text.as_bytes()).await,
@@ -158,10 +182,28 @@ impl Seen {
         }
     }
 
-    /// Within the limit, both streams together.
+    /// Of several by one id the last; within the limit.
+    fn show(&mut self, shown: Shown) {
+        if let Some(place) =
+            self.displays.iter_mut().find(|place| shown.update && place.id == shown.id && shown.id.is_some())
+        {
+            *place = Shown { update: false, ..shown };
+        } else if shown.size() <= self.room() {
+            self.displays.push(shown);
+        } else {
+            self.truncated = true;
+        }
+    }
+
+    fn room(&self) -> usize {
+        let shown: usize = self.displays.iter().map(Shown::size).sum();
+        let kept = self.captured.stdout.len() + self.captured.stderr.len() + shown;
+        usize::try_from(CAPTURE_LIMIT.0).unwrap_or(usize::MAX).saturating_sub(kept)
+    }
+
+    /// Within the limit, both streams and all displays together.
     fn keep(&mut self, stream: v1::Stream, data: &[u8]) {
-        let kept = self.captured.stdout.len() + self.captured.stderr.len();
-        let room = usize::try_from(CAPTURE_LIMIT.0).unwrap_or(usize::MAX).saturating_sub(kept);
+        let room = self.room();
         self.truncated |= data.len() > room;
         let to = match stream {
             v1::Stream::Stdout => &mut self.captured.stdout,
@@ -186,6 +228,8 @@ impl Seen {
             context,
             language: self.language,
             created: self.created,
+            count: self.count,
+            displays: self.displays,
             value: self.value,
             error: self.error,
             interrupted,
@@ -199,13 +243,34 @@ impl Seen {
     }
 }
 
+impl Shown {
+    fn size(&self) -> usize {
+        self.mime.iter().map(|(kind, text)| kind.len() + text.len()).sum()
+    }
+}
+
+/// What a value looks like in a terminal: its text, and which other forms it has.
+pub fn text_of(mime: &BTreeMap<String, String>) -> String {
+    let text = mime.get("text/plain").map_or("", String::as_str);
+    let pictures: Vec<&str> =
+        mime.keys().map(String::as_str).filter(|kind| kind.starts_with("image/") || *kind == PDF).collect();
+    match pictures.is_empty() {
+        true => format!("{text}\n"),
+        false => format!("{text} [{}: see `offshoot repl`, or --json]\n", pictures.join(", ")),
+    }
+}
+
 impl Raised {
-    /// The traceback, which names the error itself; if there is none, its name and message.
     fn text(&self) -> String {
-        match self.traceback.trim_end() {
-            "" => format!("{}: {}\n", self.name, self.message),
-            traceback => format!("{traceback}\n"),
-        }
+        error_text(&self.name, &self.message, &self.traceback)
+    }
+}
+
+/// The traceback, which names the error itself; if there is none, its name and message.
+pub fn error_text(name: &str, message: &str, traceback: &str) -> String {
+    match traceback.trim_end() {
+        "" => format!("{name}: {message}\n"),
+        traceback => format!("{traceback}\n"),
     }
 }
 
@@ -225,7 +290,7 @@ fn classify(error: ClientError, limited: bool) -> Stop {
     }
 }
 
-fn early_end() -> Stop {
+pub fn early_end() -> Stop {
     Failure::new(ErrorCode::Internal, "the daemon ended the stream without saying how the code ended").into()
 }
 
@@ -243,6 +308,31 @@ mod tests {
         assert_eq!((seen.captured.stderr.as_slice(), seen.truncated), (&b"a"[..], true));
         seen.keep(v1::Stream::Stdout, b"more");
         assert_eq!(seen.captured.stdout.len(), limit - 1);
+    }
+
+    #[test]
+    fn displays_are_kept_bounded_and_the_last_of_one_id_in_place_of_the_first() {
+        let shown = |text: String, id: Option<&str>, update| Shown {
+            mime: [("text/plain".to_owned(), text)].into(),
+            id: id.map(str::to_owned),
+            update,
+        };
+        let mut seen = Seen::default();
+        seen.show(shown("1".into(), Some("a"), false));
+        seen.show(shown("2".into(), None, false));
+        seen.show(shown("3".into(), Some("a"), true));
+        seen.show(shown("4".into(), Some("b"), true));
+        let texts: Vec<&str> = seen.displays.iter().map(|shown| shown.mime["text/plain"].as_str()).collect();
+        assert_eq!((texts, seen.truncated), (vec!["3", "2", "4"], false));
+        seen.show(shown("x".repeat(CAPTURE_LIMIT.0 as usize), None, false));
+        assert_eq!((seen.displays.len(), seen.truncated), (3, true));
+    }
+
+    #[test]
+    fn a_picture_is_named_behind_its_text() {
+        let mime = |kinds: &[&str]| kinds.iter().map(|&kind| (kind.to_owned(), "t".to_owned())).collect();
+        assert_eq!(text_of(&mime(&["text/plain", "text/html"])), "t\n");
+        assert!(text_of(&mime(&["text/plain", "image/png"])).starts_with("t [image/png: "));
     }
 
     #[test]

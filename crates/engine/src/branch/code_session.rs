@@ -13,10 +13,20 @@ pub enum CodeEvent {
         pid: u32,
         /// The interpreter was made for this.
         created: bool,
+        /// Pieces of code the interpreter was given, this one included.
+        count: u32,
     },
     Output {
         stream: OutputStream,
         data: Bytes,
+    },
+    /// Shown by the code on its way, by media type; `text/plain` is always there.
+    Display {
+        mime: BTreeMap<String, String>,
+        /// Names it, so that it can be shown anew.
+        id: Option<String>,
+        /// It takes the place of what was shown by that name.
+        update: bool,
     },
     /// Of the last expression, by media type; `text/plain` is always there.
     Value {

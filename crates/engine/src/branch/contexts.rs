@@ -44,8 +44,16 @@ pub struct ContextView {
     pub pid: Option<u32>,
     /// Whether code runs in it now.
     pub busy: bool,
+    /// Whose it is and where it started; only the guest knows it.
+    pub home: Option<ContextHome>,
     /// By the guest's clock.
     pub age: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextHome {
+    pub user: String,
+    pub cwd: String,
 }
 
 impl Engine {
@@ -132,10 +140,11 @@ impl Core {
         handle: &VmHandle,
         authority: Authority,
         command: Command,
-        code: ContextCode,
+        mut code: ContextCode,
         within: Option<offshoot_types::TransactionId>,
     ) -> Result<CodeSession, Failure> {
         self.manager.check_open()?;
+        handle.complete(&mut code.context_env);
         self.keep_before_code(handle, &authority, &code, within).await?;
         let opening = handle.shared.openings.enter();
         let vm = Some((handle.id, &handle.name));
@@ -277,6 +286,7 @@ impl Core {
             language: note.language,
             pid: None,
             busy: false,
+            home: None,
             age: now.duration_since(note.created).try_into().unwrap_or_default(),
         });
         Ok(views.collect())
@@ -299,19 +309,22 @@ fn view(
         language: info.language.into(),
         pid: info.pid,
         busy: info.busy,
+        home: Some(ContextHome { user: info.user, cwd: info.cwd }),
         age: Duration::from_millis(now_ms.saturating_sub(info.created_ms)),
     })
 }
 
 /// What is written down of code: enough to tell later what was run.
 fn journaled(code: &ContextCode) -> Value {
-    let ContextCode { context, language, code, timeout, user, cwd } = code;
+    let ContextCode { context, language, code, timeout, user, cwd, context_env, env, existing } = code;
     let kept: String = code.chars().take(KEPT_CODE).collect();
     let cut = kept.len() < code.len();
     let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
     json!({
         "context": context, "language": language, "user": user, "cwd": cwd, "timeout_ms": timeout_ms,
-        "code": kept, "cut": cut, "bytes": code.len(),
+        "code": kept, "cut": cut, "bytes": code.len(), "existing": existing,
+        // The values may be secrets.
+        "context_env": context_env.keys().collect::<Vec<_>>(), "env": env.keys().collect::<Vec<_>>(),
     })
 }
 
@@ -336,6 +349,9 @@ mod tests {
             timeout: Some(Duration::from_secs(2)),
             user: "root".into(),
             cwd: None,
+            context_env: BTreeMap::new(),
+            env: [("TOKEN".to_owned(), "hunter2".to_owned())].into(),
+            existing: false,
         }
     }
 
@@ -354,6 +370,7 @@ mod tests {
         assert_eq!(kept["code"].as_str().unwrap().chars().count(), KEPT_CODE);
         assert_eq!((&kept["cut"], kept["bytes"].as_u64()), (&json!(true), Some(text.len() as u64)));
         assert_eq!(journaled(&code("x"))["cut"], json!(false));
+        assert!(kept["env"][0] == "TOKEN" && !kept.to_string().contains("hunter2"), "{kept}");
     }
 
     #[test]
@@ -364,6 +381,8 @@ mod tests {
             language: wire::Language::Bash,
             pid: Some(7),
             busy: true,
+            user: "root".into(),
+            cwd: "/".into(),
             created_ms,
         };
         let now = jiff::Timestamp::from_millisecond(10_000).unwrap();

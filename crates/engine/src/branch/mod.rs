@@ -22,7 +22,7 @@ mod try_exec;
 mod views;
 
 pub use code_session::{CodeEvent, CodeSession};
-pub use contexts::ContextView;
+pub use contexts::{ContextHome, ContextView};
 pub use portable::{ImportOptions, ImportReport};
 pub use race::{RaceEnd, RaceEvent, RaceSession};
 pub use transactions::TransactionView;

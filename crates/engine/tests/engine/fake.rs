@@ -68,6 +68,9 @@ pub fn code(context: &str, text: &str) -> Box<ContextCode> {
         timeout: None,
         user: "root".into(),
         cwd: None,
+        context_env: Default::default(),
+        env: Default::default(),
+        existing: false,
     })
 }
 

@@ -283,12 +283,25 @@ pub async fn read(engine: &Engine, vm: VmRef, path: &str) -> Result<Option<Strin
 /// Runs code in the one live context and returns the value of its last expression.
 async fn code(engine: &Engine, vm: VmRef, code: String) -> Result<Option<String>, Failure> {
     let context = "main".parse().expect("a name");
-    let code = ContextCode { context, language: None, code, timeout: None, user: "root".into(), cwd: None };
+    let code = ContextCode {
+        context,
+        language: None,
+        code,
+        timeout: None,
+        user: "root".into(),
+        cwd: None,
+        context_env: Default::default(),
+        env: Default::default(),
+        existing: false,
+    };
     let mut session = engine.run_code(permit(engine, Command::RunCode { vm, code: Box::new(code) })).await?;
     let mut value = None;
     while let Some(event) = session.next().await {
         match event {
-            CodeEvent::Started { .. } | CodeEvent::Output { .. } | CodeEvent::Error { .. } => {}
+            CodeEvent::Started { .. }
+            | CodeEvent::Output { .. }
+            | CodeEvent::Display { .. }
+            | CodeEvent::Error { .. } => {}
             CodeEvent::Value { mime } => value = mime.get("text/plain").cloned(),
             CodeEvent::Ended { .. } => return Ok(value),
             CodeEvent::Failed(failure) => return Err(failure),

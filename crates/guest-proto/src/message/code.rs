@@ -6,9 +6,17 @@ use std::collections::BTreeMap;
 
 /// Contexts of one VM at the same time.
 pub const MAX_CONTEXTS: usize = 64;
-/// Bytes of all representations of a value, or of an error's texts, together. Longer texts are cut with a note, other
-/// representations left out.
-pub const MAX_VALUE: usize = 384 * 1024;
+/// Bytes of all representations of a value together: room for a picture of 3 MiB, whose base64 is 4. A longer text is
+/// cut with a note; of other representations a note in the text says that they are left out.
+pub const MAX_VALUE: usize = 4 * 1024 * 1024 + 256 * 1024;
+/// Bytes of the texts of an error together. Longer ones are cut with a note.
+pub const MAX_ERROR: usize = 384 * 1024;
+/// Bytes of the representations in one message: see [`CodeFrame::Part`].
+pub const MAX_PART: usize = 256 * 1024;
+/// Media types a value may be represented in.
+pub const MAX_REPRESENTATIONS: usize = 16;
+/// Bytes of a [`RunCode`]'s environments together, names and values.
+pub const MAX_ENVIRONMENT: usize = 64 * 1024;
 /// The representation every value has.
 pub const TEXT_PLAIN: &str = "text/plain";
 
@@ -67,10 +75,29 @@ pub struct RunCode {
     pub user: String,
     /// Where a new context starts; the user's home by default.
     pub cwd: Option<String>,
+    /// What a new context's interpreter finds in its environment, besides the user's own.
+    pub context_env: BTreeMap<String, String>,
+    /// What this code alone finds in its environment.
+    pub env: BTreeMap<String, String>,
+    /// The context must be there already.
+    pub existing: bool,
+}
+
+/// What a message holds of the events of a piece of code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum CodeFrame {
+    Event(CodeEvent),
+    /// The next piece of a representation of the `Display` or `Value` that follows, which ends it. One that is larger
+    /// than [`MAX_PART`] does not fit one message.
+    Part {
+        mime: String,
+        text: String,
+    },
 }
 
 /// ```text
-/// Started --> Output* --> (Value | Error)? --> Ended
+/// Started --> (Output | Display)* --> (Value | Error)? --> Ended
 ///    '-- Failed: it never ran
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +110,8 @@ pub enum CodeEvent {
         pid: u32,
         /// The interpreter was made for this code: there are no variables of earlier code.
         created: bool,
+        /// How many pieces of code the interpreter was given, this one included.
+        count: u32,
     },
     /// Not empty. All that was written before the code's end comes before `Value`, `Error` and `Ended`; what other
     /// threads and children write after it comes with the next code.
@@ -90,6 +119,14 @@ pub enum CodeEvent {
         stream: OutputStream,
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
+    },
+    /// What the code shows on its way: figures, and what it says to display. As for `Value`.
+    Display {
+        mime: BTreeMap<String, String>,
+        /// Names it, so that it can be shown anew.
+        id: Option<String>,
+        /// It takes the place of what was shown by that name.
+        update: bool,
     },
     /// Of the last expression, unless that was nothing (`None`, `undefined`). By media type: `text/plain` always,
     /// others as the value offers them; what is binary in base64.
@@ -127,6 +164,9 @@ pub struct ContextInfo {
     /// Of the interpreter; `None` where it has ended and none was made anew yet.
     pub pid: Option<u32>,
     pub busy: bool,
+    pub user: String,
+    /// Where it started.
+    pub cwd: String,
     /// When the context was made, in milliseconds since 1970 by the guest's clock.
     pub created_ms: u64,
 }

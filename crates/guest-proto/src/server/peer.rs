@@ -3,8 +3,8 @@
 use crate::{
     codec::{CodecError, MessageReader, MessageWriter},
     message::{
-        CodeEvent, CodeInput, ExecEnd, ExecEvent, ExecInput, FileChunk, GuestError, OutputStream, Paged,
-        Reply,
+        CodeEvent, CodeFrame, CodeInput, ExecEnd, ExecEvent, ExecInput, FileChunk, GuestError, MAX_PART,
+        OutputStream, Paged, Reply,
     },
     session::MuxStream,
     tunnel::Tunnel,
@@ -113,7 +113,7 @@ impl CodePeer {
     /// It never ran.
     pub async fn fail(mut self, error: GuestError) {
         // A host that left has no use for the error.
-        let _left = self.outputs.send(&CodeEvent::Failed(error)).await;
+        let _left = self.outputs.send(CodeEvent::Failed(error)).await;
     }
 }
 
@@ -136,9 +136,32 @@ pub struct CodeOutputs {
 
 impl CodeOutputs {
     /// Waits while the host reads more slowly. Not cancel-safe: a call once begun is to be completed.
-    pub async fn send(&mut self, event: &CodeEvent) -> Result<(), Detached> {
-        Ok(self.writer.send(event).await?)
+    pub async fn send(&mut self, event: CodeEvent) -> Result<(), Detached> {
+        let mut event = event;
+        if let CodeEvent::Display { mime, .. } | CodeEvent::Value { mime } = &mut event
+            && mime.values().map(String::len).sum::<usize>() > MAX_PART
+        {
+            for (kind, text) in mime {
+                let whole = std::mem::take(text);
+                for part in parts(&whole) {
+                    let (mime, text) = (kind.clone(), part.to_owned());
+                    self.writer.send(&CodeFrame::Part { mime, text }).await?;
+                }
+            }
+        }
+        Ok(self.writer.send(&CodeFrame::Event(event)).await?)
     }
+}
+
+/// A text in pieces that fit a message.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let end = (0..=MAX_PART.min(rest.len())).rev().find(|&at| rest.is_char_boundary(at));
+        let (part, after) = rest.split_at(end.unwrap_or_default());
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// The host at a file operation.

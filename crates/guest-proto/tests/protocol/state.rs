@@ -9,7 +9,7 @@ use offshoot_guest_proto::{
     client::{Client, ClientError},
     message::*,
 };
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 async fn pair() -> (Guest, Client) {
     let (port, end) = Port::new(64 * 1024);
@@ -60,11 +60,17 @@ async fn code_runs_and_its_events_come_in_order() {
     while let Some(event) = code.next().await.unwrap() {
         events.push(event);
     }
-    let mime = [(TEXT_PLAIN.to_owned(), "42".to_owned())].into();
+    let mime: BTreeMap<_, _> = [(TEXT_PLAIN.to_owned(), "42".to_owned())].into();
+    // Larger than a message, and whole again.
+    let CodeEvent::Display { mime: picture, id: None, update: false } = events.remove(2) else {
+        panic!("a display comes between output and value")
+    };
+    assert_eq!((picture.len(), &picture[TEXT_PLAIN]), (2, &mime[TEXT_PLAIN]));
+    assert!(picture["image/png"] == toy::PICTURE.repeat(MAX_VALUE / toy::PICTURE.len() - 1));
     assert_eq!(
         events,
         [
-            CodeEvent::Started { language: Language::Python, pid: PID, created: true },
+            CodeEvent::Started { language: Language::Python, pid: PID, created: true, count: 1 },
             CodeEvent::Output { stream: OutputStream::Stdout, data: b"print(42)".to_vec() },
             CodeEvent::Value { mime },
             CodeEvent::Ended { interrupted: false, wall_us: 1 },
@@ -121,8 +127,15 @@ async fn attestations_that_contradict_the_request_are_refused() {
 #[tokio::test]
 async fn a_list_of_contexts_has_a_bound_and_proper_names() {
     let (client, mut liar) = hostile::pair().await;
-    let context =
-        ContextInfo { context: "c".into(), language: Language::Bash, pid: None, busy: false, created_ms: 0 };
+    let context = ContextInfo {
+        user: "u".into(),
+        cwd: "/".into(),
+        created_ms: 0,
+        context: "c".into(),
+        language: Language::Bash,
+        pid: None,
+        busy: false,
+    };
     let named = ContextInfo { context: "a\nb".into(), ..context.clone() };
     for (list, complaint) in [(vec![context; MAX_CONTEXTS + 1], "65 contexts"), (vec![named], "name")] {
         let lie = async {

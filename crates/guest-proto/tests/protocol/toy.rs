@@ -8,7 +8,7 @@ use offshoot_guest_proto::{
     session::CloseReason,
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -34,6 +34,8 @@ pub struct Toy {
 }
 
 pub const PID: u32 = 42;
+/// What a picture shown by code consists of, again and again, up to the largest value.
+pub const PICTURE: &str = "pixel\u{e9}";
 
 pub fn start(exec: u8, argv: &[&str]) -> ExecStart {
     ExecStart {
@@ -98,6 +100,9 @@ pub fn run(code: &str) -> RunCode {
         timeout_ms: None,
         user: "user".into(),
         cwd: None,
+        context_env: BTreeMap::new(),
+        env: BTreeMap::new(),
+        existing: false,
     }
 }
 
@@ -303,7 +308,7 @@ impl Services for Toy {
         }
         let (mut inputs, mut outputs) = peer.split();
         let language = run.language.unwrap_or(Language::Python);
-        let _ = outputs.send(&CodeEvent::Started { language, pid: PID, created: true }).await;
+        let _ = outputs.send(CodeEvent::Started { language, pid: PID, created: true, count: 1 }).await;
         let interrupted = run.code == "forever";
         if interrupted {
             // An interrupt, or the end of the stream.
@@ -311,16 +316,28 @@ impl Services for Toy {
             self.interrupts.send_modify(|count| *count += 1);
         } else {
             let data = run.code.into_bytes();
-            let _ = outputs.send(&CodeEvent::Output { stream: OutputStream::Stdout, data }).await;
-            let mime = [(TEXT_PLAIN.to_owned(), "42".to_owned())].into();
-            let _ = outputs.send(&CodeEvent::Value { mime }).await;
+            let _ = outputs.send(CodeEvent::Output { stream: OutputStream::Stdout, data }).await;
+            let mime: BTreeMap<_, _> = [(TEXT_PLAIN.to_owned(), "42".to_owned())].into();
+            let mut picture = mime.clone();
+            picture.insert("image/png".to_owned(), PICTURE.repeat(MAX_VALUE / PICTURE.len() - 1));
+            let _ = outputs.send(CodeEvent::Display { mime: picture, id: None, update: false }).await;
+            let _ = outputs.send(CodeEvent::Value { mime }).await;
         }
-        let _ = outputs.send(&CodeEvent::Ended { interrupted, wall_us: 1 }).await;
+        let _ = outputs.send(CodeEvent::Ended { interrupted, wall_us: 1 }).await;
     }
 
     async fn contexts(&self) -> Result<Vec<ContextInfo>, GuestError> {
         let (language, pid) = (Language::Bash, Some(PID));
-        Ok(vec![ContextInfo { context: "default".into(), language, pid, busy: false, created_ms: 1 }])
+        let (user, cwd) = ("user".to_owned(), "/".to_owned());
+        Ok(vec![ContextInfo {
+            context: "default".into(),
+            language,
+            pid,
+            busy: false,
+            user,
+            cwd,
+            created_ms: 1,
+        }])
     }
 
     async fn remove_context(&self, context: String) -> Result<(), GuestError> {

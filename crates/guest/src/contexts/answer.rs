@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! end STATUS?  |  value (media type, representation)*  |  error name message traceback
+//!              |  display (name or nothing) ("1", an update, or nothing) (media type, representation)*
 //! ```
 //! It is said by the process that runs the user's code, so it is not believed further than the user's code is.
 
-use offshoot_guest_proto::message::{CodeEvent, MAX_VALUE, TEXT_PLAIN};
+use offshoot_guest_proto::message::{CodeEvent, MAX_ERROR, MAX_REPRESENTATIONS, MAX_VALUE, TEXT_PLAIN};
+use std::collections::BTreeMap;
 
 const MAX_LINE: usize = 512;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
+    Display(CodeEvent),
     Conclusion(CodeEvent),
     End { status: i32 },
 }
@@ -34,7 +37,8 @@ pub fn take(received: &mut Vec<u8>) -> Result<Option<Answer>, Nonsense> {
     }
     let lengths: Vec<usize> = words.map(str::parse).collect::<Result<_, _>>().map_err(|_| Nonsense)?;
     let total = lengths.iter().try_fold(0, |sum: usize, &length| sum.checked_add(length));
-    let total = total.filter(|&total| total <= MAX_VALUE).ok_or(Nonsense)?;
+    let most = if kind == "error" { MAX_ERROR } else { MAX_VALUE };
+    let total = total.filter(|&total| total <= most).ok_or(Nonsense)?;
     let Some(mut rest) = received.get(line + 1..line + 1 + total) else { return Ok(None) };
     let mut texts = Vec::with_capacity(lengths.len());
     for length in &lengths {
@@ -42,27 +46,39 @@ pub fn take(received: &mut Vec<u8>) -> Result<Option<Answer>, Nonsense> {
         texts.push(std::str::from_utf8(text).map_err(|_| Nonsense)?.to_owned());
         rest = after;
     }
-    let answer = match (kind, texts.len()) {
-        ("value", 2..=32) if texts.len().is_multiple_of(2) => {
-            let mut texts = texts.into_iter();
-            let mut mime = std::collections::BTreeMap::new();
-            while let (Some(kind), Some(representation)) = (texts.next(), texts.next()) {
-                mime.insert(kind, representation);
-            }
-            if !mime.contains_key(TEXT_PLAIN) {
+    let mut texts = texts.into_iter();
+    let mut next = || texts.next().unwrap_or_default();
+    let answer = match (kind, lengths.len()) {
+        ("value", _) => Answer::Conclusion(CodeEvent::Value { mime: representations(texts)? }),
+        ("display", 4..) => {
+            let (id, update) = (next(), next() == "1");
+            let id = (!id.is_empty()).then_some(id);
+            if update && id.is_none() {
                 return Err(Nonsense);
             }
-            CodeEvent::Value { mime }
+            Answer::Display(CodeEvent::Display { mime: representations(texts)?, id, update })
         }
         ("error", 3) => {
-            let mut texts = texts.into_iter();
-            let mut next = || texts.next().unwrap_or_default();
-            CodeEvent::Error { name: next(), message: next(), traceback: next() }
+            Answer::Conclusion(CodeEvent::Error { name: next(), message: next(), traceback: next() })
         }
         _ => return Err(Nonsense),
     };
     received.drain(..line + 1 + total);
-    Ok(Some(Answer::Conclusion(answer)))
+    Ok(Some(answer))
+}
+
+/// Names and texts in turn, the plain text among them.
+fn representations(
+    mut texts: impl ExactSizeIterator<Item = String>,
+) -> Result<BTreeMap<String, String>, Nonsense> {
+    if texts.len() > 2 * MAX_REPRESENTATIONS || !texts.len().is_multiple_of(2) {
+        return Err(Nonsense);
+    }
+    let mut mime = BTreeMap::new();
+    while let (Some(kind), Some(representation)) = (texts.next(), texts.next()) {
+        mime.insert(kind, representation);
+    }
+    if mime.contains_key(TEXT_PLAIN) { Ok(mime) } else { Err(Nonsense) }
 }
 
 #[cfg(test)]
@@ -71,7 +87,8 @@ mod tests {
 
     #[test]
     fn answers_cut_anywhere_are_taken_whole() {
-        let wire = b"value 10 2 9 3\ntext/plain42text/html<b>error 1 0 2\nEttend 3\nend\n";
+        let wire = b"display 1 1 10 1\na1text/plain7value 10 2 9 3\ntext/plain42text/html<b>error 1 0 2\n\
+            Ettend 3\nend\n";
         let mut received = Vec::new();
         let mut answers = Vec::new();
         for &byte in wire {
@@ -80,10 +97,12 @@ mod tests {
         }
         assert_eq!(received, b"");
         let mime = [("text/plain".into(), "42".into()), ("text/html".into(), "<b>".into())].into();
+        let shown = [("text/plain".into(), "7".into())].into();
         let error = CodeEvent::Error { name: "E".into(), message: "".into(), traceback: "tt".into() };
         assert_eq!(
             answers,
             [
+                Answer::Display(CodeEvent::Display { mime: shown, id: Some("a".into()), update: true }),
                 Answer::Conclusion(CodeEvent::Value { mime }),
                 Answer::Conclusion(error),
                 Answer::End { status: 3 },
@@ -100,6 +119,9 @@ mod tests {
             b"value 18446744073709551615 18446744073709551615\n",
             b"error 1 1\nab",
             b"value 9 1\ntext/htmlx",
+            b"display 0 0\n",
+            b"display 0 1 10 1\n1text/plain7",
+            b"error 400000 0 0\n",
             b"hello\n",
             b"end x\n",
             b"\xff\n",

@@ -18,7 +18,7 @@ use crate::{
     users::User,
 };
 use offshoot_guest_proto::message::{
-    ExecCommand, ExecStart, GuestError, GuestErrorKind, Language, MAX_VALUE, ResourceLimits,
+    CodeEvent, ExecCommand, ExecStart, GuestError, GuestErrorKind, Language, MAX_VALUE, ResourceLimits,
 };
 use rustix::{
     fd::{AsFd, AsRawFd, OwnedFd},
@@ -46,7 +46,13 @@ fn recipe(language: Language) -> Recipe {
     match language {
         Language::Python => Recipe {
             argv: &["python3", "/proc/self/fd/12"],
-            script: include_str!("runners/runner.py"),
+            script: concat!(
+                "LIBRARY = r'''",
+                include_str!("runners/display.py"),
+                include_str!("runners/charts.py"),
+                "'''\n",
+                include_str!("runners/runner.py"),
+            ),
             reseed: libc::SIGRTMAX() - 3,
         },
         Language::Javascript => Recipe {
@@ -91,6 +97,10 @@ pub struct Interpreter {
     pub live: Arc<Live>,
     /// What it keeps of random numbers may be that of another VM: see [`super::spares`].
     pub stale: bool,
+    /// For one that was not started for its context: where that is to be, and its environment, in words.
+    pub unsettled: Option<String>,
+    /// Pieces of code it was given.
+    pub count: u32,
     control: sys::AsyncFd,
     code: OwnedFd,
     received: Vec<u8>,
@@ -104,9 +114,10 @@ impl Starter {
         language: Language,
         user: &User,
         cwd: Option<&str>,
+        env: &BTreeMap<String, String>,
     ) -> Result<Interpreter, GuestError> {
         let recipe = recipe(language);
-        let mut env = BTreeMap::new();
+        let mut env = env.clone();
         if let (Language::Javascript, Ok(addon)) = (language, &self.addon) {
             env.insert("OFFSHOOT_RESEED".to_owned(), addon.to_string_lossy().into_owned());
         }
@@ -164,7 +175,7 @@ impl Starter {
             }
         });
         let (control, code) = (wires.control, wires.code);
-        Ok(Interpreter { live, stale: false, control, code, received: Vec::new() })
+        Ok(Interpreter { live, stale: false, unsettled: None, count: 0, control, code, received: Vec::new() })
     }
 }
 
@@ -239,32 +250,56 @@ impl Interpreter {
     /// Hands over code. The socket is empty between runs: this never waits.
     pub fn run(&mut self, code: &str) -> io::Result<()> {
         self.received.clear();
-        ftruncate(&self.code, 0)?;
-        let mut rest = code.as_bytes();
-        while !rest.is_empty() {
-            let at = (code.len() - rest.len()) as u64;
-            rest = &rest[rustix::io::pwrite(&self.code, rest, at)?..];
-        }
-        rustix::io::write(&self.control, b"run\n")?;
-        Ok(())
+        self.count = self.count.saturating_add(1);
+        self.give(b"run\n", code)
     }
 
     /// Does what its first code will need, without a trace in its variables. Only before that. Not cancel-safe.
     pub async fn warm(&mut self) -> io::Result<()> {
-        ftruncate(&self.code, 0)?;
-        self.order(b"warm\n").await
+        self.order(b"warm\n", "").await
     }
 
     /// Takes new random numbers. Only before its first code. Not cancel-safe.
     pub async fn renew(&mut self) -> io::Result<()> {
-        self.order(b"renew\n").await
+        self.order(b"renew\n", "").await
     }
 
-    async fn order(&mut self, order: &[u8]) -> io::Result<()> {
+    /// Goes to the directory and takes on the environment of its context. Only before its first code. Not cancel-safe.
+    pub async fn settle(&mut self) -> io::Result<()> {
+        match self.unsettled.take() {
+            Some(words) => self.order(b"settle\n", &words).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Puts these into the environment for the next code only. Not cancel-safe.
+    pub async fn lend(&mut self, env: &BTreeMap<String, String>) -> io::Result<()> {
+        self.order(b"lend\n", &words(env)).await
+    }
+
+    fn give(&self, order: &[u8], text: &str) -> io::Result<()> {
+        ftruncate(&self.code, 0)?;
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let at = (text.len() - rest.len()) as u64;
+            rest = &rest[rustix::io::pwrite(&self.code, rest, at)?..];
+        }
         rustix::io::write(&self.control, order)?;
-        match self.answer().await {
-            Ok(Answer::End { status: 0 }) => Ok(()),
-            answer => Err(io::Error::other(format!("it answered {answer:?}"))),
+        Ok(())
+    }
+
+    async fn order(&mut self, order: &[u8], text: &str) -> io::Result<()> {
+        self.give(order, text)?;
+        loop {
+            match self.answer().await {
+                Ok(Answer::End { status: 0 }) => return Ok(()),
+                // Of a thread of code that has ended; it is nobody's.
+                Ok(Answer::Display(_)) => {}
+                Ok(Answer::Conclusion(CodeEvent::Error { name, message, .. })) => {
+                    return Err(io::Error::other(format!("{name}: {message}")));
+                }
+                answer => return Err(io::Error::other(format!("it answered {answer:?}"))),
+            }
         }
     }
 
@@ -277,14 +312,21 @@ impl Interpreter {
             if self.received.len() > 2 * MAX_VALUE {
                 return Err(Nonsense);
             }
-            let mut buffer = [0; 4096];
-            let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut buffer)?);
+            // Most answers are small; a picture is read in larger pieces.
+            self.received.reserve(if self.received.is_empty() { 4096 } else { READ });
+            let received = &mut self.received;
+            let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, rustix::buffer::spare_capacity(received))?);
             match self.control.async_io(Interest::READABLE, read).await {
-                Ok(count) if count > 0 => self.received.extend_from_slice(&buffer[..count]),
+                Ok(count) if count > 0 => {}
                 _ => return Err(Nonsense),
             }
         }
     }
+}
+
+/// Variables of an environment as the runners read them.
+pub fn words(env: &BTreeMap<String, String>) -> String {
+    env.iter().map(|(name, value)| format!("{name}={value}\0")).collect()
 }
 
 /// Whether a process whose `/proc/PID/status` this is has a handler for the signal.

@@ -25,7 +25,7 @@ use interpreter::{Interpreter, Live};
 use offshoot_guest_proto::{
     message::{
         CodeEvent, ContextInfo, GuestError, GuestErrorKind, InterpreterThawed, Language, MAX_CONTEXTS,
-        Reseeded, RunCode, is_context_name,
+        MAX_ENVIRONMENT, Reseeded, RunCode, is_context_name,
     },
     server::CodePeer,
 };
@@ -69,7 +69,10 @@ struct Context {
     name: String,
     language: Language,
     user: String,
+    /// `None`: the user's home.
     cwd: Option<String>,
+    home: String,
+    env: BTreeMap<String, String>,
     created_ms: u64,
     /// The right to run code; waiters are served in order.
     turn: Arc<tokio::sync::Mutex<Option<Interpreter>>>,
@@ -126,18 +129,19 @@ impl Contexts {
             Ok(begun) => begun,
             Err(error) => {
                 // A host that left has no use for the error.
-                let _left = outputs.send(&CodeEvent::Failed(error)).await;
+                let _left = outputs.send(CodeEvent::Failed(error)).await;
                 return;
             }
         };
         // The run is a task of its own, so that it can bring the interpreter back to rest when the host leaves.
         let (events, mut receiver) = mpsc::channel(2);
         let (interrupt, interrupts) = mpsc::channel(1);
-        let run = Run { turn, created, code: run.code, timeout: run.timeout_ms.map(Duration::from_millis) };
+        let timeout = run.timeout_ms.map(Duration::from_millis);
+        let run = Run { turn, created, code: run.code, env: run.env, timeout };
         crate::task::forever("code", run.drive(events, interrupts, Arc::clone(&self.freezer)));
         let relay = async {
             while let Some(event) = receiver.recv().await {
-                if outputs.send(&event).await.is_err() {
+                if outputs.send(event).await.is_err() {
                     return;
                 }
             }
@@ -162,6 +166,8 @@ impl Contexts {
             language: context.language,
             pid: context.alive().map(|live| live.pid.cast_unsigned()),
             busy: context.is_busy(),
+            user: context.user.clone(),
+            cwd: context.cwd.as_ref().unwrap_or(&context.home).clone(),
             created_ms: context.created_ms,
         };
         self.lock().values().map(info).collect()
@@ -211,8 +217,7 @@ impl Contexts {
     }
 
     fn find(&self, name: &str) -> Result<Arc<Context>, GuestError> {
-        let missing = || fault(GuestErrorKind::NotFound, format!("context {name:?}: no such context"));
-        self.lock().get(name).cloned().ok_or_else(missing)
+        self.lock().get(name).cloned().ok_or_else(|| missing(name))
     }
 
     /// Waits until it is this code's turn, and the VM runs.
@@ -240,6 +245,8 @@ impl Contexts {
         if !is_context_name(&run.context) {
             return Err(invalid(format!("context {:?}: not a context's name", run.context)));
         }
+        check_environment(&run.context_env)?;
+        check_environment(&run.env)?;
         let mut registry = self.lock();
         if let Some(context) = registry.get(&run.context) {
             if let Some(language) = run.language.filter(|&language| language != context.language) {
@@ -251,20 +258,33 @@ impl Contexts {
             }
             return Ok(Arc::clone(context));
         }
-        self.users.find(&run.user)?;
+        if run.existing {
+            return Err(missing(&run.context));
+        }
+        let user = self.users.find(&run.user)?;
         if registry.len() >= MAX_CONTEXTS {
             let message = format!("context {}: {MAX_CONTEXTS} contexts exist, the most of a VM", run.context);
             return Err(fault(GuestErrorKind::Exhausted, message));
         }
         let language = run.language.unwrap_or(Language::Python);
-        // One that is kept ready stands in its user's own directory.
-        let spare = if run.cwd.is_none() { self.spares.take(language, &run.user) } else { None };
+        let mut spare = match spares::can_be_settled(&run.context_env) {
+            true => self.spares.take(language, &run.user),
+            false => None,
+        };
+        if let Some(spare) = &mut spare
+            && (run.cwd.is_some() || !run.context_env.is_empty())
+        {
+            let cwd = run.cwd.as_ref().unwrap_or(&user.home);
+            spare.unsettled = Some(format!("{cwd}\0{}", interpreter::words(&run.context_env)));
+        }
         let live = spare.as_ref().map(|spare| Arc::clone(&spare.live));
         let context = Arc::new(Context {
             name: run.context.clone(),
             language,
             user: run.user.clone(),
             cwd: run.cwd.clone(),
+            home: user.home,
+            env: run.context_env.clone(),
             created_ms: clock::wall_clock().0 / 1_000_000,
             untold: AtomicBool::new(spare.is_some()),
             turn: Arc::new(tokio::sync::Mutex::new(spare)),
@@ -281,9 +301,11 @@ impl Contexts {
         if turn.as_ref().is_some_and(|interpreter| interpreter.live.exit().is_none()) {
             return Ok(context.untold.swap(false, Ordering::Relaxed));
         }
-        let first = turn.is_none() && context.live().is_none();
+        // One that was kept ready for it, and could not be its, was none.
+        let first = turn.is_none() && (context.live().is_none() || context.untold.load(Ordering::Relaxed));
         *turn = None;
-        match self.start(&context.name, context.language, &context.user, context.cwd.as_deref()) {
+        let Context { name, language, user, cwd, env, .. } = context;
+        match self.start(name, *language, user, cwd.as_deref(), env) {
             Ok(interpreter) => {
                 context.untold.store(false, Ordering::Relaxed);
                 *context.live() = Some(Arc::clone(&interpreter.live));
@@ -305,10 +327,29 @@ impl Contexts {
         language: Language,
         user: &str,
         cwd: Option<&str>,
+        env: &BTreeMap<String, String>,
     ) -> Result<Interpreter, GuestError> {
         let number = self.trees.fetch_add(1, Ordering::Relaxed);
         let user = self.users.find(user)?;
-        self.starter.start(&format!("{name}.{number}"), language, &user, cwd)
+        self.starter.start(&format!("{name}.{number}"), language, &user, cwd, env)
+    }
+}
+
+fn missing(name: &str) -> GuestError {
+    fault(GuestErrorKind::NotFound, format!("context {name:?}: no such context"))
+}
+
+fn check_environment(env: &BTreeMap<String, String>) -> Result<(), GuestError> {
+    let size: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if size > MAX_ENVIRONMENT {
+        return Err(invalid(format!("environment: {size} bytes exceed {MAX_ENVIRONMENT}")));
+    }
+    let odd = |(name, value): (&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
+    match env.iter().find(|&(name, value)| odd((name, value))) {
+        Some((name, _)) => Err(invalid(format!("environment {name:?}: not a variable's name and value"))),
+        None => Ok(()),
     }
 }
 

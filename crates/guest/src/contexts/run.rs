@@ -1,7 +1,8 @@
 //! One piece of code, from its turn to its end.
 //!
 //! ```text
-//! Running --end--> what is in the pipes is passed on --> Value | Error --> Ended
+//! (variables lent) --> Running --end--> what is in the pipes is passed on --> Value | Error --> Ended
+//!    |--something is shown--> what is in the pipes, then that, is passed on before anything else is taken
 //!    |--timeout, interrupt, host left--> SIGINT, again every 200 ms --2 s--> killed --> Error --> Ended
 //!    `--the interpreter ends, or speaks nonsense--------------------------> killed --> Error --> Ended
 //! ```
@@ -16,10 +17,17 @@ use offshoot_guest_proto::message::{
     CodeEvent, EXIT_STATUS, GuestError, GuestErrorKind, INTERPRETER_DIED, INTERPRETER_KILLED, Language,
     OutputStream,
 };
-use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    os::unix::process::ExitStatusExt,
+    process::ExitStatus,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{OwnedMutexGuard, mpsc},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// From the first interrupt to the kill.
@@ -27,12 +35,16 @@ const YIELD: Duration = Duration::from_secs(2);
 /// An interrupt that comes before the interpreter has begun with the code, or that the code has caught, is repeated.
 const REPEAT: Duration = Duration::from_millis(200);
 const READ: usize = 64 * 1024;
+/// For an idle interpreter to take variables into its environment.
+const LENDING: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Run {
     pub turn: OwnedMutexGuard<Option<Interpreter>>,
     pub created: bool,
     pub code: String,
+    /// In the environment for this code only.
+    pub env: BTreeMap<String, String>,
     pub timeout: Option<Duration>,
 }
 
@@ -45,6 +57,15 @@ enum Outcome {
     Killed { why: &'static str },
 }
 
+/// What is known of the code before its outcome.
+#[derive(Debug, Default)]
+struct Seen {
+    /// To be told before anything else is.
+    shown: VecDeque<CodeEvent>,
+    conclusion: Option<CodeEvent>,
+    interrupted: bool,
+}
+
 type Events = mpsc::Sender<CodeEvent>;
 
 impl Run {
@@ -53,7 +74,14 @@ impl Run {
         let Some(interpreter) = self.turn.as_mut() else { return };
         let live = Arc::clone(&interpreter.live);
         let begun = Instant::now();
-        if let Err(error) = interpreter.run(&self.code) {
+        let handed_over = match self.env.is_empty() {
+            true => interpreter.run(&self.code),
+            false => match timeout(LENDING, interpreter.lend(&self.env)).await {
+                Ok(lent) => lent.and_then(|()| interpreter.run(&self.code)),
+                Err(_late) => Err(io::ErrorKind::TimedOut.into()),
+            },
+        };
+        if let Err(error) = handed_over {
             // It cannot take code any more: the next one gets another interpreter.
             drop(live.kill());
             *self.turn = None;
@@ -67,21 +95,13 @@ impl Run {
             language: live.language,
             pid: live.pid.cast_unsigned(),
             created: self.created,
+            count: interpreter.count,
         };
         // A host that has left is noticed below.
         let _left = events.send(started).await;
-        let mut conclusion = None;
-        let mut interrupted = false;
+        let mut seen = Seen::default();
         let deadline = self.timeout.and_then(|after| begun.checked_add(after));
-        let watched = watch(
-            interpreter,
-            &events,
-            &mut interrupts,
-            &freezer,
-            deadline,
-            &mut conclusion,
-            &mut interrupted,
-        );
+        let watched = watch(interpreter, &events, &mut interrupts, &freezer, deadline, &mut seen);
         let outcome = watched.await;
         if !matches!(outcome, Outcome::Ended(_)) {
             // Empty already: as wanted.
@@ -89,7 +109,13 @@ impl Run {
             live.exited().await;
             *self.turn = None;
         }
-        drain(&live, &events).await;
+        let Seen { mut shown, conclusion, interrupted } = seen;
+        // What was shown in time is not lost with the interpreter.
+        shown.extend(rest(&live));
+        for event in shown {
+            // A host that has left has no use for it, and neither has the next code.
+            let _left = events.send(event).await;
+        }
         let conclusion = conclude(&live, outcome, conclusion);
         // Back to rest before the end is told: the next code finds the context idle.
         drop(self.turn);
@@ -107,9 +133,9 @@ async fn watch(
     interrupts: &mut mpsc::Receiver<()>,
     freezer: &Freezer,
     deadline: Option<Instant>,
-    conclusion: &mut Option<CodeEvent>,
-    interrupted: &mut bool,
+    seen: &mut Seen,
 ) -> Outcome {
+    let Seen { shown, conclusion, interrupted } = seen;
     let live = Arc::clone(&interpreter.live);
     let mut next_interrupt: Option<Instant> = None;
     let mut kill_at: Option<Instant> = None;
@@ -119,10 +145,24 @@ async fn watch(
     let mut interruptible = true;
     loop {
         let has_room = left || events.capacity() > 0;
+        if left {
+            shown.clear();
+        }
+        let behind = !shown.is_empty();
         let mut ask = false;
         tokio::select! {
             biased;
-            answer = interpreter.answer() => match answer {
+            room = events.reserve(), if behind => match (room, shown.pop_front()) {
+                (Ok(room), Some(event)) => room.send(event),
+                // It has left, which is noticed below.
+                _ => shown.clear(),
+            },
+            answer = interpreter.answer(), if !behind => match answer {
+                Ok(Answer::Display(event)) => {
+                    // The interpreter has written all that it wrote before.
+                    shown.extend(rest(&live));
+                    shown.push_back(event);
+                }
                 Ok(Answer::End { status }) => return Outcome::Ended(status),
                 Ok(Answer::Conclusion(event)) => *conclusion = Some(event),
                 Err(_nonsense) if live.exit().is_some() => return Outcome::Died,
@@ -135,9 +175,9 @@ async fn watch(
                 }
             },
             _exit = live.exited() => return Outcome::Died,
-            _ = live.pipes[0].readable(), if has_room && open[0] => open[0] = pass_on(&live, 0, events),
-            _ = live.pipes[1].readable(), if has_room && open[1] => open[1] = pass_on(&live, 1, events),
-            _ = events.reserve(), if !has_room => {}
+            _ = live.pipes[0].readable(), if !behind && has_room && open[0] => open[0] = pass_on(&live, 0, events),
+            _ = live.pipes[1].readable(), if !behind && has_room && open[1] => open[1] = pass_on(&live, 1, events),
+            _ = events.reserve(), if !behind && !has_room => {}
             () = events.closed(), if !left => {
                 left = true;
                 ask = true;
@@ -181,8 +221,9 @@ fn pass_on(live: &Live, index: usize, events: &Events) -> bool {
     true
 }
 
-/// Passes on what is in the pipes now: what children of the code go on writing is not part of it.
-async fn drain(live: &Live, events: &Events) {
+/// What is in the pipes now: what children of the code go on writing is not part of it.
+fn rest(live: &Live) -> Vec<CodeEvent> {
+    let mut found = Vec::new();
     for (pipe, stream) in live.pipes.iter().zip(STREAMS) {
         let mut rest =
             rustix::io::ioctl_fionread(pipe).map_or(0, |count| usize::try_from(count).unwrap_or(0));
@@ -191,12 +232,10 @@ async fn drain(live: &Live, events: &Events) {
             let Ok(count @ 1..) = rustix::io::read(pipe, &mut data) else { break };
             data.truncate(count);
             rest -= count;
-            if events.send(CodeEvent::Output { stream, data }).await.is_err() {
-                // The host has left: the rest is nobody's, and shall not be taken for the next code's.
-                continue;
-            }
+            found.push(CodeEvent::Output { stream, data });
         }
     }
+    found
 }
 
 fn conclude(live: &Live, outcome: Outcome, conclusion: Option<CodeEvent>) -> Option<CodeEvent> {

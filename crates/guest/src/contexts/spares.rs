@@ -6,12 +6,14 @@
 //!                +-----------------+-------- ended by anything ---+------------------------------+--> another is started
 //! ```
 //! A template of a VM holds some, so each is that of many VMs: none runs anybody's code before it has taken new random
-//! numbers. A thaw has no need to wait for them. They are the first to go where memory is short.
+//! numbers, and gone to the directory and taken on the environment of its context. A thaw has no need to wait for them.
+//! They are the first to go where memory is short.
 
 use super::{Contexts, DEATH, interpreter::Interpreter};
 use crate::fault::{Context as _, fault};
 use offshoot_guest_proto::message::{GuestError, GuestErrorKind, Language};
 use std::{
+    collections::BTreeMap,
     fs, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -23,8 +25,8 @@ use tokio::{
 
 /// One per language and user; more users than this have none.
 const MAX: usize = 8;
-/// For an interpreter to start and to load what most code needs.
-const WARM: Duration = Duration::from_secs(60);
+/// For an interpreter to start and to load what most code needs; what an image's does can be much, and its CPU emulated.
+const WARM: Duration = Duration::from_secs(240);
 const RENEWAL: Duration = Duration::from_secs(2);
 /// The first to be ended for want of memory.
 const EXPENDABLE: &str = "1000";
@@ -96,7 +98,7 @@ impl Contexts {
                 let message = format!("prepare an interpreter: {MAX} are kept, the most of a VM");
                 return Err(fault(GuestErrorKind::Exhausted, message));
             }
-            None => self.start("spare", language, &user, None)?,
+            None => self.start("spare", language, &user, None, &BTreeMap::new())?,
         };
         interpreter.stale = true;
         let ready = async {
@@ -119,8 +121,18 @@ impl Contexts {
     }
 }
 
-/// Has the interpreter a context took over from those kept ready take new random numbers. One that does not is ended:
-/// a new one takes its place.
+/// Begins of names that an interpreter, or a library it may have loaded, reads once: one that runs already comes too late
+/// for them.
+const READ_AT_START: [&str; 12] =
+    ["PYTHON", "NODE", "BASH", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "MPL", "OMP_", "OPENBLAS_", "SSL_"];
+
+/// Whether one that runs already can take on this environment.
+pub(super) fn can_be_settled(env: &BTreeMap<String, String>) -> bool {
+    !env.keys().any(|name| READ_AT_START.iter().any(|start| name.starts_with(start)))
+}
+
+/// Has the interpreter a context took over from those kept ready take new random numbers, and become that context's. One
+/// that does not is ended: a new one takes its place.
 pub(super) async fn renewed(
     turn: OwnedMutexGuard<Option<Interpreter>>,
 ) -> OwnedMutexGuard<Option<Interpreter>> {
@@ -133,7 +145,11 @@ pub(super) async fn renewed(
     crate::task::forever("renewal", async move {
         let mut turn = turn;
         if let Some(mut interpreter) = turn.take() {
-            match timeout(RENEWAL, interpreter.renew()).await {
+            let ready = async {
+                interpreter.renew().await?;
+                interpreter.settle().await
+            };
+            match timeout(RENEWAL, ready).await {
                 Ok(Ok(())) => {
                     interpreter.stale = false;
                     *turn = Some(interpreter);

@@ -10,6 +10,8 @@ use offshoot_guest_proto::message::{
 };
 use std::path::Path;
 
+mod rich;
+
 struct Bench {
     contexts: Arc<Contexts>,
     _files: tempfile::TempDir,
@@ -34,7 +36,7 @@ impl Bench {
         let (sender, events) = mpsc::channel(2);
         let (interrupt, interrupts) = mpsc::channel(1);
         let timeout = run.timeout_ms.map(Duration::from_millis);
-        let run = Run { turn, created, code: run.code, timeout };
+        let run = Run { turn, created, code: run.code, env: run.env, timeout };
         let freezer = Arc::clone(&self.contexts.freezer);
         crate::task::forever("code", run.drive(sender, interrupts, freezer));
         Ok(Code { events, interrupt })
@@ -68,11 +70,22 @@ struct Code {
 #[derive(Debug, Default)]
 struct Seen {
     created: bool,
+    count: u32,
+    shown: Vec<Shown>,
     stdout: String,
     stderr: String,
     value: BTreeMap<String, String>,
     error: Option<(String, String, String)>,
     interrupted: bool,
+}
+
+/// A display, with what had been written before it.
+#[derive(Debug)]
+struct Shown {
+    mime: BTreeMap<String, String>,
+    id: Option<String>,
+    update: bool,
+    after: String,
 }
 
 impl Seen {
@@ -89,7 +102,12 @@ impl Code {
         let mut seen = Seen::default();
         while let Some(event) = self.events.recv().await {
             match event {
-                CodeEvent::Started { created, .. } => seen.created = created,
+                CodeEvent::Started { created, count, .. } => {
+                    (seen.created, seen.count) = (created, count);
+                }
+                CodeEvent::Display { mime, id, update } => {
+                    seen.shown.push(Shown { mime, id, update, after: seen.stdout.clone() });
+                }
                 CodeEvent::Output { stream, data } => {
                     let text = String::from_utf8_lossy(&data);
                     match stream {
@@ -117,6 +135,9 @@ fn run(language: Language, code: &str) -> RunCode {
         timeout_ms: Some(60_000),
         user: rustix::process::geteuid().as_raw().to_string(),
         cwd: Some("/".into()),
+        context_env: BTreeMap::new(),
+        env: BTreeMap::new(),
+        existing: false,
     }
 }
 
@@ -390,8 +411,10 @@ async fn where_none_is_kept_ready_that_fits_a_new_one_is_started() {
     let bench = Bench::new();
     let me = at_home(Language::Bash, "").user;
     bench.contexts.prepare(Language::Python, me.clone()).await.unwrap();
-    // Another directory, or another language: not this one.
-    assert!(bench.run(Language::Python, "1").await.created);
+    // An environment that comes too late for one that runs, or another language: not this one.
+    let late = [("PYTHONPATH".to_owned(), "/x".to_owned())].into();
+    let late = RunCode { context_env: late, ..at_home(Language::Python, "import sys; '/x' in sys.path") };
+    assert_eq!(bench.start(late).await.unwrap().see().await.value(), "True");
     assert!(bench.start(at_home(Language::Bash, ":")).await.unwrap().see().await.created);
     assert_eq!(bench.contexts.spares(), 1);
     bench.contexts.remove("python").await.unwrap();

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! code      = statement { (";" | newline) statement }
-//! statement = NAME "=" value | NAME "+=" value | "print(" value ")" | "sleep" SECONDS | "fail" | "crash" | value
+//! statement = NAME "=" value | NAME "+=" value | "print(" value ")" | "show" value | "env" NAME | "sleep" SECONDS
+//!           | "fail" | "crash" | value
 //! value     = term { "+" term }        term = number | 'text' | NAME | "random()"
 //! ```
-//! `fail` is an error of the code; `crash` is the interpreter's death, with its variables. Code that runs while the state
+//! `show` displays a value, `env` one of the environment. `fail` is an error of the code; `crash` is the interpreter's death, with its variables. Code that runs while the state
 //! is stored is not part of it: whoever waits for it is not in the copy.
 
 use super::{
@@ -46,6 +47,9 @@ impl fmt::Display for Value {
 pub(super) struct StoredContext {
     language: Language,
     user: String,
+    cwd: String,
+    env: BTreeMap<String, String>,
+    count: u32,
     pid: Option<u32>,
     created_ms: u64,
     variables: BTreeMap<String, Value>,
@@ -80,6 +84,7 @@ enum Step {
     Nothing,
     Print(String),
     Value(Value),
+    Show(Value),
     Sleep(Duration),
     Error { name: &'static str, message: String },
     Died,
@@ -111,6 +116,8 @@ impl Contexts {
                 language: state.language,
                 pid: state.pid,
                 busy: context.turn.available_permits() == 0,
+                user: state.user.clone(),
+                cwd: state.cwd.clone(),
                 created_ms: state.created_ms,
             }
         };
@@ -161,6 +168,9 @@ impl Contexts {
         if !is_context_name(&run.context) {
             return Err(refuse(format!("{:?} is no name of a context", run.context)));
         }
+        if let Some(name) = run.env.keys().chain(run.context_env.keys()).find(|name| name.contains('=')) {
+            return Err(refuse(format!("environment {name:?} is no variable's")));
+        }
         let mut table = self.table();
         if let Some(context) = table.get(&run.context) {
             let state = context.state();
@@ -171,10 +181,16 @@ impl Contexts {
             }
             return Ok(context.clone());
         }
+        if run.existing {
+            return Err(no_context(&run.context));
+        }
         let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
         let context = Context::new(StoredContext {
             language: run.language.unwrap_or(Language::Python),
             user: run.user.clone(),
+            cwd: run.cwd.clone().unwrap_or_else(|| "/root".to_owned()),
+            env: run.context_env.clone(),
+            count: 0,
             pid: None,
             created_ms: since_epoch.as_millis() as u64,
             variables: BTreeMap::new(),
@@ -188,29 +204,34 @@ impl Contexts {
         let (mut inputs, mut outputs) = peer.split();
         let Ok(_turn) = context.turn.acquire().await else {
             let error = no_context(&run.context);
-            return outputs.send(&CodeEvent::Failed(error)).await;
+            return outputs.send(CodeEvent::Failed(error)).await;
         };
         let mut still = self.world.still.subscribe();
         let begun = Instant::now();
         let deadline = run.timeout_ms.and_then(|ms| begun.checked_add(Duration::from_millis(ms)));
-        let (language, pid, created) = moving(&mut still, || {
+        let (language, pid, created, count) = moving(&mut still, || {
             let mut state = context.state();
             let created = state.pid.is_none();
+            state.count = if created { 1 } else { state.count + 1 };
             let pid = *state.pid.get_or_insert(1000);
-            (state.language, pid, created)
+            (state.language, pid, created, state.count)
         })
         .await;
-        outputs.send(&CodeEvent::Started { language, pid, created }).await?;
+        outputs.send(CodeEvent::Started { language, pid, created, count }).await?;
         let (mut value, mut failure, mut interrupted) = (None, None, false);
         for statement in run.code.split([';', '\n']).map(str::trim).filter(|text| !text.is_empty()) {
             value = None;
-            let step = moving(&mut still, || take(statement, &mut context.state())).await;
+            let step = moving(&mut still, || take(statement, &run.env, &mut context.state())).await;
             match step {
                 Step::Nothing => {}
                 Step::Value(found) => value = Some(found),
+                Step::Show(shown) => {
+                    let mime = BTreeMap::from([(TEXT_PLAIN.to_owned(), shown.to_string())]);
+                    outputs.send(CodeEvent::Display { mime, id: None, update: false }).await?;
+                }
                 Step::Print(line) => {
                     let data = format!("{line}\n").into_bytes();
-                    outputs.send(&CodeEvent::Output { stream: OutputStream::Stdout, data }).await?;
+                    outputs.send(CodeEvent::Output { stream: OutputStream::Stdout, data }).await?;
                 }
                 Step::Sleep(time) => {
                     let late = async {
@@ -239,13 +260,13 @@ impl Contexts {
         }
         if let Some((name, message)) = failure {
             let (name, traceback) = (name.to_owned(), String::new());
-            outputs.send(&CodeEvent::Error { name, message, traceback }).await?;
+            outputs.send(CodeEvent::Error { name, message, traceback }).await?;
         } else if let Some(value) = value {
             let mime = BTreeMap::from([(TEXT_PLAIN.to_owned(), value.to_string())]);
-            outputs.send(&CodeEvent::Value { mime }).await?;
+            outputs.send(CodeEvent::Value { mime }).await?;
         }
         let wall_us = begun.elapsed().as_micros() as u64;
-        outputs.send(&CodeEvent::Ended { interrupted, wall_us }).await
+        outputs.send(CodeEvent::Ended { interrupted, wall_us }).await
     }
 }
 
@@ -253,7 +274,7 @@ fn no_context(name: &str) -> GuestError {
     GuestError { kind: GuestErrorKind::NotFound, message: format!("there is no context {name:?}") }
 }
 
-fn take(statement: &str, state: &mut StoredContext) -> Step {
+fn take(statement: &str, lent: &BTreeMap<String, String>, state: &mut StoredContext) -> Step {
     let outcome = match statement.split_once(' ').unwrap_or((statement, "")) {
         ("fail", why) => {
             return Step::Error { name: "Failure", message: why.to_owned() };
@@ -263,6 +284,11 @@ fn take(statement: &str, state: &mut StoredContext) -> Step {
             state.pid = None;
             return Step::Died;
         }
+        ("env", name) => {
+            let found = lent.get(name).or_else(|| state.env.get(name)).cloned();
+            return Step::Value(Value::Text(found.unwrap_or_default()));
+        }
+        ("show", value) => evaluate(value, state).map(Step::Show),
         ("sleep", time) => {
             let seconds = time.trim().parse::<f64>().unwrap_or(0.0);
             return Step::Sleep(Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));

@@ -1,7 +1,7 @@
 //! One piece of code in a live context, on one WebSocket.
 //!
 //! ```text
-//! request --> started --> (output | value | error)* --> ended | failed --> close
+//! request --> started --> (output | display | value | error)* --> ended | failed --> close
 //!                ^ interrupt
 //! ```
 //! A caller that leaves interrupts the code; the interpreter keeps its variables.
@@ -88,9 +88,10 @@ async fn tell(sink: &mut Sink, mut session: CodeSession, interrupt: &Notify) -> 
                 sink.bytes(encode_output(wire(stream), &data)).await?;
                 continue;
             }
-            Some(CodeEvent::Started { language, pid, created }) => {
-                CodeMessage::Started { language, pid, created }
+            Some(CodeEvent::Started { language, pid, created, count }) => {
+                CodeMessage::Started { language, pid, created, count }
             }
+            Some(CodeEvent::Display { mime, id, update }) => CodeMessage::Display { mime, id, update },
             Some(CodeEvent::Value { mime }) => CodeMessage::Value { mime },
             Some(CodeEvent::Error { name, message, traceback }) => {
                 CodeMessage::Error { name, message, traceback }

@@ -16,12 +16,17 @@ use offshoot_types::Command;
     responses((status = 200, body = ContextList), GuestErrors))]
 pub async fn list(call: Call, Vm(vm): Vm) -> Result<axum::Json<ContextList>, ApiError> {
     let contexts = call.engine.contexts(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
-    let wire = |view: ContextView| LiveContext {
-        context: view.context,
-        language: view.language,
-        pid: view.pid,
-        busy: view.busy,
-        age_ms: view.age.as_millis() as u64,
+    let wire = |view: ContextView| {
+        let (user, cwd) = view.home.map(|home| (home.user, home.cwd)).unzip();
+        LiveContext {
+            context: view.context,
+            language: view.language,
+            pid: view.pid,
+            busy: view.busy,
+            user,
+            cwd,
+            age_ms: view.age.as_millis() as u64,
+        }
     };
     Ok(axum::Json(ContextList { contexts: contexts.into_iter().map(wire).collect() }))
 }

@@ -40,6 +40,7 @@ async fn a_context_keeps_its_variables_tells_values_and_errors_and_is_ended() {
     let daemon = Daemon::explicit(&place).await;
     let client = &daemon.client;
     daemon.boot("web").await;
+    let lent = [("LENT".to_owned(), "a b".to_owned())].into();
     let first = run(client, &code("x = 41")).await.unwrap();
     assert!(
         matches!(first[0], CodeEvent::Started { language: Language::Python, created: true, .. }),
@@ -53,6 +54,20 @@ async fn a_context_keeps_its_variables_tells_values_and_errors_and_is_ended() {
         _ => None,
     });
     assert_eq!(value.map(String::as_str), Some("42"));
+    let shown = run(client, &CodeRequest { env: lent, ..code("show 'seen' + x; env LENT") }).await.unwrap();
+    let texts: Vec<&str> = shown
+        .iter()
+        .filter_map(|event| match event {
+            CodeEvent::Display { mime, id: None, update: false } | CodeEvent::Value { mime } => {
+                Some(mime["text/plain"].as_str())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(texts, ["seen42", "a b"]);
+    assert!(matches!(shown[0], CodeEvent::Started { count: 3, .. }), "{shown:?}");
+    let absent = CodeRequest { context: "other".into(), existing: true, ..code("1") };
+    refused(run(client, &absent).await, ErrorCode::NotFound);
     let failed = run(client, &code("fail on purpose")).await.unwrap();
     assert!(
         failed

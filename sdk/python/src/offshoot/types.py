@@ -98,6 +98,7 @@ class CodeMessage1(TypedDict):
     The interpreter has the code.
     """
 
+    count: NotRequired[int]
     created: bool
     event: Literal['started']
     language: Literal['python', 'javascript', 'bash']
@@ -106,6 +107,17 @@ class CodeMessage1(TypedDict):
 
 class CodeMessage2(TypedDict):
     """
+    Shown by the code on its way: figures, and what it says to display.
+    """
+
+    event: Literal['display']
+    id: NotRequired[str | None]
+    mime: dict[str, str]
+    update: bool
+
+
+class CodeMessage3(TypedDict):
+    """
     Of the last expression, if it has one worth showing; by MIME type, `text/plain` always among them.
     """
 
@@ -113,7 +125,7 @@ class CodeMessage2(TypedDict):
     mime: dict[str, str]
 
 
-class CodeMessage3(TypedDict):
+class CodeMessage4(TypedDict):
     """
     The code ended with an uncaught error.
     """
@@ -124,7 +136,7 @@ class CodeMessage3(TypedDict):
     traceback: str
 
 
-class CodeMessage4(TypedDict):
+class CodeMessage5(TypedDict):
     """
     The last message.
     """
@@ -141,7 +153,10 @@ class CodeRequest(TypedDict):
 
     code: str
     context: str
+    context_env: NotRequired[dict[str, str]]
     cwd: NotRequired[str | None]
+    env: NotRequired[dict[str, str]]
+    existing: NotRequired[bool]
     language: NotRequired[str | None]
     timeout_ms: NotRequired[int | None]
     user: NotRequired[str | None]
@@ -589,8 +604,10 @@ class LiveContext(TypedDict):
     age_ms: int
     busy: bool
     context: str
+    cwd: NotRequired[str | None]
     language: Literal['python', 'javascript', 'bash']
     pid: NotRequired[int | None]
+    user: NotRequired[str | None]
 
 
 LookedAt: TypeAlias = Literal['running', 'memory', 'disk']
@@ -1094,7 +1111,7 @@ class VmFailure(TypedDict):
     step: str
 
 
-class CodeMessage5(TypedDict):
+class CodeMessage6(TypedDict):
     """
     The last message: it did not run, or how it ended cannot be told.
     """
@@ -1104,7 +1121,12 @@ class CodeMessage5(TypedDict):
 
 
 CodeMessage: TypeAlias = (
-    CodeMessage1 | CodeMessage2 | CodeMessage3 | CodeMessage4 | CodeMessage5
+    CodeMessage1
+    | CodeMessage2
+    | CodeMessage3
+    | CodeMessage4
+    | CodeMessage5
+    | CodeMessage6
 )
 
 

@@ -95,6 +95,8 @@ impl CodePump {
     async fn events(&mut self, mut handle: CodeHandle, seen: &mut Seen) -> End {
         // An event is taken from the guest once there is room for it, so a caller that does not read slows the code down.
         let mut permit: Option<OwnedPermit<CodeEvent>> = None;
+        // What is large is taken by the caller before anything else is taken from the guest.
+        let mut large = false;
         let mut attended = true;
         let mut overdue: Option<Instant> = None;
         let mut give_up: Option<Instant> = None;
@@ -115,9 +117,9 @@ impl CodePump {
                     }
                     give_up = give_up.or(Some(Instant::now() + OVERRUN));
                 }
-                room = self.events.clone().reserve_owned(), if attended && permit.is_none() => {
-                    // An error means that the session is gone, which the first branch sees.
-                    permit = room.ok();
+                room = room(&self.events, large), if attended && permit.is_none() => {
+                    // None means that the session is gone, which the first branch sees.
+                    permit = room;
                 }
                 event = handle.next(), if !attended || permit.is_some() => {
                     let event = match event {
@@ -135,6 +137,7 @@ impl CodePump {
                     match self.judge(event, seen) {
                         Ok(event) => {
                             if let Some(permit) = permit.take() {
+                                large = is_large(&event);
                                 permit.send(event);
                             }
                         }
@@ -167,11 +170,11 @@ impl CodePump {
     /// What an event means to the caller, or how it all ended.
     fn judge(&mut self, event: wire::CodeEvent, seen: &mut Seen) -> Result<CodeEvent, End> {
         match event {
-            wire::CodeEvent::Started { language, pid, created } => {
+            wire::CodeEvent::Started { language, pid, created, count } => {
                 self.opening = None;
                 let language = language.into();
                 (seen.language, seen.created) = (Some(language), created);
-                Ok(CodeEvent::Started { language, pid, created })
+                Ok(CodeEvent::Started { language, pid, created, count })
             }
             wire::CodeEvent::Output { stream, data } => {
                 let stream = match stream {
@@ -180,6 +183,7 @@ impl CodePump {
                 };
                 Ok(CodeEvent::Output { stream, data: Bytes::from(data) })
             }
+            wire::CodeEvent::Display { mime, id, update } => Ok(CodeEvent::Display { mime, id, update }),
             wire::CodeEvent::Value { mime } => Ok(CodeEvent::Value { mime }),
             wire::CodeEvent::Error { name, message, traceback } => {
                 seen.error = Some(name.clone());
@@ -234,6 +238,23 @@ impl CodePump {
     }
 }
 
+/// Room for an event; behind a large one, once there is nothing else. `None` where nobody listens any more.
+async fn room(events: &mpsc::Sender<CodeEvent>, after_large: bool) -> Option<OwnedPermit<CodeEvent>> {
+    if after_large {
+        drop(events.reserve_many(events.max_capacity()).await.ok()?);
+    }
+    events.clone().reserve_owned().await.ok()
+}
+
+fn is_large(event: &CodeEvent) -> bool {
+    match event {
+        CodeEvent::Display { mime, .. } | CodeEvent::Value { mime } => {
+            mime.values().map(String::len).sum::<usize>() > wire::MAX_PART
+        }
+        _ => false,
+    }
+}
+
 async fn at_time(at: Option<Instant>) {
     match at {
         None => std::future::pending().await,
@@ -249,5 +270,8 @@ fn message(code: &ContextCode) -> wire::RunCode {
         timeout_ms: code.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         user: code.user.clone(),
         cwd: code.cwd.clone(),
+        context_env: code.context_env.clone(),
+        env: code.env.clone(),
+        existing: code.existing,
     }
 }

@@ -1,7 +1,8 @@
 // The inside of a live JavaScript context. Descriptors given by the agent:
-//   13 control: a line comes in, `run` or before the first one `warm` and `renew`; answers go out, each a line of its kind
-//      and the lengths of its texts, then those
-//   14 the code to run, a file the agent rewrites before each `run`
+//   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`; answers
+//      go out, each a line of its kind and the lengths of its texts, then those
+//   14 what the order is about, a file the agent rewrites before each: the code to run; for `lend` variables of the
+//      environment that are the next code's only, for `settle` the directory and variables that stay, all ended by NULs
 //   15 one line for each reseeding asked for by signal
 // Code runs as in the developer tools' console: `let` and `const` persist and may be declared again, `await` works.
 (() => {
@@ -9,7 +10,7 @@
   const fs = require('fs'), net = require('net'), util = require('util'), vm = require('vm');
   const crypto = require('crypto');
   const { Session } = require('inspector');
-  const LIMIT = 256 * 1024, CONTROL = 13, CODE = 14, ACKS = 15;
+  const TEXT = 64 * 1024, LIMIT = 4 * 1024 * 1024, MOST = 14, CONTROL = 13, CODE = 14, ACKS = 15;
   fs.closeSync(12);
 
   // The engine's own generator cannot be reseeded, and keeps values in advance: this one can (xoshiro128**).
@@ -92,8 +93,46 @@
     const blobs = texts.map((text) => Buffer.from(String(text)));
     control.write(Buffer.concat([Buffer.from([kind, ...blobs.map((b) => b.length)].join(' ') + '\n'), ...blobs]));
   };
-  const cut = (text) => text.length <= LIMIT / 4 ? text
-    : `${text.slice(0, LIMIT / 4)}... (${text.length - LIMIT / 4} more characters)`;
+  const cut = (text) => text.length <= TEXT ? text
+    : `${text.slice(0, TEXT)}... (${text.length - TEXT} more characters)`;
+
+  // The text, and whatever else is not too large. A value may say itself how it looks, by the method Deno's notebooks ask.
+  const look = Symbol.for('Jupyter.display');
+  const pairs = (value, found) => {
+    const left = { bytes: LIMIT }, kept = [], out = [];
+    for (const [kind, made] of Object.entries(found)) {
+      if (kind === 'text/plain' || made === undefined || made === null || !/^[!-~]{1,128}$/.test(kind)) continue;
+      if (kept.length >= 2 * MOST) break;
+      const text = made instanceof Uint8Array ? Buffer.from(made).toString('base64')
+        : typeof made === 'string' && !kind.endsWith('json') ? made : JSON.stringify(made);
+      if (text === undefined) continue;
+      const size = Buffer.byteLength(text);
+      if (size > left.bytes) {
+        out.push(`${kind} of ${size} bytes`);
+        continue;
+      }
+      left.bytes -= size;
+      kept.push(kind, text);
+    }
+    const note = out.length === 0 ? '' : `\n(left out, for all may be ${LIMIT} bytes together: ${out.join(', ')})`;
+    const text = typeof found['text/plain'] === 'string' ? found['text/plain'] : util.inspect(value);
+    return ['text/plain', cut(text) + note, ...kept];
+  };
+  const represent = async (value) => {
+    const own = value !== null && (typeof value === 'object' || typeof value === 'function') ? value[look] : undefined;
+    return pairs(value, typeof own === 'function' ? await own.call(value) : {});
+  };
+  const display = async (value, { id, update = false, mime } = {}) => {
+    if (update && id === undefined) throw new TypeError('only what was shown with an `id` can be updated');
+    const found = mime === undefined ? await represent(value) : pairs(value, { [mime]: value });
+    send('display', id === undefined ? '' : String(id).slice(0, 64), update ? '1' : '', ...found);
+  };
+  for (const [kind, mime] of Object.entries({
+    html: 'text/html', markdown: 'text/markdown', svg: 'image/svg+xml', png: 'image/png', jpeg: 'image/jpeg',
+    latex: 'text/latex', json: 'application/json' })) {
+    display[kind] = (value, options = {}) => display(value, { ...options, mime });
+  }
+  Object.defineProperty(globalThis, 'display', { value: display, writable: true, enumerable: false, configurable: true });
 
   const session = new Session();
   session.connect();
@@ -159,7 +198,7 @@
         return { answer: ['error', 'Uncaught', cut(util.inspect(thrown)), ''] };
       }
       if (value === undefined) return { answer: null };
-      return { answer: ['value', 'text/plain', cut(util.inspect(value))], value };
+      return { answer: ['value', ...await represent(value)], value };
     } catch (error) {
       return { answer: error.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
         ? ['error', 'Interrupted', 'the code was interrupted', '']
@@ -169,12 +208,43 @@
     }
   };
 
+  const words = () => fs.readFileSync(`/proc/self/fd/${CODE}`, 'utf8').split('\0').slice(0, -1);
+  // What the names were before; `undefined` is none.
+  const lend = (pairs) => new Map(pairs.map((pair) => {
+    const at = pair.indexOf('='), name = pair.slice(0, at), before = process.env[name];
+    process.env[name] = pair.slice(at + 1);
+    return [name, before];
+  }));
+  let lent = new Map();
+  const giveBack = () => {
+    for (const [name, value] of lent) {
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+    lent = new Map();
+  };
+
   let count = 0;
   const orders = {
+    lend: async () => {
+      lent = lend(words());
+      send('end');
+    },
+    settle: async () => {
+      const [directory, ...pairs] = words();
+      try {
+        process.chdir(directory);
+        lend(pairs);
+      } catch (error) {
+        send('error', String(error.name), cut(String(error.message)), '');
+      }
+      send('end');
+    },
     run: async () => {
       const code = fs.readFileSync(`/proc/self/fd/${CODE}`, 'utf8');
       count += 1;
       const { answer, value } = await evaluate(code, `code-${count}`);
+      giveBack();
       if (value !== undefined) globalThis._ = value;
       if (answer !== null) send(...answer);
       send('end');

@@ -1,13 +1,16 @@
 # The inside of a live Python context. Descriptors given by the agent:
-#   13 control: a line comes in, `run` or before the first one `warm` and `renew`; answers go out, each a line of its kind
-#      and the lengths of its texts, then those
-#   14 the code to run, a file the agent rewrites before each `run`
+#   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`; answers
+#      go out, each a line of its kind and the lengths of its texts, then those
+#   14 what the order is about, a file the agent rewrites before each: the code to run; for `lend` variables of the
+#      environment that are the next code's only, for `settle` the directory and variables that stay, all ended by NULs
 #   15 one line for each reseeding asked for by signal
-# User code runs in a module of its own, so that nothing here is in its way.
+# User code runs in a module of its own, so that nothing here is in its way. What few pieces of code need is in LIBRARY,
+# and costs nothing until then.
 def _offshoot(CONTROL=13, CODE=14, ACKS=15):
-    import ast, builtins, inspect, linecache, os, signal, sys, traceback, types
+    import _thread, ast, builtins, inspect, linecache, os, signal, sys, traceback, types
 
-    LIMIT = 256 * 1024
+    TEXT = 64 * 1024
+    WARM = "/etc/offshoot/warm.py"
     for fd in (CONTROL, CODE, ACKS):
         os.set_inheritable(fd, False)
     try:
@@ -22,13 +25,21 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
     running = False
+    sending = _thread.allocate_lock()
+    interrupted = False
+    own_thread = _thread.get_ident()
+    shown = True
+    lent = None
     loop = None
     lines = b""
 
     def interrupt(number, frame):
-        # Late ones, for code that has ended meanwhile, are nobody's.
+        # Late ones, for code that has ended meanwhile, are nobody's; one in the middle of an answer waits for its end.
+        nonlocal interrupted
         if running:
-            raise KeyboardInterrupt
+            interrupted = sending.locked()
+            if not interrupted:
+                raise KeyboardInterrupt
 
     def renew():
         modules = sys.modules
@@ -57,12 +68,50 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
         return b" ".join([kind.encode()] + [b"%d" % len(blob) for blob in blobs]) + b"\n" + b"".join(blobs)
 
     def send(data):
-        while data:
-            data = data[os.write(CONTROL, data):]
+        with sending:
+            while data:
+                data = data[os.write(CONTROL, data):]
 
     def cut(text):
-        return text if len(text) <= LIMIT // 4 else "%s... (%d more characters)" % (
-            text[:LIMIT // 4], len(text) - LIMIT // 4)
+        return text if len(text) <= TEXT else "%s... (%d more characters)" % (text[:TEXT], len(text) - TEXT)
+
+    # What was written before comes before it.
+    def emit(name, update, found):
+        nonlocal interrupted
+        if shown:
+            flush()
+            send(packed("display", name, "1" if update else "", *found))
+            if interrupted and _thread.get_ident() == own_thread:
+                interrupted = False
+                raise KeyboardInterrupt
+
+    library = None
+
+    def more():
+        nonlocal library
+        if library is None:
+            library = types.ModuleType("offshoot_display")
+            library.__dict__.update(MAIN=main, EMIT=emit)
+            exec(compile(LIBRARY, __file__, "exec"), library.__dict__)
+        return library
+
+    def display(*objects, **options):
+        """Shows objects in all forms they have: text, HTML, pictures."""
+        return more().display(*objects, **options)
+
+    def no_input(prompt=""):
+        raise EOFError("input() has nobody to ask: code in a context has no standard input")
+
+    class Finder:
+        # Modules that are made to show themselves here.
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name in ("matplotlib", "IPython", "offshoot_matplotlib"):
+                return more().find(name, path)
+
+    builtins.display = display
+    builtins.input = no_input
+    sys.meta_path.insert(0, Finder)
 
     def next_line():
         nonlocal lines
@@ -77,31 +126,9 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
     plain = frozenset((bool, bytes, complex, dict, float, frozenset, int, list, range, set, str, tuple))
 
     def represent(value):
-        found = ["text/plain", cut(repr(value))]
-        left = LIMIT
         if type(value) in plain or isinstance(value, type):
-            return found
-        import base64
-        for kind, method in (("text/html", "_repr_html_"), ("text/markdown", "_repr_markdown_"),
-                             ("image/svg+xml", "_repr_svg_"), ("image/png", "_repr_png_"),
-                             ("image/jpeg", "_repr_jpeg_"), ("text/latex", "_repr_latex_"),
-                             ("application/json", "_repr_json_")):
-            try:
-                made = getattr(value, method)() if hasattr(type(value), method) else None
-                if isinstance(made, tuple):
-                    made = made[0]
-                if isinstance(made, (dict, list)):
-                    import json
-                    made = json.dumps(made)
-                elif isinstance(made, bytes):
-                    made = base64.b64encode(made).decode()
-            except Exception:
-                # Offered but not to be had: text/plain is there.
-                continue
-            if isinstance(made, str) and len(made.encode("utf-8", "replace")) <= left:
-                left -= len(made.encode("utf-8", "replace"))
-                found += [kind, made]
-        return found
+            return ["text/plain", cut(repr(value))]
+        return more().represent(value)
 
     def without_own_frames(shown):
         pending, seen = [shown], set()
@@ -110,7 +137,8 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
             if one is None or id(one) in seen:
                 continue
             seen.add(id(one))
-            theirs = [frame for frame in one.stack if frame.filename != __file__]
+            theirs = [frame for frame in one.stack
+                      if frame.filename != __file__ and "/IPython/" not in frame.filename]
             one.stack = traceback.StackSummary.from_list(theirs)
             pending += [one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ())]
         return shown
@@ -125,8 +153,18 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
                 pass
             else:
                 return eval(only, space)
+        # As in a notebook: the value of an expression that ends so is not wanted.
+        quiet = source.rstrip().endswith(";")
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | flags)
+        if "get_ipython" in source:
+            more().shell()
+        try:
+            tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | flags)
+        except SyntaxError:
+            source = more().transformed(source)
+            if source is None:
+                raise
+            tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | flags)
         last = None
         if tree.body and isinstance(tree.body[-1], ast.Expr):
             last = ast.Expression(tree.body.pop().value)
@@ -142,7 +180,7 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
                     loop = asyncio.new_event_loop()
                     asyncio.set_event_loop(loop)
                 value = loop.run_until_complete(value)
-        return value
+        return None if quiet else value
 
     def flush():
         for stream in (sys.stdout, sys.stderr):
@@ -160,6 +198,29 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
             data += part
         return data.decode()
 
+    def words():
+        return [word.decode() for word in read_code().encode().split(b"\0")[:-1]]
+
+    # As `os.environ` has them; `None` is none.
+    def lend(pairs):
+        before = {}
+        for pair in pairs:
+            name, value = pair.split("=", 1)
+            before[name] = os.environ.get(name)
+            os.environ[name] = value
+        return before
+
+    def give_back(before):
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    def settle(directory, *pairs):
+        os.chdir(directory)
+        lend(pairs)
+
     def warm():
         # All that the first code of most needs. None of it is to be seen in its variables.
         for name in ("collections", "datetime", "json", "math", "random", "re", "ssl", "subprocess"):
@@ -171,33 +232,75 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
         for source in ("print(end='')\n41 + 1", "41 + 1"):
             represent(execute(source, "<warm>", {"__builtins__": builtins}))
         flush()
+        # And what the image knows of its users' code. What it shows and says is for nobody.
+        nonlocal shown
+        try:
+            with open(WARM, encoding="utf-8") as file:
+                source = file.read()
+        except FileNotFoundError:
+            return
+        import gc
+        with open(os.devnull, "w") as nowhere:
+            streams, shown = (sys.stdout, sys.stderr), False
+            sys.stdout = sys.stderr = nowhere
+            try:
+                execute(source, WARM, {"__builtins__": builtins, "__name__": "warm"})
+                if "matplotlib.pyplot" in sys.modules:
+                    more().flush_figures()
+            finally:
+                (sys.stdout, sys.stderr), shown = streams, True
+        # What stays for ever is looked at no more: neither time nor memory of its own goes into it.
+        gc.collect()
+        gc.freeze()
 
+    orders = {b"warm": warm, b"renew": renew, b"settle": lambda: settle(*words())}
     count = 0
     while True:
         order = next_line()
-        if order in (b"warm", b"renew"):
-            # One that fails in this is of no use, and ends.
-            warm() if order == b"warm" else renew()
+        if order in orders:
+            # One that fails in this is of no use, and is ended.
+            try:
+                orders[order]()
+                said = b""
+            except BaseException as error:
+                said = packed("error", type(error).__name__, cut(str(error)), "")
+            send(said + b"end\n")
+            continue
+        if order == b"lend":
+            lent = lend(words())
             send(b"end\n")
             continue
         if order != b"run":
             continue
         count += 1
         name = "<code %d>" % count
-        value, failed = None, None
+        value, failed, interrupted = None, None, False
         try:
             running = True
             source = read_code()
             linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+            if library is not None:
+                library.counted(count)
             value = execute(source, name, main.__dict__)
+            answer = None
             if value is not None:
                 builtins._ = value
                 answer = represent(value)
+            if "matplotlib.pyplot" in sys.modules:
+                more().flush_figures(value)
             running = False
         except BaseException as error:
             running = False
             failed = error
+            if "matplotlib.pyplot" in sys.modules:
+                try:
+                    more().flush_figures()
+                except Exception as another:
+                    print("A figure cannot be shown: %r" % another, file=sys.stderr)
         conclusion = b""
+        if lent is not None:
+            give_back(lent)
+            lent = None
         try:
             if isinstance(failed, SystemExit):
                 flush()
@@ -212,7 +315,7 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
                 kind = type(failed).__name__
                 message = message[len(kind) + 2:] if message.startswith(kind + ": ") else str(failed)
                 conclusion = packed("error", cut(kind)[:200], cut(message), cut(text))
-            elif value is not None:
+            elif answer is not None:
                 conclusion = packed("value", *answer)
         except Exception as error:
             conclusion = packed("error", type(error).__name__, "the error itself cannot be shown", "")

@@ -1,6 +1,8 @@
 # The inside of a live bash context. Descriptors given by the agent:
-#   13 control: a line comes in, `run` or before the first one `warm` and `renew`; a line `end STATUS` goes out
-#   14 the code to run, a file the agent rewrites before each `run`
+#   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`; a line
+#      `end STATUS` goes out
+#   14 what the order is about, a file the agent rewrites before each: the code to run; for `lend` variables of the
+#      environment that are the next code's only, for `settle` the directory and variables that stay, all ended by NULs
 #   15 one line for each reseeding asked for by signal
 # The code is sourced at the top level: its variables, functions and options are the shell's. An `exit`, and a failure
 # under `set -e`, end the shell, as anywhere.
@@ -12,6 +14,27 @@ __offshoot_interrupt() {
   shopt -s extdebug
   trap '[[ ${BASH_SOURCE[0]} == /proc/self/fd/12 ]] || __offshoot_return' DEBUG
 }
+# Names that no variable can have are left out.
+__offshoot_lend() {
+  builtin local pair name
+  __offshoot_gone=() __offshoot_old=() __offshoot_hidden=()
+  for pair; do
+    name=${pair%%=*}
+    [[ $name =~ ^[A-Za-z_][A-Za-z_0-9]*$ ]] || builtin continue
+    if [[ ! -v $name ]]; then __offshoot_gone+=("$name")
+    elif [[ $(builtin declare -p "$name") == 'declare -'*x* ]]; then __offshoot_old+=("$name=${!name}")
+    else __offshoot_hidden+=("$name=${!name}"); fi
+    builtin export -- "$pair"
+  done
+}
+__offshoot_give_back() {
+  builtin local pair
+  for pair in "${__offshoot_gone[@]}"; do builtin unset -v "$pair"; done
+  for pair in "${__offshoot_old[@]}"; do builtin export -- "$pair"; done
+  for pair in "${__offshoot_hidden[@]}"; do builtin export -n -- "$pair"; done
+  __offshoot_lent=
+}
+__offshoot_lent=
 trap 'RANDOM=$SRANDOM; builtin printf "ok\n" >&15' RTMAX-3
 trap : INT
 while IFS= builtin read -r -u 13 __offshoot_line; do
@@ -19,6 +42,17 @@ while IFS= builtin read -r -u 13 __offshoot_line; do
     run) ;;
     warm) builtin source /proc/self/fd/14; builtin printf 'end 0\n' >&13; continue ;;
     renew) RANDOM=$SRANDOM; builtin printf 'end 0\n' >&13; continue ;;
+    lend)
+      builtin mapfile -d '' -t __offshoot_words </proc/self/fd/14
+      __offshoot_lend "${__offshoot_words[@]}"
+      __offshoot_lent=1
+      builtin printf 'end 0\n' >&13; continue ;;
+    settle)
+      builtin mapfile -d '' -t __offshoot_words </proc/self/fd/14
+      builtin cd -- "${__offshoot_words[0]}" 2>/dev/null
+      __offshoot_status=$?
+      __offshoot_lend "${__offshoot_words[@]:1}"
+      builtin printf 'end %d\n' "$__offshoot_status" >&13; continue ;;
     *) continue ;;
   esac
   trap __offshoot_interrupt INT
@@ -27,5 +61,6 @@ while IFS= builtin read -r -u 13 __offshoot_line; do
   trap - DEBUG
   trap : INT
   shopt -u extdebug
+  [[ -z $__offshoot_lent ]] || __offshoot_give_back
   builtin printf 'end %d\n' "$__offshoot_status" >&13
 done
