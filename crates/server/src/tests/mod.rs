@@ -9,6 +9,7 @@ mod envd;
 mod execs;
 mod files;
 mod fixture;
+mod interpreter;
 mod network;
 mod refusals;
 mod runs;
