@@ -17,6 +17,9 @@ pub fn run(args: &Args) -> Result<()> {
     packages::ensure()?;
     let built = artifacts::build()?;
     artifacts::image(&built, "base")?;
+    if args.only.as_deref().is_some_and(|only| "figure".contains(only)) {
+        artifacts::image(&built, "interpreter")?;
+    }
     process::checked(process::cargo().args([
         "build",
         "--release",

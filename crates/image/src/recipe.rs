@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, fs, io, path::Path, path::PathBuf, str::FromStr};
 
 /// The recipes that come with Offshoot, by name.
-const BUILT_IN: [(&str, &str); 2] = [
+const BUILT_IN: [(&str, &str); 3] = [
     ("base", include_str!("../../../images/base.toml")),
     ("full", include_str!("../../../images/full.toml")),
+    ("interpreter", include_str!("../../../images/interpreter.toml")),
 ];
 
 /// An image to build. Two equal recipes give images that differ only by what Debian published in between.
@@ -32,7 +33,7 @@ pub struct Recipe {
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     #[error(
-        "no recipe is called `{name}` (there are `base` and `full`; anything with a `/` or ending in `.toml` is a path)"
+        "no recipe is called `{name}` (there are `base`, `full` and `interpreter`; anything with a `/` or ending in `.toml` is a path)"
     )]
     Unknown { name: String },
     #[error("read the recipe `{}`", path.display())]
@@ -140,15 +141,19 @@ mod tests {
         }
         assert_eq!(Recipe::load("base").unwrap().memory.0.mib(), 256);
         assert_eq!(Recipe::load("full").unwrap().memory.0.mib(), 2048);
+        assert_eq!(Recipe::load("interpreter").unwrap().memory.0.mib(), 512);
     }
 
     #[test]
-    fn full_holds_everything_that_base_holds() {
-        let (base, full) = (Recipe::load("base").unwrap(), Recipe::load("full").unwrap());
-        for package in &base.packages {
-            assert!(full.packages.contains(package), "{package} is missing from full");
+    fn the_others_hold_everything_that_base_holds() {
+        let base = Recipe::load("base").unwrap();
+        for name in ["full", "interpreter"] {
+            let other = Recipe::load(name).unwrap();
+            for package in &base.packages {
+                assert!(other.packages.contains(package), "{package} is missing from {name}");
+            }
+            assert_eq!((&base.suite, &base.kernel), (&other.suite, &other.kernel));
         }
-        assert_eq!((&base.suite, &base.kernel), (&full.suite, &full.kernel));
     }
 
     #[test]

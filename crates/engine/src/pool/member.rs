@@ -31,7 +31,9 @@ const WARM: Duration = Duration::from_secs(20);
 /// For the interpreters that are kept ready to stand still.
 const STILL: Duration = Duration::from_secs(2);
 /// For one interpreter to start and to load what most code needs; longer than the guest gives it.
-const INTERPRETER: Duration = Duration::from_secs(75);
+const INTERPRETER: Duration = Duration::from_secs(260);
+/// Whom most contexts are of: the default of ours, and the default of E2B's SDKs.
+const USERS: [&str; 2] = ["root", "user"];
 
 /// A VM that runs and is nobody's. Dropping it has it ended.
 #[derive(Debug)]
@@ -265,19 +267,21 @@ async fn warm(member: &Member) -> Result<(), Failure> {
     }
 }
 
-/// Has the guest keep an interpreter of each language ready, for the contexts of the user most are of.
+/// Has the guest keep an interpreter of each language ready, for the contexts of each user most are of.
 pub(super) async fn ready_interpreters(vm: VmId, client: &Client) -> Result<(), ClientError> {
-    for (language, what) in
-        [(Language::Bash, "bash"), (Language::Javascript, "javascript"), (Language::Python, "python")]
-    {
-        match client.prepare_interpreter(language, "root", INTERPRETER).await {
-            Ok(()) => {}
-            // Not every image has every interpreter.
-            Err(ClientError::Guest(refused)) => {
-                let scope = Scope { vm: Some(vm), ..Scope::default() };
-                TraceEvent::NotWarmed { what, error: &refused.message }.emit(&scope);
+    let languages =
+        [(Language::Bash, "bash"), (Language::Javascript, "javascript"), (Language::Python, "python")];
+    for user in USERS {
+        for (language, what) in languages {
+            match client.prepare_interpreter(language, user, INTERPRETER).await {
+                Ok(()) => {}
+                // Not every image has every interpreter, or such a user.
+                Err(ClientError::Guest(refused)) => {
+                    let scope = Scope { vm: Some(vm), ..Scope::default() };
+                    TraceEvent::NotWarmed { what, error: &refused.message }.emit(&scope);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
     }
     Ok(())

@@ -83,7 +83,7 @@ pub async fn python(client: &Client, vm: &VmRef, code: &str) -> Result<String> {
             CodeEvent::Output(_, data) => printed.extend_from_slice(&data),
             CodeEvent::Error { traceback, .. } => bail!("{traceback}"),
             CodeEvent::Ended { .. } => return Ok(String::from_utf8(printed)?),
-            CodeEvent::Started { .. } | CodeEvent::Value { .. } => {}
+            CodeEvent::Started { .. } | CodeEvent::Display { .. } | CodeEvent::Value { .. } => {}
         }
     }
     bail!("the code did not end")

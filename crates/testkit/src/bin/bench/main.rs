@@ -86,6 +86,10 @@ fn main() -> Result<()> {
     if wanted("warm") {
         runtime.block_on(warm::measure(&plan, &mut record.rows))?;
     }
+    // Needs an image of its own, so only by name.
+    if args.only.as_deref().is_some_and(|only| "figure".contains(only)) {
+        runtime.block_on(warm::figures(&plan, &mut record.rows))?;
+    }
     if wanted("peers") {
         peers::measure(&plan, &mut record.rows, &mut record.notes)?;
     }
