@@ -3,8 +3,8 @@
 use crate::{
     commands::{
         completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, image, keeper, life,
-        list, logs, pause, race, restart, resume, rollback, run, serve, shell, snapshot, start, status, stop,
-        suspend, r#try, tx, undo, wait,
+        list, logs, pause, race, repl, restart, resume, rollback, run, serve, shell, snapshot, start, status,
+        stop, suspend, r#try, tx, undo, wait,
     },
     duration::Span,
     options::Within,
@@ -92,6 +92,7 @@ pub enum Verb {
     Status(status::Args),
     Exec(exec::Args),
     Context(context::Args),
+    Repl(repl::Args),
     Shell(shell::Args),
     Cp(cp::Args),
     Snapshot(snapshot::Args),

@@ -34,7 +34,7 @@ impl Signal {
 
 /// Knows whether somebody wants the program to end.
 #[derive(Debug, Clone)]
-pub struct Interrupt(watch::Receiver<Option<Signal>>);
+pub struct Interrupt(watch::Sender<Option<Signal>>);
 
 impl Interrupt {
     /// Takes over the signals of this process; once per process, inside its runtime.
@@ -44,25 +44,29 @@ impl Interrupt {
         for one in Signal::ALL.into_iter().filter(|one| ignored & (1 << (one.number() - 1)) == 0) {
             streams.push((one, signal(SignalKind::from_raw(one.number()))?));
         }
-        let (sender, receiver) = watch::channel(None);
-        watch_signals(streams, sender);
-        Ok(Self(receiver))
+        let arrived = watch::Sender::new(None);
+        watch_signals(streams, arrived.clone());
+        Ok(Self(arrived))
     }
 
     /// One that nobody can set off, for tests.
     #[cfg(test)]
     pub fn never() -> Self {
-        let (sender, receiver) = watch::channel(None);
-        drop(sender);
-        Self(receiver)
+        Self(watch::Sender::new(None))
+    }
+
+    /// The signal that arrived was not meant for the program but for what it does, and that has been told: the next one
+    /// is the first again.
+    pub fn answered(&self) {
+        self.0.send_replace(None);
     }
 
     /// Returns at the first signal.
     pub async fn arrived(&self) -> Signal {
-        let mut receiver = self.0.clone();
+        let mut receiver = self.0.subscribe();
         match receiver.wait_for(Option::is_some).await {
             Ok(signal) => signal.expect("waited until it is some"),
-            // Nobody can send any more, so none will come.
+            // The sender is ours.
             Err(_) => std::future::pending().await,
         }
     }
@@ -135,10 +139,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_signal_wins_over_work_that_never_ends() {
-        let (sender, receiver) = watch::channel(None);
-        let interrupt = Interrupt(receiver);
-        sender.send_replace(Some(Signal::Terminate));
+        let interrupt = Interrupt::never();
+        interrupt.0.send_replace(Some(Signal::Terminate));
         let raced = interrupt.race(std::future::pending::<()>()).await;
         assert_eq!(raced, Err(Signal::Terminate));
+        interrupt.answered();
+        assert_eq!(interrupt.race(async { 5 }).await, Ok(5));
     }
 }

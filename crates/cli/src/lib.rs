@@ -33,6 +33,7 @@ mod options;
 mod paths;
 mod printer;
 mod progress;
+mod repl;
 mod session;
 mod terminal;
 mod trace;

@@ -71,6 +71,13 @@ impl Drop for Raw {
     }
 }
 
+/// Keeps what the terminal is like now, for [`restore`]: somebody else is going to change it.
+pub fn remember() {
+    if let Ok(before) = tcgetattr(io::stdin()) {
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+    }
+}
+
 /// Gives the terminal back as it was; does nothing if it was not taken.
 pub fn restore() {
     if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {

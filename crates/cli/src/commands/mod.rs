@@ -17,6 +17,7 @@ pub mod list;
 pub mod logs;
 pub mod pause;
 pub mod race;
+pub mod repl;
 pub mod restart;
 pub mod resume;
 pub mod rollback;
@@ -40,6 +41,7 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
     match verb {
         Verb::Run(args) => run::run(context, args).await,
         Verb::Exec(args) => exec::run(context, args).await,
+        Verb::Repl(args) => repl::run(context, args).await,
         Verb::Shell(args) => shell::run(context, args).await,
         Verb::Create(args) => create::run(context, args).await,
         Verb::Start(args) => start::run(context, args).await,

@@ -2,7 +2,7 @@
 
 use crate::Home;
 
-const VERBS: [&str; 31] = [
+const VERBS: [&str; 32] = [
     "run",
     "create",
     "start",
@@ -17,6 +17,7 @@ const VERBS: [&str; 31] = [
     "status",
     "exec",
     "context",
+    "repl",
     "shell",
     "cp",
     "snapshot",

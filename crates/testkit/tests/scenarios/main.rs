@@ -7,6 +7,7 @@ mod branch;
 mod branch_failures;
 mod branch_soak;
 mod cli;
+mod contexts;
 mod crash;
 mod diff;
 mod faults;
