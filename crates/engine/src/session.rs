@@ -191,6 +191,10 @@ impl ExecInput {
     pub async fn kill(&self) -> Result<(), SessionClosed> {
         self.control(Control::Kill).await
     }
+    /// Returns once nothing more can be sent: the process has ended, or the session was taken over.
+    pub async fn closed(&self) {
+        self.control.closed().await;
+    }
     async fn control(&self, control: Control) -> Result<(), SessionClosed> {
         self.control.send(control).await.map_err(|_| SessionClosed)
     }

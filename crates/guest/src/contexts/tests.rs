@@ -433,6 +433,6 @@ async fn where_none_is_kept_ready_that_fits_a_new_one_is_started() {
     assert_eq!((seen.created, seen.value()), (true, "42"));
     assert!(stuck.exit().is_some());
     let nobody = bench.contexts.prepare(Language::Python, "no-such-user".into()).await.unwrap_err();
-    assert_eq!(nobody.kind, GuestErrorKind::NotFound, "{nobody}");
+    assert_eq!(nobody.kind, GuestErrorKind::UnknownUser, "{nobody}");
     bench.end().await;
 }

@@ -91,6 +91,9 @@ async fn a_process_is_killed_signalled_and_out_of_time() {
     for (signal, words) in [("SIGNAL_SIGKILL", "killed"), ("SIGNAL_SIGTERM", "terminated")] {
         let (pid, mut events) = envd.bash("sleep 1000", false).await;
         envd.done(SIGNAL, json!({ "process": process(pid), "signal": signal })).await;
+        if words == "killed" {
+            assert_eq!(envd.done(LIST, json!({})).await["processes"], json!([]), "gone with the answer");
+        }
         let end = events.ended().await;
         let status = format!("signal: {words}");
         assert_eq!((&end["exitCode"], &end["exited"]), (&json!(-1), &json!(false)));

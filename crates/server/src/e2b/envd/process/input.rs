@@ -17,7 +17,11 @@ use crate::{
 use axum::{Json, response::Response};
 use offshoot_engine::{ExecInput, ExecState, SessionClosed};
 use offshoot_types::{Command, VmRef};
+use std::time::Duration;
+use tokio::time::timeout;
 
+/// How long the end of a process that was killed is waited for.
+const DEATH: Duration = Duration::from_secs(5);
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
@@ -150,11 +154,13 @@ pub async fn send_signal(
     };
     let sent = async {
         let opened = open(&sandbox, request.process).await?;
-        let sent = match signal {
-            SIGKILL => opened.input.kill().await,
-            signal => opened.input.signal(signal).await,
-        };
-        opened.done(sent)
+        if signal != SIGKILL {
+            return opened.done(opened.input.signal(signal).await);
+        }
+        opened.done(opened.input.kill().await)?;
+        // Whoever asks next is to find it gone.
+        let _gone_or_late = timeout(DEATH, opened.input.closed()).await;
+        Ok(())
     };
     deadline.bound(sent).await.map(|()| Json(Empty {}))
 }
