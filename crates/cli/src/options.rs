@@ -82,6 +82,11 @@ impl LifeOptions {
 pub struct Limit(Option<Span>);
 
 impl Limit {
+    /// `None`: without a limit.
+    pub fn span(self) -> Option<std::time::Duration> {
+        self.0.map(|span| span.0)
+    }
+
     /// As requests carry it: 0 is no limit.
     fn millis(self) -> u64 {
         self.0.map_or(0, Span::millis)

@@ -86,10 +86,11 @@ pub fn vm_details(vm: &Vm, now: Timestamp) -> String {
         lines.push(("guest", format!("kernel {}, {:?}", guest.kernel, guest.health).to_lowercase()));
     }
     if let Some(usage) = &vm.usage {
-        lines.push((
-            "uses",
-            format!("{} of host memory, {:.1} s of CPU", size(usage.pss_bytes), usage.cpu_ms as f64 / 1000.0),
-        ));
+        let own = usage
+            .own_memory_bytes
+            .map_or_else(String::new, |own| format!("; a snapshot copies {} of its memory", size(own)));
+        let (pss, cpu) = (size(usage.pss_bytes), usage.cpu_ms as f64 / 1000.0);
+        lines.push(("uses", format!("{pss} of host memory, {cpu:.1} s of CPU{own}")));
     }
     if let Some(open) = &vm.transaction {
         let left = (open.deadline.as_second() - now.as_second()).max(0);
@@ -255,6 +256,9 @@ pub fn event_line(event: &Event) -> String {
         EventDetail::RolledBack { to, undo, generation } => {
             let undo = undo.map_or_else(String::new, |undo| format!(", left behind as {undo}"));
             format!("continues from snapshot {to} (generation {generation}){undo}")
+        }
+        EventDetail::Rebased { onto, generation } => {
+            format!("goes on over the memory of {onto} (generation {generation})")
         }
         EventDetail::Forked { from } => format!("forked from snapshot {from}"),
         EventDetail::TransactionBegun { transaction } => format!("transaction {transaction} begun"),

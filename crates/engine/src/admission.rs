@@ -243,6 +243,7 @@ pub(crate) const fn request_of(kind: OperationKind) -> Option<RequestKind> {
         | OperationKind::Transaction
         | OperationKind::Race
         | OperationKind::Context
+        | OperationKind::Rebase
         | OperationKind::Reconcile => None,
     }
 }

@@ -14,15 +14,15 @@ use crate::{
     layers,
     machine::{Live, Machine, Power, io_failure},
     saga::{Change, create},
-    snapshots::Volatile,
+    snapshots::{DEVICE_STATE, Volatile},
     state_dir::{Layout, make_private_dir},
     trace::TraceEvent,
 };
 use offshoot_guest_proto::client::ClientError;
-use offshoot_provider::{Adoption, AfterCheckpoint, Checkpoint, CheckpointPlan, vm::Adopted};
+use offshoot_provider::{Adoption, AfterCheckpoint, Checkpoint, CheckpointPlan, memory::Delta, vm::Adopted};
 use offshoot_store::{LayerRecord, NewSnapshot, SnapshotRecord, StoreError, Tx};
 use offshoot_types::{
-    Actor, Bytes, ErrorCode, Failure, LayerId, OperationId, SnapshotId, SnapshotKind, SnapshotName,
+    Actor, Bytes, ErrorCode, Failure, LayerId, OperationId, Owner, SnapshotId, SnapshotKind, SnapshotName,
     SnapshotOrigin, VmStateName,
 };
 use serde_json::Value;
@@ -59,6 +59,14 @@ impl Capture {
     /// How long the CPUs stood still.
     pub fn paused(&self) -> Option<Duration> {
         self.checkpoint.as_ref().map(|checkpoint| checkpoint.paused)
+    }
+    /// The pages that were the process's own, until they are handed to others.
+    pub fn delta(&self) -> Option<Delta> {
+        self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.memory.clone())
+    }
+    /// Where the VMM has written its devices to.
+    pub fn device_state(&self) -> PathBuf {
+        self.dir.join(DEVICE_STATE)
     }
     /// Whether everything has been taken that was asked for.
     pub fn is_taken(&self) -> bool {
@@ -355,16 +363,18 @@ pub(crate) fn captured(machine: &Machine, keep: Keep) -> Result<NewSnapshot, Fai
         return Err(Failure::new(ErrorCode::Internal, "a state was to be kept before it was taken"));
     };
     let row = &machine.row;
+    // A base is the daemon's own: in nobody's list, and in no tree.
+    let base = keep.origin == SnapshotOrigin::Rebase;
     Ok(NewSnapshot {
         id: capture.id,
-        owner: row.owner.clone(),
+        owner: if base { Owner::daemon() } else { row.owner.clone() },
         labels: Default::default(),
         node: row.node.clone(),
         vm: row.id,
         name: keep.name,
         origin: keep.origin,
         kind: capture.kind,
-        parent: row.position,
+        parent: row.position.filter(|_| !base),
         layer: capture.layer,
         memory_base: capture.memory_base,
         quiesced: capture.quiesced,

@@ -12,6 +12,7 @@
 //!     6. the engine ends                           the change goes on      lets go
 //!     7. leftovers to be removed                   -                       tries again
 //!     8. nothing was asked for long, or time is up -                       rests (`rest`)
+//!     9. nothing was asked for a while             -                       moves its memory (`rebase`)
 //! ```
 //! A change that is stuck cannot block a destroy, and whoever waits is answered when the VM goes: a request
 //! that is dropped answers for itself.
@@ -27,11 +28,12 @@ use crate::{
     manager::Inbox,
     operations::Ticket,
     reaper::Reap,
+    rebase::Moving,
     reconcile::Unfinished,
     request::{ChangeRequest, GuestRequest, Request},
     saga::{
-        Change, Input, Saga, Unwound, create::CREATE, destroy::DESTROY, pause, rollback::ROLLBACK,
-        snapshot::SNAPSHOT, start, stop, suspend::SUSPEND, verb,
+        Change, Input, Saga, Unwound, create::CREATE, destroy::DESTROY, pause, rebase::REBASE,
+        rollback::ROLLBACK, snapshot::SNAPSHOT, start, stop, suspend::SUSPEND, verb,
     },
     startup::Settling,
     tasks::TaskKind,
@@ -86,6 +88,7 @@ pub(crate) struct Driver {
     tidy: Duration,
     /// Before this it does not rest by itself: an attempt has failed.
     pub rest_after: Instant,
+    pub rebasing: Moving,
 }
 
 pub(crate) fn saga_of(kind: OperationKind) -> Option<&'static Saga> {
@@ -100,6 +103,7 @@ pub(crate) fn saga_of(kind: OperationKind) -> Option<&'static Saga> {
         OperationKind::Snapshot => Some(&SNAPSHOT),
         OperationKind::Rollback => Some(&ROLLBACK),
         OperationKind::Suspend => Some(&SUSPEND),
+        OperationKind::Rebase => Some(&REBASE),
         OperationKind::Exec
         | OperationKind::WriteFiles
         | OperationKind::RemoveSnapshot
@@ -125,6 +129,7 @@ impl Driver {
             responsive: true,
             tidy: TIDY_FIRST,
             rest_after: Instant::now(),
+            rebasing: Moving::default(),
         }
     }
 
@@ -210,7 +215,7 @@ impl Driver {
         let leftovers = self.leftovers();
         // A guest that did not confirm is asked again after a while.
         let stuck = self.machine.to_unfreeze().then_some(UNFREEZE_AGAIN);
-        let rest = self.to_rest();
+        let (rest, rebase) = (self.to_rest(), self.to_rebase());
         tokio::select! {
             biased;
             // 1. A destroy goes before everything.
@@ -234,6 +239,8 @@ impl Driver {
             () = after(stuck) => {}
             // 9. Whoever asked before was answered first.
             why = rest => self.rest(why).await,
+            // 10. As that, and nobody waits for it.
+            due = rebase => self.rebase(due).await,
         }
         true
     }
@@ -457,6 +464,7 @@ impl Driver {
             OperationKind::Destroy => limits.destroy,
             OperationKind::Snapshot => limits.snapshot,
             OperationKind::Rollback => limits.snapshot + start + limits.thaw,
+            OperationKind::Rebase => limits.snapshot + start,
             OperationKind::Suspend => limits.snapshot + limits.write + limits.stop,
             OperationKind::Pause
             | OperationKind::Resume
@@ -481,7 +489,7 @@ impl Driver {
         }
     }
 
-    /// Runs a saga while listening: a destroy cancels it, other requests queue.
+    /// Runs a saga while listening: a destroy cancels it, other requests queue; they cancel one that nobody asked for.
     /// `resume_at`: the step an earlier daemon was at, for a change that is to be completed.
     pub async fn run_saga(
         &mut self,
@@ -515,6 +523,7 @@ impl Driver {
                     Some(request) = inbox.requests.recv() => request,
                 };
                 match queue.offer(request.kind(), request) {
+                    Offer::Queued if saga.kind == OperationKind::Rebase => cancel.cancel(),
                     Offer::Queued => {}
                     Offer::Preempts { request, others } => {
                         destroy = Some(request);
@@ -550,6 +559,9 @@ impl Driver {
             }
             Ok(()) => done,
             Err(unwound) => {
+                if !unwound.undo.failed.is_empty() {
+                    self.core.remove_unrecorded(snapshot_id(change.operation)).await;
+                }
                 // A destroy that waits settles everything itself.
                 if self.destroy.is_none() {
                     let verdict = self.verdict(change, &unwound);
@@ -565,8 +577,9 @@ impl Driver {
             self.core.persist_later(left.id);
         }
         // What was made for nothing, or, of a VM without a process, the layer that nobody writes to any more.
-        let leaves_a_layer = change.kind == OperationKind::Rollback
-            && (outcome != OperationOutcome::Done || self.machine.retiring.is_none());
+        let leaves_a_layer = change.kind == OperationKind::Rebase
+            || change.kind == OperationKind::Rollback
+                && (outcome != OperationOutcome::Done || self.machine.retiring.is_none());
         self.core.close(ticket, outcome).await;
         if leaves_a_layer {
             self.core.collect_layers().await;
@@ -598,6 +611,10 @@ impl Driver {
 
     fn verdict(&self, change: &Change, unwound: &Unwound) -> Verdict {
         let failed = |reason: String| Verdict::failed(change, unwound.step, reason);
+        // Nobody asked for it, and the process it was to replace is there: what is left of the other is ended later.
+        if change.kind == OperationKind::Rebase && !self.machine.instances.is_empty() {
+            return Verdict::AsItIs;
+        }
         if !unwound.undo.failed.is_empty() {
             return failed(format!(
                 "{}; left over: {}",
@@ -692,10 +709,24 @@ impl Driver {
         } else {
             self.machine.reclaim_instances().await
         };
+        if reclaimed.is_ok() {
+            self.forget_old_boots().await;
+        }
         match reclaimed {
             Ok(()) => self.tidy = TIDY_FIRST,
             Err(_) => self.tidy = (self.tidy * 2).min(TIDY_MOST),
         }
+    }
+
+    /// Nothing reads the console of a process that was replaced, and its base may be needed no more.
+    async fn forget_old_boots(&self) {
+        let machine = &self.machine;
+        let Some(keep) = machine.own_instance().map(|own| own.generation) else { return };
+        let dir = self.core.layout.vm(machine.id());
+        if let Err(failure) = machine.blocking(move || start::remove_old_boots(&dir, keep)).await {
+            self.unsettled(&failure);
+        }
+        self.core.join_bases(machine.id());
     }
 
     /// Whoever is still queued when the driver ends is told why.

@@ -42,6 +42,7 @@ mod pool;
 mod processes;
 mod pump;
 mod reaper;
+mod rebase;
 mod reconcile;
 mod request;
 mod request_vm;
@@ -81,6 +82,7 @@ pub use offshoot_store::{Clock, Idempotency, Limits, SystemClock};
 pub use options::{Deadlines, Options};
 pub use pool::{PoolOptions, PoolShelf, PoolSize, PoolTemplate, PoolView};
 pub use processes::ProcessSelector;
+pub use rebase::Rebasing;
 pub use request_vm::RequestVm;
 #[doc(hidden)]
 pub use saga::steps_of;

@@ -9,23 +9,24 @@
 //! live       the process we hold, its CPUs running or paused, and the link to its guest
 //! ```
 
+mod still;
+
 use crate::{
     VmView,
     capture::Capture,
     core::Core,
     images::BootFiles,
-    link::{GuestLink, LinkState, chain},
+    link::{GuestLink, chain},
     pool::{self, Warm},
     saga::{
         Change, Checkpoints,
-        rollback::{Beside, Going},
+        beside::{Beside, Going},
         verb,
     },
     shared::VmShared,
     snapshots::{Source, Volatile},
     trace::{Scope, TraceEvent},
 };
-use offshoot_guest_proto::message::GuestHello;
 use offshoot_provider::{
     Adoption, BootError, Diagnostics, Exit, InstanceRecord,
     vm::{Adopted, Dialer, Paused, Running, Vm},
@@ -52,7 +53,7 @@ pub(crate) struct Machine {
     pub live: Option<Live>,
     /// Verified for the boot under way.
     pub boot_files: Option<BootFiles>,
-    /// What the start or rollback under way continues from; `None`: it boots.
+    /// What the start, rollback or rebase under way continues from; `None`: it boots.
     pub source: Option<Arc<Source>>,
     /// What the start under way found of the pool.
     pub warm: Warm,
@@ -60,7 +61,7 @@ pub(crate) struct Machine {
     pub capture: Option<Capture>,
     /// The process that is to take the place of the present one.
     pub beside: Option<Beside>,
-    /// The rollback under way.
+    /// The rollback or rebase under way.
     pub going: Option<Going>,
     /// What a rollback left is ended once this is durable.
     pub retiring: Option<Arc<Volatile>>,
@@ -589,56 +590,6 @@ impl Machine {
         before
     }
 
-    // ---- standing still
-
-    /// The guest was thawed in the session there is: what its handshake said of standing still is old.
-    pub fn set_going(&mut self) {
-        self.frozen = false;
-        let link = self.live.as_ref().map(|live| live.link.changes());
-        self.unfrozen = link.and_then(|link| match &*link.borrow() {
-            LinkState::Connected { hello, .. } => Some(epoch_of(hello)),
-            LinkState::Connecting { .. } | LinkState::Ended { .. } => None,
-        });
-    }
-
-    /// Whether the guest is to be set going: it was told to stand still, or an earlier daemon told it.
-    pub fn to_unfreeze(&self) -> bool {
-        if self.state() != VmStateName::Running {
-            return false;
-        }
-        let Some(live) = &self.live else { return false };
-        match &*live.link.changes().borrow() {
-            LinkState::Connected { hello, silent: false, .. } => {
-                self.frozen || (hello.frozen && self.unfrozen != Some(epoch_of(hello)))
-            }
-            LinkState::Connected { .. } | LinkState::Connecting { .. } | LinkState::Ended { .. } => false,
-        }
-    }
-
-    /// Sets the guest's processes going. One that does not confirm it is asked again by the driver.
-    pub async fn unfreeze(&mut self) {
-        let until = Instant::now() + self.core.options.deadlines.freeze;
-        let Some(live) = &self.live else {
-            self.frozen = false;
-            return;
-        };
-        let (link, changes) = (live.link.clone(), live.link.changes());
-        let asked = async {
-            let client = link.client(until).await.map_err(|error| error.to_string())?;
-            client.unfreeze().await.map_err(|error| chain(&error))
-        };
-        match tokio::time::timeout_at(until, asked).await {
-            Ok(Ok(())) => {
-                self.frozen = false;
-                if let LinkState::Connected { hello, .. } = &*changes.borrow() {
-                    self.unfrozen = Some(epoch_of(hello));
-                }
-            }
-            Ok(Err(error)) => TraceEvent::NotUnfrozen { error: &error }.emit(&self.own_scope()),
-            Err(_elapsed) => TraceEvent::NotUnfrozen { error: "no answer in time" }.emit(&self.own_scope()),
-        }
-    }
-
     // ---- observations
 
     /// The process ended by itself: `Stopped` if the guest powered off, else `Failed` with the exit. What is
@@ -864,11 +815,4 @@ fn view_of(row: &VmRecord, guest: Option<crate::GuestView>) -> VmView {
         attestations: None,
         last_start: row.last_start.clone(),
     }
-}
-
-/// Tells one session with a guest from another.
-fn epoch_of(hello: &GuestHello) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&hello.epoch[..8]);
-    u64::from_le_bytes(bytes)
 }

@@ -1,6 +1,6 @@
 //! What an engine is made from. Everything ambient (clock, paths, providers) is handed in here.
 
-use crate::{Images, Merging, PoolOptions, saga::Checkpoints};
+use crate::{Images, Merging, PoolOptions, Rebasing, saga::Checkpoints};
 use offshoot_policy::Policy;
 use offshoot_provider::Provider;
 use offshoot_store::{Clock, Limits};
@@ -23,6 +23,8 @@ pub struct Options {
     pub deadlines: Deadlines,
     /// The warm pool; off unless something else is said.
     pub pool: PoolOptions,
+    /// When a VM that is idle goes on over a fresh base.
+    pub rebasing: Rebasing,
     /// When layers of disks that nobody names any more become one.
     pub merging: Merging,
     /// The wall clock of every row and event.

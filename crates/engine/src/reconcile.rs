@@ -70,6 +70,7 @@ impl Driver {
                 | OperationKind::Destroy
                 | OperationKind::Snapshot
                 | OperationKind::Rollback
+                | OperationKind::Rebase
                 | OperationKind::Suspend,
             ) => Ok(()),
             _ => self.compare(found).await,
@@ -172,6 +173,7 @@ impl Driver {
             | OperationKind::Resume
             | OperationKind::Snapshot
             | OperationKind::Rollback
+            | OperationKind::Rebase
             | OperationKind::Suspend
             | OperationKind::Destroy => self.recover_change(operation, steps).await,
         }
@@ -221,7 +223,10 @@ impl Driver {
                 }
                 if matches!(
                     change.kind,
-                    OperationKind::Snapshot | OperationKind::Rollback | OperationKind::Suspend
+                    OperationKind::Snapshot
+                        | OperationKind::Rollback
+                        | OperationKind::Rebase
+                        | OperationKind::Suspend
                 ) {
                     // Its process may have ended meanwhile, or have been left in another state than the record's.
                     let found = self.find_process().await;
@@ -255,7 +260,7 @@ impl Driver {
                 begun && state == VmStateName::Running
             }
             OperationKind::Suspend => state == VmStateName::Suspended,
-            OperationKind::Rollback => unfinished.steps.iter().any(|step| {
+            OperationKind::Rollback | OperationKind::Rebase => unfinished.steps.iter().any(|step| {
                 let before = StepDetail::deserialize(&step.detail).ok();
                 step.name == rollback::SWITCH
                     && before.is_some_and(|before| self.machine.row.generation > before.generation)

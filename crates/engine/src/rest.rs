@@ -16,12 +16,12 @@ use crate::{
     error,
     reaper::Reap,
     request::Request,
-    saga::Input,
+    saga::{Input, beside},
 };
 use offshoot_store::VmRecord;
 use offshoot_types::{
-    ErrorCode, Failure, Lifetime, OnTimeout, Operation, OperationKind, OperationOutcome, VmState,
-    VmStateName, Wake,
+    ErrorCode, Failure, Lifetime, OnTimeout, Operation, OperationId, OperationKind, OperationOutcome,
+    VmState, VmStateName, Wake,
 };
 use std::time::Duration;
 use tokio::time::Instant;
@@ -110,16 +110,17 @@ impl Driver {
         if slept {
             self.note_slept(true).await?;
         }
-        self.by_itself(kind, &Authority::Daemon, reason).await
+        self.by_itself(kind, &Authority::Daemon, reason, Input::None).await.map(drop)
     }
 
     /// Carries out a change that nobody has asked for in so many words.
-    async fn by_itself(
+    pub async fn by_itself(
         &mut self,
         kind: OperationKind,
         authority: &Authority,
         reason: String,
-    ) -> Result<(), Failure> {
+        input: Input,
+    ) -> Result<OperationId, Failure> {
         let Some(saga) = saga_of(kind) else {
             return Err(Failure::new(ErrorCode::Internal, "this is no change that a driver carries out"));
         };
@@ -128,11 +129,21 @@ impl Driver {
         let new = self.core.new_operation(authority, kind, vm, owner, reason);
         let begun: Operation = self.core.store.begin_operation(new).await?.into_operation();
         let ticket = self.core.opened(begun);
-        let change = self.change(ticket.operation(), GRACE, Input::None);
-        let ended = self.run_saga(saga, None, &change).await;
+        let operation = ticket.id();
+        let change = self.change(ticket.operation(), GRACE, input);
+        let ended = match self.run_saga(saga, None, &change).await {
+            // Cut off when it had been done.
+            Err(cut)
+                if cut.failure.code == ErrorCode::Interrupted
+                    && beside::has_switched(&self.machine, operation) =>
+            {
+                Ok(())
+            }
+            ended => ended,
+        };
         let failed = ended.as_ref().err().map(|unwound| unwound.failure.clone());
         self.conclude(ticket, ended, &change, OperationOutcome::Done).await;
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(operation), Err)
     }
 
     /// Somebody who asks for a suspension wants the VM to stay so, also if it has suspended itself already.
@@ -164,7 +175,8 @@ impl Driver {
     pub async fn wake(&mut self, request: &Request) -> Result<(), Failure> {
         // Admitted to it as to the VM that runs: a VM that belongs to a transaction is not woken by others.
         let authority = request.authority().0.clone();
-        self.by_itself(OperationKind::Start, &authority, "a request needs it".into()).await?;
+        let reason = "a request needs it".into();
+        self.by_itself(OperationKind::Start, &authority, reason, Input::None).await?;
         match self.machine.state() {
             VmStateName::Running => Ok(()),
             _ => Err(error::process_gone(self.machine.name())),

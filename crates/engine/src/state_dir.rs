@@ -36,6 +36,8 @@ pub(crate) const NEW_SNAPSHOT: &str = ".new-";
 pub(crate) const MERGED_SNAPSHOT: &str = ".merged-";
 pub(crate) const RUNTIME_DIGITS: usize = 12;
 pub(crate) const CONSOLE: &str = "console.log";
+/// What it was before it was full.
+pub(crate) const CONSOLE_BEFORE: &str = "console.log.1";
 
 /// How often a contended lock is tried again: flock has no wait with a deadline.
 const LOCK_POLL: Duration = Duration::from_millis(20);

@@ -36,6 +36,12 @@ impl Work {
         let _ = self.0.subscribe().wait_for(|count| count.under_way == 0).await;
     }
 
+    /// Resolves once something is under way, or was after `since`.
+    pub async fn used_after(&self, since: Instant) {
+        // As above.
+        let _ = self.0.subscribe().wait_for(|count| count.under_way > 0 || count.ended > since).await;
+    }
+
     /// Resolves once nothing has been under way for `span`.
     pub async fn idle_for(&self, span: Duration) {
         let mut changes = self.0.subscribe();
@@ -83,6 +89,7 @@ mod tests {
     async fn it_is_idle_a_span_after_the_last_of_it_has_ended() {
         let work = Work::default();
         let begun = Instant::now();
+        assert!(work.used_after(begun).now_or_never().is_none());
         let first = work.begin();
         let second = first.clone();
         let idle = work.idle_for(SPAN);
@@ -95,6 +102,7 @@ mod tests {
         assert!(work.ended().now_or_never().is_none());
         drop(second);
         work.ended().await;
+        work.used_after(begun).await;
         tokio::time::advance(SPAN / 2).await;
         assert!(idle.as_mut().now_or_never().is_none());
         drop(work.begin());

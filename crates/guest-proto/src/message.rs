@@ -62,10 +62,13 @@ pub enum HostOpen {
     /// Have the disk hold what programs have written so far. Answer: [`Reply<()>`].
     Flush,
     /// Make all user processes stand still within the deadline. Answer: [`Reply<Frozen>`]; after an error they run.
-    /// They stand still until `Unfreeze` or `Thaw`, whatever becomes of the session.
+    /// They stand still until `Unfreeze`, `GoOn` or `Thaw`, whatever becomes of the session.
     Freeze { deadline_ms: u32 },
     /// Let them run again. Answer: [`Reply<()>`], also where nothing was frozen.
     Unfreeze,
+    /// The same for a state that was frozen, saved and restored, and goes on there only: the clock is set before they run,
+    /// and nothing is renewed. Answer: [`Reply<()>`].
+    GoOn { time: HostTime },
     /// Make a restored state a machine of its own, then let it run. Answer: [`Reply<Thawed>`]; after an error user
     /// processes stand still.
     Thaw(Thaw),

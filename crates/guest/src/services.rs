@@ -167,6 +167,11 @@ impl server::Services for Services {
         self.freezer.unfreeze().await
     }
 
+    async fn go_on(&self, time: HostTime) -> Result<(), GuestError> {
+        self.presence.heard();
+        self.thawer.go_on(time).await
+    }
+
     async fn thaw(&self, thaw: Thaw) -> Result<Thawed, GuestError> {
         self.presence.heard();
         self.thawer.thaw(thaw, self.tunnels.cut()).await

@@ -257,6 +257,10 @@ pub struct Usage {
     pub pss: Bytes,
     pub rss: Bytes,
     pub cpu_time: Duration,
+    /// Of the guest's memory, the pages that are the process's own: what a snapshot copies, and no other VM shares.
+    /// `None` where a snapshot's cost does not follow from them.
+    #[serde(default)]
+    pub own_memory: Option<Bytes>,
 }
 
 /// What to look at when a VM misbehaves. Everything here is bounded; the console is guest data.

@@ -5,7 +5,7 @@ use crate::{
     listener::{Identify, Listen},
 };
 use offshoot_api::{socket::RuntimeBase, v1::DaemonMode};
-use offshoot_engine::{Checkpoints, Deadlines, Limits, PoolOptions, PoolSize};
+use offshoot_engine::{Checkpoints, Deadlines, Limits, PoolOptions, PoolSize, Rebasing};
 use offshoot_image::AgentBinary;
 use offshoot_types::Bytes;
 use std::{path::PathBuf, time::Duration};
@@ -37,6 +37,8 @@ pub struct ServeOptions {
     pub deadlines: Deadlines,
     /// Off unless something else is said.
     pub pool: PoolOptions,
+    /// When a VM that is idle goes on over a fresh base.
+    pub rebasing: Rebasing,
     /// How long requests under way may take to end once the daemon is asked to.
     pub drain: Duration,
     /// Who is told that the daemon is ready, or why it is not.
@@ -68,6 +70,7 @@ impl ServeOptions {
             limits: host_limits(),
             deadlines: Deadlines::default(),
             pool: PoolOptions::default(),
+            rebasing: Rebasing::default(),
             drain: Duration::from_secs(10),
             ready: ReadyPipe::default(),
             checkpoints: Checkpoints::default(),
@@ -82,6 +85,11 @@ impl ServeOptions {
             Some(0) => PoolSize::Off,
             Some(count) => PoolSize::Fixed(count),
         });
+    }
+
+    /// Moves a VM to a fresh base once nothing was asked of it for so long; `None`: never.
+    pub fn rebase_after(&mut self, idle: Option<Duration>) {
+        self.rebasing.idle = idle;
     }
 }
 

@@ -81,6 +81,7 @@ pub fn engine_options(
         limits: options.limits,
         deadlines: options.deadlines,
         pool: options.pool,
+        rebasing: options.rebasing,
         merging: Merging::default(),
         clock: Arc::new(SystemClock),
         node: NodeName::default(),

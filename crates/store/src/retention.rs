@@ -26,7 +26,8 @@ pub struct Retention {
     pub audit: Keep,
 }
 
-pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
+pub(crate) const DAY: Duration = HOUR.saturating_mul(24);
 
 impl Default for Retention {
     fn default() -> Self {

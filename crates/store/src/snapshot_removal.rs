@@ -3,9 +3,11 @@
 use crate::{
     SnapshotRecord, StoreError, Tx, View,
     note::Subject,
-    row::{parsed, to_json},
+    row::{named, parsed, to_json},
 };
-use offshoot_types::{Actor, Bytes, EventKind, OperationId, SnapshotId, TransactionId, VmId, VmName};
+use offshoot_types::{
+    Actor, Bytes, EventKind, OperationId, SnapshotId, SnapshotOrigin, TransactionId, VmId, VmName,
+};
 use rusqlite::params;
 use serde_json::Value;
 use std::fmt;
@@ -15,6 +17,8 @@ use std::fmt;
 pub enum SnapshotUser {
     /// A snapshot whose pages are a difference to this one's complete memory.
     Child(SnapshotId),
+    /// The same of a base, which is in nobody's list.
+    Base { base: SnapshotId, vm: VmId, name: VmName },
     /// A process of this VM maps its complete memory, so the VM's next snapshot will be a difference to it.
     MemoryOf { vm: VmId, name: VmName },
     /// This VM has no process and continues from it.
@@ -27,6 +31,7 @@ impl fmt::Display for SnapshotUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Child(id) => write!(f, "snapshot {id}"),
+            Self::Base { name, .. } => write!(f, "the memory of VM {name}"),
             Self::MemoryOf { name, .. } => write!(f, "the running VM {name}"),
             Self::Vm { name, .. } => write!(f, "VM {name}"),
             Self::Transaction(id) => write!(f, "transaction {id}"),
@@ -39,9 +44,17 @@ impl View<'_> {
     /// whether or not the snapshot that named it does.
     pub fn snapshot_users(&self, id: SnapshotId) -> Result<Vec<SnapshotUser>, StoreError> {
         let id = id.to_string();
-        let sql = "SELECT id FROM snapshots WHERE memory_base = ?1 ORDER BY taken";
+        let sql =
+            "SELECT snapshots.id AS id, origin, vm, vms.name AS name FROM snapshots JOIN vms ON vms.id = vm
+            WHERE memory_base = ?1 ORDER BY taken";
         let mut users = self.many("find a snapshot's children", sql, params![id], |row| {
-            Ok(SnapshotUser::Child(parsed(row, "id")?))
+            let child = parsed(row, "id")?;
+            Ok(match named(row, "origin")? {
+                SnapshotOrigin::Rebase => {
+                    SnapshotUser::Base { base: child, vm: parsed(row, "vm")?, name: parsed(row, "name")? }
+                }
+                _ => SnapshotUser::Child(child),
+            })
         })?;
         let sql =
             "SELECT DISTINCT vms.id AS id, vms.name AS name FROM instances JOIN vms ON vms.id = instances.vm
@@ -58,6 +71,25 @@ impl View<'_> {
             Ok(SnapshotUser::Transaction(parsed(row, "id")?))
         })?);
         Ok(users)
+    }
+
+    /// The bases that go with a snapshot because only they need it, those last that the others need: none if somebody else
+    /// needs it or one of them.
+    pub fn needless_bases(&self, id: SnapshotId) -> Result<Vec<SnapshotId>, StoreError> {
+        let mut needless = Vec::new();
+        let only_bases = self.add_needless_bases(id, &mut needless)?;
+        Ok(if only_bases { needless } else { Vec::new() })
+    }
+
+    fn add_needless_bases(&self, id: SnapshotId, needless: &mut Vec<SnapshotId>) -> Result<bool, StoreError> {
+        for user in self.snapshot_users(id)? {
+            let SnapshotUser::Base { base, .. } = user else { return Ok(false) };
+            if !self.add_needless_bases(base, needless)? {
+                return Ok(false);
+            }
+            needless.push(base);
+        }
+        Ok(true)
     }
 
     /// The snapshots that came directly after this one, in the order they were taken.
@@ -206,6 +238,32 @@ mod tests {
             transaction.id
         );
         assert_eq!(refused.to_string(), sentence);
+
+        // A base of somebody's goes with what it needs, unless somebody needs it.
+        let base = NewSnapshot {
+            memory_base: Some(base),
+            parent: None,
+            ..f.to_take(b, SnapshotOrigin::Rebase).await
+        };
+        let (root, base) = (base.memory_base.unwrap(), f.add(base).await.unwrap());
+        let by = SnapshotUser::Base { base, vm: b, name: name("b") };
+        assert_eq!(f.store.snapshot_users(root).await.unwrap()[1], by);
+        assert_eq!(by.to_string(), "the memory of VM b");
+        let needless = async |id| f.store.read(move |view| view.needless_bases(id)).await.unwrap();
+        assert_eq!(
+            (needless(root).await, needless(child).await, needless(base).await),
+            (vec![], vec![], vec![])
+        );
+        let above = NewSnapshot {
+            memory_base: Some(base),
+            parent: None,
+            ..f.to_take(b, SnapshotOrigin::Rebase).await
+        };
+        let above = f.add(above).await.unwrap();
+        assert_eq!(needless(base).await, [above]);
+        f.remove(above).await.unwrap();
+        f.remove(base).await.unwrap();
+        let base = root;
 
         // Each need that ends is one less; the last one frees it.
         f.store.end_transaction(transaction.id, TransactionEnd::Committed).await.unwrap();

@@ -2,7 +2,7 @@
 
 use crate::{
     Keep, SnapshotRecord, StoreError, View,
-    retention::{DAY, count_bound},
+    retention::{DAY, HOUR, count_bound},
     snapshots::{COLUMNS, from_row},
 };
 use jiff::Timestamp;
@@ -18,13 +18,17 @@ pub struct SnapshotRetention {
     pub undo: Keep,
     pub fork: Keep,
     pub suspend: Keep,
+    /// Those that no VM was moved to, or none runs from any more.
+    pub rebase: Keep,
 }
 
 impl Default for SnapshotRetention {
     fn default() -> Self {
         let newest =
             |days: u32, count| Keep { max_age: Some(DAY.saturating_mul(days)), max_count: Some(count) };
-        Self { auto: newest(7, 20), undo: newest(7, 5), fork: newest(1, 2), suspend: newest(1, 1) }
+        // Whoever is to go on from it does so within a minute.
+        let rebase = Keep { max_age: Some(HOUR), max_count: Some(1) };
+        Self { auto: newest(7, 20), undo: newest(7, 5), fork: newest(1, 2), suspend: newest(1, 1), rebase }
     }
 }
 
@@ -43,6 +47,7 @@ impl View<'_> {
             (SnapshotOrigin::Undo, keep.undo),
             (SnapshotOrigin::Fork, keep.fork),
             (SnapshotOrigin::Suspend, keep.suspend),
+            (SnapshotOrigin::Rebase, keep.rebase),
         ] {
             // The count is of all of that origin, needed ones included: keeping five means there are five.
             let sql = format!(
@@ -82,7 +87,8 @@ mod tests {
     use offshoot_types::{Bytes, OperationKind, OperationOutcome, SnapshotId, VmState};
 
     const ALL: Keep = Keep { max_age: None, max_count: None };
-    const KEEP_ALL: SnapshotRetention = SnapshotRetention { auto: ALL, undo: ALL, fork: ALL, suspend: ALL };
+    const KEEP_ALL: SnapshotRetention =
+        SnapshotRetention { auto: ALL, undo: ALL, fork: ALL, suspend: ALL, rebase: ALL };
 
     async fn expired(f: &Fixture, keep: SnapshotRetention) -> Vec<SnapshotId> {
         let now = crate::Clock::now(&*f.clock);
@@ -110,7 +116,7 @@ mod tests {
         let two = Keep { max_age: None, max_count: Some(2) };
         assert_eq!(expired(&f, SnapshotRetention { auto: two, ..KEEP_ALL }).await, autos[..1]);
         let none = Keep { max_age: None, max_count: Some(0) };
-        let all_kinds = SnapshotRetention { auto: none, undo: none, fork: none, suspend: none };
+        let all_kinds = SnapshotRetention { auto: none, undo: none, fork: none, suspend: none, rebase: none };
         assert_eq!(expired(&f, all_kinds).await.len(), 4, "of both VMs, of no other origin");
     }
 

@@ -165,8 +165,8 @@ impl View<'_> {
 }
 
 impl Tx<'_> {
-    /// Records a snapshot, `Volatile`, if the quotas have room for it; its VM stands there from now on. Repeating it
-    /// changes nothing.
+    /// Records a snapshot, `Volatile`, if the quotas have room for it; its VM stands there from now on, unless it is a
+    /// base, which is part of no history. Repeating it changes nothing.
     pub fn add_snapshot(
         &self,
         new: &NewSnapshot,
@@ -205,6 +205,9 @@ impl Tx<'_> {
         let subject = Subject { vm: &vm, operation: Some(operation), actor };
         let event = self.note(&subject, kind, "snapshot-taken", new.id.to_string(), detail)?;
         self.insert_snapshot(new, operation, event)?;
+        if new.origin == SnapshotOrigin::Rebase {
+            return Ok(());
+        }
         let sql = "UPDATE vms SET position = ?2 WHERE id = ?1";
         self.execute("place a VM in its tree", sql, params![new.vm.to_string(), new.id.to_string()]).map(drop)
     }

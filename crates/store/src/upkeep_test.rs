@@ -104,7 +104,7 @@ async fn needs(f: &Fixture) -> (HashSet<SnapshotId>, HashSet<LayerId>) {
 
 /// As the engine does it: the expired snapshots one after the other, then the layers nobody needs.
 async fn tidy(f: &Fixture, keep: Keep) {
-    let retention = SnapshotRetention { auto: keep, undo: keep, fork: keep, suspend: keep };
+    let retention = SnapshotRetention { auto: keep, undo: keep, fork: keep, suspend: keep, rebase: keep };
     let now = Clock::now(&*f.clock);
     let (needed, _) = needs(f).await;
     let expired = f.store.snapshots_to_expire(retention, now).await.unwrap();

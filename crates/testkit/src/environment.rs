@@ -22,6 +22,7 @@ pub struct TestEnv {
     images: PathBuf,
     /// Instances the warm pool keeps.
     pool: u32,
+    rebase_idle: &'static str,
     finished: bool,
 }
 
@@ -69,13 +70,20 @@ impl TestEnv {
         }
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(dir.path().join("run"), private).expect("make the runtime directory private");
-        Self { small_disk: None, dir, binary, images, pool: 0, finished: false }
+        Self { small_disk: None, dir, binary, images, pool: 0, rebase_idle: "never", finished: false }
     }
 
     /// With a warm pool that keeps so many instances. Without one no process runs that nobody asked for.
     pub fn with_pool(pool: u32) -> Self {
         let mut env = Self::new();
         env.pool = pool;
+        env
+    }
+
+    /// Where a VM of which nothing was asked for so long is moved to a fresh base. Without it none is moved.
+    pub fn with_rebase_idle(idle: &'static str) -> Self {
+        let mut env = Self::new();
+        env.rebase_idle = idle;
         env
     }
 
@@ -125,6 +133,7 @@ impl TestEnv {
             .env("OFFSHOOT_HOME", self.state_dir())
             .env("OFFSHOOT_IMAGES", &self.images)
             .env("OFFSHOOT_POOL", self.pool.to_string())
+            .env("OFFSHOOT_REBASE_IDLE", self.rebase_idle)
             .current_dir(self.work_dir())
             .stdin(Stdio::null());
         command

@@ -61,6 +61,11 @@ pub enum EventKind {
         undo: Option<SnapshotId>,
         generation: Generation,
     },
+    /// The VM goes on as it was, in a process whose memory is a difference to that of this snapshot.
+    Rebased {
+        onto: SnapshotId,
+        generation: Generation,
+    },
     /// The VM was made as a fork.
     Forked {
         from: SnapshotId,

@@ -30,6 +30,8 @@ pub enum OperationKind {
     Race,
     /// Code run in a live interpreter, or the interpreter's own beginning and end.
     Context,
+    /// The daemon's own: a VM that runs and is idle goes on in a process with a fresh base, as if nothing had happened.
+    Rebase,
     /// The daemon's own: bringing record and world together after a restart or an observed exit.
     Reconcile,
 }
@@ -55,6 +57,7 @@ impl fmt::Display for OperationKind {
             Self::Transaction => "transaction",
             Self::Race => "race",
             Self::Context => "context",
+            Self::Rebase => "rebase",
             Self::Reconcile => "reconcile",
         })
     }

@@ -30,6 +30,8 @@ pub enum SnapshotOrigin {
     Suspend,
     /// What warm VMs of an image continue from.
     Template,
+    /// The base to which a VM that runs was moved, or is to be: part of no history.
+    Rebase,
 }
 
 impl SnapshotOrigin {
@@ -41,6 +43,7 @@ impl SnapshotOrigin {
             Self::Fork => "fork",
             Self::Suspend => "suspend",
             Self::Template => "template",
+            Self::Rebase => "rebase",
         }
     }
 }

@@ -92,6 +92,13 @@ pub enum EventDetail {
         #[schema(value_type = u64)]
         generation: Generation,
     },
+    /// The VM goes on as it was, in a process whose memory is a difference to that of this snapshot.
+    Rebased {
+        #[schema(schema_with = schema::uuid)]
+        onto: SnapshotId,
+        #[schema(value_type = u64)]
+        generation: Generation,
+    },
     /// The VM was made as a fork.
     Forked {
         #[schema(schema_with = schema::uuid)]
@@ -141,6 +148,7 @@ impl From<types::Event> for Event {
             EventKind::RolledBack { to, undo, generation } => {
                 EventDetail::RolledBack { to, undo, generation }
             }
+            EventKind::Rebased { onto, generation } => EventDetail::Rebased { onto, generation },
             EventKind::Forked { from } => EventDetail::Forked { from },
             EventKind::TransactionBegun { transaction } => EventDetail::TransactionBegun { transaction },
             EventKind::TransactionEnded { transaction, end } => {

@@ -46,7 +46,7 @@ pub fn snapshot_kind() -> Object {
 
 pub fn snapshot_origin() -> Object {
     use SnapshotOrigin::*;
-    words([Manual, Auto, Undo, Fork, Suspend, Template].map(SnapshotOrigin::as_str))
+    words([Manual, Auto, Undo, Fork, Suspend, Template, Rebase].map(SnapshotOrigin::as_str))
 }
 
 pub fn snapshot_state() -> Object {

@@ -389,6 +389,10 @@ pub struct Usage {
     pub pss_bytes: u64,
     pub rss_bytes: u64,
     pub cpu_ms: u64,
+    /// Of the guest's memory, what is the process's own: what a snapshot copies, and no other VM shares. Absent where a
+    /// snapshot's cost does not follow from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_memory_bytes: Option<u64>,
 }
 
 /// Wait for a VM to reach a state, or to move at all.

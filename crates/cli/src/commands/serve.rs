@@ -4,6 +4,7 @@ use crate::{
     conclude,
     exit_code::Status,
     failure::{Result, Stop, host},
+    options::Limit,
 };
 use offshoot_api::v1::{DaemonMode, StartReport};
 use offshoot_image::Store;
@@ -21,7 +22,8 @@ It takes over from a daemon that was started by a verb, VMs included, and is ref
 another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
 takes them up.
 
-A daemon that is started by a verb takes its quotas and the size of its pool from the environment of that verb.";
+A daemon that is started by a verb takes its quotas, the size of its pool and what it does with \
+idle VMs from the environment of that verb.";
 
 /// Run the daemon in the foreground, logging to standard error
 #[derive(Debug, clap::Args)]
@@ -46,6 +48,10 @@ pub struct Args {
     /// Let --listen be reachable from other hosts although nothing on the wire is encrypted, keys included
     #[arg(long, requires = "listen")]
     allow_plaintext: bool,
+    /// Move a VM of which nothing was asked for this long to a fresh base, from when on its snapshots copy what it writes
+    /// and no longer all it has, or `never` [default: 30s]
+    #[arg(long, value_name = "DURATION", env = "OFFSHOOT_REBASE_IDLE", hide_env_values = true)]
+    rebase_idle: Option<Limit>,
     /// Started by a verb: report on standard output when ready, end when idle
     #[arg(long, hide = true)]
     autostarted: bool,
@@ -108,6 +114,9 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
     options.limits.snapshots = args.snapshot_quota;
     options.limits.snapshots_per_vm = args.snapshot_quota_per_vm;
     options.keep_pool(args.pool);
+    if let Some(idle) = args.rebase_idle {
+        options.rebase_after(idle.span());
+    }
     Ok(options)
 }
 

@@ -8,17 +8,19 @@
 //!                 undo i, undo i-1, ..., undo 0        each bounded in time; a failed undo is
 //!                                                      reported and does not stop the others
 //!
-//! after a crash at step i:   OnCrash::Undo      undo i ... undo 0            create, start, snapshot, rollback, suspend
+//! after a crash at step i:   OnCrash::Undo      undo i ... undo 0            create, start, snapshot, rollback, suspend, rebase
 //!                            OnCrash::Complete  act i, act i+1, ...          stop, restart, destroy, pause, resume
 //! ```
 //! Every act and every undo is idempotent, and an undo works on a step that was done in part or not at all:
 //! after a crash nobody can tell. Acts may be dropped at any await; what they leave, their undo finds again
 //! through the VM's row, its instance record and the fixed layout of directories.
 
+pub(crate) mod beside;
 mod checkpoint;
 pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod pause;
+pub(crate) mod rebase;
 pub(crate) mod rollback;
 pub(crate) mod snapshot;
 pub(crate) mod start;
@@ -35,7 +37,7 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use offshoot_provider::UndoReport;
-use offshoot_types::{Actor, ErrorCode, Failure, OperationId, OperationKind};
+use offshoot_types::{Actor, ErrorCode, Failure, OperationId, OperationKind, SnapshotId};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -110,6 +112,8 @@ pub(crate) enum Input {
     None,
     Snapshot(Arc<SnapshotAsk>),
     Rollback(Arc<RollbackAsk>),
+    /// The snapshot whose memory is to be the base from now on.
+    Rebase(SnapshotId),
     /// A start that is a fork's first.
     Fork(Arc<ForkAsk>),
     /// A destroy that takes snapshots somebody asked for with it.
@@ -335,6 +339,7 @@ pub(crate) const fn verb(kind: OperationKind) -> &'static str {
         OperationKind::Transaction => "transaction",
         OperationKind::Race => "race",
         OperationKind::Context => "context",
+        OperationKind::Rebase => "rebase",
         OperationKind::Reconcile => "reconcile",
     }
 }

@@ -15,36 +15,37 @@
 //! process is switched only; who asked starts it.
 
 use super::{
-    Change, Input, OnCrash, Saga, StepFuture, Undo, create, quiet, snapshot::without_input, start, step,
-    suspend, thaw::Identity,
+    Change, Input, OnCrash, Saga, StepFuture, Undo,
+    beside::{self, Going, going, switched},
+    quiet,
+    snapshot::without_input,
+    start, step,
+    thaw::Identity,
 };
 use crate::{
     ask::{Target, Went},
     capture::{self, Keep},
-    error, layers,
-    machine::{Live, Machine, Power},
+    error,
+    machine::Machine,
 };
-use offshoot_provider::{AfterCheckpoint, RestorePlan, vm::Vm};
-use offshoot_store::{LayerRecord, SnapshotRecord, StoreError, Switch, View};
+use offshoot_store::{SnapshotRecord, StoreError, Switch, View};
 use offshoot_types::{
-    Attestations, ErrorCode, Failure, Generation, LayerId, OperationId, OperationKind, SnapshotId,
-    SnapshotKind, SnapshotOrigin, SnapshotState, VmId, VmState, VmStateName,
+    ErrorCode, Failure, OperationKind, SnapshotKind, SnapshotOrigin, SnapshotState, VmId, VmState,
+    VmStateName,
 };
-use tokio::time::Instant;
-use uuid::Uuid;
 
 pub(crate) const ROLLBACK: Saga = Saga {
     kind: OperationKind::Rollback,
     steps: &[&[
         step("target", target, Undo::Nothing("reads only")),
-        quiet("prepare", prepare, Undo::Run(abandon)),
+        quiet("prepare", prepare, Undo::Run(beside::abandon)),
         quiet("layer", layer, Undo::Nothing("a layer nobody needs is removed later")),
-        quiet("directories", directories, Undo::Run(remove_directories)),
-        quiet("instance", instance, Undo::Run(reclaim)),
-        quiet("freeze", freeze, Undo::Run(unfreeze)),
-        quiet("hold", hold, Undo::Run(release)),
+        quiet("directories", beside::directories, Undo::Run(beside::remove_directories)),
+        quiet("instance", beside::instance, Undo::Run(beside::reclaim)),
+        quiet("freeze", beside::freeze, Undo::Run(beside::unfreeze)),
+        quiet("hold", beside::hold, Undo::Run(beside::release)),
         quiet("restore", restore, Undo::Nothing("the process is ended with its record")),
-        quiet("connect", connect, Undo::Nothing("the link is closed with the record")),
+        quiet("connect", beside::connect, Undo::Nothing("the link is closed with the record")),
         quiet("thaw", thaw, Undo::Nothing("the process is ended with its record")),
         step(SWITCH, switch, Undo::Run(take_over)),
     ]],
@@ -53,43 +54,6 @@ pub(crate) const ROLLBACK: Saga = Saga {
 
 /// The step after which the VM is the other state.
 pub(crate) const SWITCH: &str = "switch";
-
-/// A process that is to take the VM's place.
-#[derive(Debug)]
-pub(crate) struct Beside {
-    pub live: Live,
-}
-
-/// The rollback under way.
-#[derive(Debug)]
-pub(crate) struct Going {
-    operation: OperationId,
-    to: SnapshotId,
-    /// Of the process to come, and of the VM once it is switched.
-    generation: Generation,
-    /// What it will write to.
-    layer: Option<LayerRecord>,
-    /// The present state has a process.
-    lives: bool,
-    /// The ledger is not asked.
-    promised: bool,
-    warning: Option<String>,
-    attestations: Option<Attestations>,
-}
-
-fn going(machine: &Machine) -> Result<&Going, Failure> {
-    machine.going.as_ref().ok_or_else(without_input)
-}
-
-/// Whether the VM is the other state already: then nothing is taken back.
-fn switched(machine: &Machine) -> bool {
-    machine.going.as_ref().is_some_and(|going| machine.row.generation >= going.generation)
-}
-
-/// Beside that of the undo snapshot, which is the operation's own id.
-fn layer_id(operation: OperationId) -> LayerId {
-    LayerId::from_uuid(Uuid::from_u128(operation.as_uuid().as_u128() ^ 1))
-}
 
 fn target<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
@@ -181,190 +145,25 @@ fn prepare<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     })
 }
 
-fn abandon<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        if switched(machine) {
-            return Ok(());
-        }
-        machine.going = None;
-        machine.source = None;
-        capture::abandon(machine, change).await
-    })
-}
-
 fn layer<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
         let Some(source) = machine.source.clone() else { return Err(without_input()) };
-        let row = &machine.row;
-        let id = layer_id(change.operation);
-        let new = layers::new_layer(
-            id,
-            &row.owner,
-            &row.node,
-            &row.spec,
-            Some(source.snapshot.layer),
-            change.operation,
-        );
         let below = source
             .chain
             .first()
             .ok_or_else(|| Failure::new(ErrorCode::Internal, "a snapshot has no disk layer in the record"))?;
-        let state = &machine.core.layout.state;
-        let (path, below) = (state.join(&new.path), state.join(&below.path));
-        let (size, name) = (row.spec.disk, machine.name().clone());
-        let durability = create::durability(row.spec.lifetime);
-        machine.blocking(move || layers::make(&path, Some(&below), &below, size, durability, &name)).await?;
-        let written = machine.write(move |tx| {
-            tx.add_layer(&new)?;
-            tx.layer(id)
-        });
-        let record = written.await?;
-        if let Some(going) = &mut machine.going {
-            going.layer = record;
-        }
-        Ok(())
-    })
-}
-
-fn directories<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        let Going { lives, generation, .. } = *going(machine)?;
-        if !lives {
-            return Ok(());
-        }
-        let (layout, id) = (machine.core.layout.clone(), machine.id());
-        machine.blocking(move || start::make_directories(&layout, id, generation)).await
-    })
-}
-
-/// Those of the generation that did not come to be: the next attempt has the same one.
-fn remove_directories<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        if switched(machine) {
-            return Ok(());
-        }
-        let (layout, id, next) = (machine.core.layout.clone(), machine.id(), machine.row.generation.next());
-        machine
-            .blocking(move || {
-                create::remove_tree(&layout.boot(id, next))?;
-                create::remove_tree(&layout.runtime_boot(id, next))
-            })
-            .await
-    })
-}
-
-fn instance<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        let Going { lives, promised, generation, .. } = *going(machine)?;
-        if !lives {
-            return Ok(());
-        }
-        let base = machine.source.as_ref().and_then(|source| source.memory_base());
-        let record = start::instance_record(machine, generation, base);
-        if promised {
-            return machine.record_instance(record).await;
-        }
-        match machine.record_beside(record.clone()).await {
-            // What an earlier rollback left is counted too, and about to end.
-            Err(failure) if failure.code == ErrorCode::NoResource && machine.has_strangers() => {
-                if let Some(left) = machine.retiring.clone() {
-                    // However that ended: nothing more can be had of its process.
-                    drop(left.written().await);
-                    machine.retiring = None;
-                }
-                machine.reclaim_strangers().await?;
-                machine.record_beside(record).await
-            }
-            recorded => recorded,
-        }
-    })
-}
-
-fn reclaim<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        if switched(machine) {
-            return Ok(());
-        }
-        machine.reclaim_strangers().await
-    })
-}
-
-fn freeze<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
-    Box::pin(capture::freeze(machine, change))
-}
-
-fn unfreeze<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        if switched(machine) {
-            return Ok(());
-        }
-        capture::unfreeze(machine).await
-    })
-}
-
-fn hold<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        if !going(machine)?.lives {
-            return Ok(());
-        }
-        capture::take(machine, AfterCheckpoint::Hold).await
-    })
-}
-
-/// The present process goes on as it was.
-fn release<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        if switched(machine) || machine.live.is_none() || machine.state() != VmStateName::Running {
-            return Ok(());
-        }
-        suspend::resume(machine).await
+        beside::make_layer(machine, change, below).await
     })
 }
 
 fn restore<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
-        let (Some(source), Some(going)) = (machine.source.clone(), &machine.going) else {
-            return Err(without_input());
-        };
-        if !going.lives || machine.beside.is_some() {
+        let Some(source) = machine.source.clone() else { return Err(without_input()) };
+        if !going(machine)?.lives || machine.beside.is_some() {
             return Ok(());
         }
-        let generation = going.generation;
-        let chain: Vec<LayerRecord> = going.layer.iter().chain(&source.chain).cloned().collect();
-        let plan = start::plan(machine, generation, &chain)?;
-        let provider = machine.core.provider(machine.row.provider)?;
-        let begun = Instant::now();
-        let until = begun + plan.boot_deadline;
-        let instance = match &source.memory {
-            Some(memory) => {
-                let plan = RestorePlan {
-                    boot: plan,
-                    device_state: memory.device_state.clone(),
-                    memory: memory.memory.clone(),
-                };
-                provider.restore(&plan).await
-            }
-            None => provider.boot(&plan).await,
-        };
-        let instance = instance.map_err(|error| machine.boot_failure(&error))?;
-        let record = instance.record().clone();
-        if !machine.instances.contains(&record) {
-            machine.record_instance(record.clone()).await?;
-        }
-        let vm = Vm::booted(instance);
-        let dialer = vm.dialer();
-        machine.boot_until = Some(until);
-        let live = machine.hold(Power::Running(vm), dialer, &record, until);
-        machine.beside = Some(Beside { live });
-        Ok(())
-    })
-}
-
-fn connect<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        let Some(beside) = &machine.beside else { return Ok(()) };
-        let until = machine.boot_until.unwrap_or(change.deadline).min(change.deadline);
-        start::handshake(machine, &beside.live, until).await
+        let saved = source.memory.as_ref().map(|saved| (saved.device_state.clone(), saved.memory.clone()));
+        beside::start(machine, &source.chain, saved).await
     })
 }
 
@@ -450,12 +249,8 @@ fn take_over<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
         if let Some(left) = machine.capture.take() {
             machine.retiring = machine.core.snapshots.volatile(left.id);
         }
-        if let Some(Beside { live }) = machine.beside.take() {
+        if beside::take_place(machine, &error::rolled_back(&machine.name().clone())) {
             machine.attestations = machine.going.as_ref().and_then(|going| going.attestations.clone());
-            let name = machine.name().clone();
-            if let Some(before) = machine.take_over(live) {
-                before.link.close(&error::rolled_back(&name));
-            }
         }
         machine.source = None;
         machine.publish();

@@ -16,7 +16,7 @@ use std::{fs, path::Path};
 /// Of [`Manifest::format`].
 const FORMAT: u32 = 1;
 pub(super) const FILE: &str = "manifest.json";
-pub(super) const DEVICE_STATE: &str = "device.state";
+pub(crate) const DEVICE_STATE: &str = "device.state";
 pub(super) const RAM_DELTA: &str = "ram.delta";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

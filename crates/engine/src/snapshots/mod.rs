@@ -27,11 +27,12 @@ mod verify;
 
 pub use export::Export;
 pub(crate) use import::{Arrival, Incoming, snapshot_of_import};
+pub(crate) use manifest::DEVICE_STATE;
 use manifest::Manifest;
 use shorten::Grown;
 pub use shorten::Merging;
 pub(crate) use shorten::keep_shallow;
-pub(crate) use source::{Source, not_found};
+pub(crate) use source::{Source, memory_failure, not_found};
 use uses::{Held, Uses};
 
 use crate::{host_key::HostKey, sync::lock};

@@ -130,7 +130,8 @@ impl Core {
                 };
                 let chain = view.layer_chain(snapshot.layer)?;
                 let mut known = HashMap::new();
-                let parent = match snapshot.parent {
+                // A base has no parent, and the same layers as the state its VM came to last.
+                let parent = match snapshot.parent.or(vm.position) {
                     Some(parent) => view.snapshot(parent)?,
                     None => None,
                 };

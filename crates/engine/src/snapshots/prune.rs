@@ -34,7 +34,7 @@ impl Core {
         let mut by = Vec::new();
         for user in users {
             match user {
-                SnapshotUser::Child(child) => children.push(child),
+                SnapshotUser::Child(child) | SnapshotUser::Base { base: child, .. } => children.push(child),
                 other => by.push(other.to_string()),
             }
         }

@@ -28,7 +28,8 @@ const OLD_SNAPSHOT: &str = ".old-";
 
 impl Core {
     /// Removes one snapshot, or says who needs it. Its disk layer goes when nobody needs that either. What came after it
-    /// comes after the one before it then or, unless `join`, keeps it from being removed.
+    /// comes after the one before it then or, unless `join`, keeps it from being removed. Bases that are needed by nobody
+    /// but it, or need nothing but it, go too: nobody who asks for a removal knows of them.
     pub async fn remove_snapshot(
         &self,
         id: SnapshotId,
@@ -36,6 +37,39 @@ impl Core {
         operation: OperationId,
         actor: &Actor,
     ) -> Result<(), Failure> {
+        for base in self.store.read(move |view| view.needless_bases(id)).await? {
+            self.remove_one(base, true, operation, actor).await?;
+        }
+        let mut below = self.remove_one(id, join, operation, actor).await?;
+        while let Some(id) = below {
+            let needless = self.store.read(move |view| {
+                let base = view.snapshot(id)?.is_some_and(|below| below.origin == SnapshotOrigin::Rebase);
+                Ok(base && view.snapshot_users(id)?.is_empty())
+            });
+            if !needless.await? {
+                break;
+            }
+            below = match self.remove_one(id, true, operation, actor).await {
+                Ok(below) => below,
+                // It goes by its age; what was asked for is done.
+                Err(failure) => {
+                    let event = TraceEvent::NotCollected { path: &id.to_string(), error: &failure.message };
+                    event.emit(&Scope::default());
+                    break;
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Returns what its pages were a difference to.
+    async fn remove_one(
+        &self,
+        id: SnapshotId,
+        join: bool,
+        operation: OperationId,
+        actor: &Actor,
+    ) -> Result<Option<SnapshotId>, Failure> {
         if let Some(volatile) = self.snapshots.volatile(id) {
             // Whether it could be written does not matter any more.
             let _ = volatile.written().await;
@@ -49,15 +83,18 @@ impl Core {
             true => tx.remove_snapshot(id, operation, &actor),
             false => tx.remove_last_snapshot(id, operation, &actor),
         });
-        if let Err(error) = removed.await {
-            if moved {
-                rename(old, dir).await?;
+        let removed = match removed.await {
+            Ok(removed) => removed,
+            Err(error) => {
+                if moved {
+                    rename(old, dir).await?;
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
-        }
+        };
         self.snapshots.forget(id);
         self.remove_snapshot_files(id).await;
-        Ok(())
+        Ok(removed.and_then(|removed| removed.memory_base))
     }
 
     fn old_snapshot(&self, id: SnapshotId) -> PathBuf {
@@ -71,6 +108,16 @@ impl Core {
         if let Ok(Err(failure)) = removed {
             let event = TraceEvent::NotCollected { path: &id.to_string(), error: &failure.message };
             event.emit(&Scope::default());
+        }
+    }
+
+    /// Removes what was written of a state that did not become a snapshot, if the change could not do so itself.
+    pub async fn remove_unrecorded(&self, id: SnapshotId) {
+        match self.store.read(move |view| view.snapshot(id)).await {
+            Ok(None) => self.remove_snapshot_files(id).await,
+            Ok(Some(_)) => {}
+            // The next start removes it.
+            Err(error) => self.store_failed("look for what a change left", &error),
         }
     }
 

@@ -285,6 +285,11 @@ impl Core {
         Ok(base)
     }
 
+    /// The pages of a snapshot that is being restored from.
+    pub async fn own_pages(&self, snapshot: &SnapshotRecord) -> Result<Arc<Delta>, Failure> {
+        self.delta(snapshot).await
+    }
+
     /// The pages of a snapshot, verified as they are read.
     pub(super) async fn delta(&self, snapshot: &SnapshotRecord) -> Result<Arc<Delta>, Failure> {
         let id = snapshot.id;
@@ -324,7 +329,7 @@ fn chain(error: &MemoryError) -> String {
     crate::link::chain(error)
 }
 
-pub(super) fn memory_failure(id: SnapshotId, error: &MemoryError) -> Failure {
+pub(crate) fn memory_failure(id: SnapshotId, error: &MemoryError) -> Failure {
     Failure::new(ErrorCode::Snapshot, format!("the memory of snapshot {id} cannot be put together: {error}"))
         .caused_by(error)
 }

@@ -1,14 +1,13 @@
 //! The daemon dies at every instruction that matters; the next one finds nothing half done.
 
 use crate::{
-    sagas::{SAGAS, goal, perform, prepare, state},
+    sagas::{SAGAS, goal, newest, perform, prepare, state},
     stage::*,
 };
 use offshoot_engine::{Checkpoint, Engine, ExecEvent, ExecState, Fault, Phase, steps_of};
 use offshoot_provider::Exit;
 use offshoot_types::{
-    Command, ExecId, ExecStatus, OperationId, OperationKind, OperationOutcome, OperationState, VmState,
-    VmStateName,
+    Command, ExecId, ExecStatus, OperationKind, OperationOutcome, OperationState, VmState, VmStateName,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -63,14 +62,14 @@ async fn kill9_everywhere() {
                 prepare(&engine, kind).await;
                 *at.lock().unwrap() = Some(Checkpoint { kind, step, phase });
                 let asked = tokio::spawn({
-                    let engine = engine.clone();
-                    async move { perform(&engine, kind).await }
+                    let (host, engine) = (stage.host.clone(), engine.clone());
+                    async move { perform(&host, &engine, kind).await }
                 });
                 reached.recv().await.unwrap();
                 // Whoever asked has gone with the daemon.
                 asked.abort();
                 let _cancelled = asked.await;
-                let operation = newest(&engine, kind).await;
+                let operation = newest(&engine, kind).await.unwrap().id;
                 engine.crash().await;
 
                 *at.lock().unwrap() = None;
@@ -88,9 +87,10 @@ async fn kill9_everywhere() {
                 if undone {
                     let before = match kind {
                         OperationKind::Start => Some(VmStateName::Stopped),
-                        OperationKind::Snapshot | OperationKind::Rollback | OperationKind::Suspend => {
-                            Some(VmStateName::Running)
-                        }
+                        OperationKind::Snapshot
+                        | OperationKind::Rollback
+                        | OperationKind::Rebase
+                        | OperationKind::Suspend => Some(VmStateName::Running),
                         _ => None,
                     };
                     assert_eq!(now, before, "{name}: undone");
@@ -116,6 +116,10 @@ async fn kill9_everywhere() {
                         assert_eq!(program(&engine, "a", &["saved"]).await, "onetwo", "{name}");
                     }
                 }
+                if kind == OperationKind::Rebase {
+                    assert_eq!(program(&engine, "a", &["notes"]).await, "one", "{name}");
+                    assert_eq!(program(&engine, "a", &["saved"]).await, "one", "{name}");
+                }
                 if now.is_some() {
                     run(&engine, Command::Destroy { vm: named("a") }).await.unwrap();
                 }
@@ -129,13 +133,6 @@ async fn kill9_everywhere() {
     }
 }
 
-/// The latest operation of a kind.
-async fn newest(engine: &Engine, kind: OperationKind) -> OperationId {
-    let permit = permit(engine, Command::Inspect { vm: None });
-    let operations = engine.operations(permit, Default::default()).await.unwrap();
-    operations.into_iter().find(|operation| operation.kind == kind).unwrap().id
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_while_unwinding_is_unwound_by_the_next_start() {
     for kind in [
@@ -144,6 +141,7 @@ async fn a_crash_while_unwinding_is_unwound_by_the_next_start() {
         OperationKind::Snapshot,
         OperationKind::Suspend,
         OperationKind::Rollback,
+        OperationKind::Rebase,
     ] {
         let undone: Vec<_> = steps_of(kind).into_iter().filter(|(_, undone)| *undone).collect();
         let last = steps_of(kind).last().unwrap().0;
@@ -176,8 +174,8 @@ async fn a_crash_while_unwinding_is_unwound_by_the_next_start() {
                 prepare(&engine, kind).await;
                 *armed.lock().unwrap() = true;
                 tokio::spawn({
-                    let engine = engine.clone();
-                    async move { perform(&engine, kind).await }
+                    let (host, engine) = (stage.host.clone(), engine.clone());
+                    async move { perform(&host, &engine, kind).await }
                 });
                 seen.recv().await.unwrap();
                 engine.crash().await;

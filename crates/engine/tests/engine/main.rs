@@ -21,6 +21,7 @@ mod portable;
 mod processes;
 mod prune;
 mod race;
+mod rebases;
 mod rollbacks;
 mod sagas;
 mod snapshots;

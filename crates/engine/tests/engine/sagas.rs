@@ -1,14 +1,17 @@
 //! Every saga, every step: repeated, failed, its undo repeated, no undo failed; then nothing is left over.
 
-use crate::stage::*;
+use crate::{host::Host, stage::*};
 use offshoot_engine::{Checkpoint, Engine, Fault, OnShutdown, Phase, steps_of};
-use offshoot_types::{Command, ErrorCode, Failure, OperationKind, RollbackTo, VmState, VmStateName};
+use offshoot_types::{
+    Command, ErrorCode, Failure, Operation, OperationKind, OperationOutcome, OperationState, RollbackTo,
+    VmState, VmStateName,
+};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-pub const SAGAS: [OperationKind; 10] = [
+pub const SAGAS: [OperationKind; 11] = [
     OperationKind::Create,
     OperationKind::Start,
     OperationKind::Stop,
@@ -18,6 +21,7 @@ pub const SAGAS: [OperationKind; 10] = [
     OperationKind::Snapshot,
     OperationKind::Rollback,
     OperationKind::Suspend,
+    OperationKind::Rebase,
     OperationKind::Destroy,
 ];
 
@@ -38,13 +42,19 @@ pub async fn prepare(engine: &Engine, kind: OperationKind) {
             program(engine, "a", &["note", "two"]).await;
             program(engine, "a", &["save", "two"]).await;
         }
+        OperationKind::Rebase => {
+            create_running(engine, "a").await;
+            program(engine, "a", &["note", "one"]).await;
+            program(engine, "a", &["save", "one"]).await;
+        }
         _ => drop(create_running(engine, "a").await),
     }
 }
 
 /// Asks for `kind` and waits for its outcome.
-pub async fn perform(engine: &Engine, kind: OperationKind) -> Result<(), Failure> {
+pub async fn perform(host: &Host, engine: &Engine, kind: OperationKind) -> Result<(), Failure> {
     match kind {
+        OperationKind::Rebase => rebase(host, engine).await,
         OperationKind::Snapshot => snapshot(engine, "a", Some("second")).await.map(drop),
         OperationKind::Rollback => {
             let to = RollbackTo::Snapshot("a@first".parse().unwrap());
@@ -52,6 +62,35 @@ pub async fn perform(engine: &Engine, kind: OperationKind) -> Result<(), Failure
         }
         _ => run(engine, command(kind)).await.map(drop),
     }
+}
+
+/// Has the VM find that it has much memory of its own, and waits for what it does about it.
+pub async fn rebase(host: &Host, engine: &Engine) -> Result<(), Failure> {
+    let before = newest(engine, OperationKind::Rebase).await;
+    host.swell();
+    // It looks again once it was used.
+    program(engine, "a", &["true"]).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let newest = newest(engine, OperationKind::Rebase)
+            .await
+            .filter(|one| Some(one.id) != before.as_ref().map(|b| b.id));
+        if let Some(operation) = newest {
+            return match engine.wait(operation.id, Some(Duration::from_secs(60))).await?.state {
+                OperationState::Ended { outcome: OperationOutcome::Failed { failure } } => Err(failure),
+                _ => Ok(()),
+            };
+        }
+        assert!(tokio::time::Instant::now() < until, "it is not moved");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The latest operation of a kind.
+pub async fn newest(engine: &Engine, kind: OperationKind) -> Option<Operation> {
+    let permit = permit(engine, Command::Inspect { vm: None });
+    let operations = engine.operations(permit, Default::default()).await.unwrap();
+    operations.into_iter().find(|operation| operation.kind == kind)
 }
 
 pub fn command(kind: OperationKind) -> Command {
@@ -77,6 +116,7 @@ pub fn goal(kind: OperationKind) -> Option<VmStateName> {
         | OperationKind::Restart
         | OperationKind::Resume
         | OperationKind::Snapshot
+        | OperationKind::Rebase
         | OperationKind::Rollback => VmStateName::Running,
         OperationKind::Pause => VmStateName::Paused,
         OperationKind::Suspend => VmStateName::Suspended,
@@ -153,7 +193,7 @@ async fn every_step_of_every_saga_may_be_repeated() {
             let engine = stage.engine().await;
             prepare(&engine, kind).await;
             trap.arm(kind, step, Phase::AfterAct, Fault::Repeat);
-            perform(&engine, kind).await.unwrap_or_else(|f| panic!("{kind}/{step}: {f:?}"));
+            perform(&stage.host, &engine, kind).await.unwrap_or_else(|f| panic!("{kind}/{step}: {f:?}"));
             assert_eq!(trap.sprung(), 1, "{kind}/{step}");
             assert_eq!(state(&engine).map(|s| s.name()), goal(kind), "{kind}/{step}");
             assert!(stage.host.most_of_one_vm() <= 1, "{kind}/{step}: two processes on one disk");
@@ -173,7 +213,7 @@ async fn a_failure_at_every_step_unwinds_and_leaves_nothing_over() {
                 prepare(&engine, kind).await;
                 let before = state(&engine);
                 trap.arm(kind, step, phase, failure());
-                let refused = perform(&engine, kind).await.unwrap_err();
+                let refused = perform(&stage.host, &engine, kind).await.unwrap_err();
                 assert_eq!(refused.message, "on purpose", "{kind}/{step}");
                 assert!(!refused.cause.unwrap_or_default().contains("not taken back"), "{kind}/{step}");
                 trap.disarm();
@@ -205,7 +245,7 @@ fn at_rest_after_failure(
             assert!(possible.contains(&after.as_ref().map(VmState::name)), "{at}: {after:?}");
         }
         // It runs on as it was, and nothing of the attempt is left.
-        OperationKind::Snapshot | OperationKind::Rollback => {
+        OperationKind::Snapshot | OperationKind::Rollback | OperationKind::Rebase => {
             assert_eq!(after.map(|s| s.name()), Some(VmStateName::Running), "{at}");
         }
         // As it was, or where it was to be: its memory was on the disk already.
@@ -255,7 +295,7 @@ async fn every_undo_may_be_repeated() {
             let engine = stage.engine().await;
             prepare(&engine, kind).await;
             *armed.lock().unwrap() = true;
-            let refused = perform(&engine, kind).await.unwrap_err();
+            let refused = perform(&stage.host, &engine, kind).await.unwrap_err();
             assert_eq!(refused.message, "on purpose", "{kind}/{step}");
             assert!(refused.cause.is_none(), "{kind}/{step}: {refused:?}");
             assert_eq!(*repeated.lock().unwrap(), 1, "{kind}/{step}");
@@ -286,7 +326,7 @@ async fn a_failed_undo_is_reported_and_the_others_are_done_all_the_same() {
         let engine = stage.engine().await;
         prepare(&engine, kind).await;
         trap.arm(kind, step, Phase::BeforeUndo, failure());
-        let refused = perform(&engine, kind).await.unwrap_err();
+        let refused = perform(&stage.host, &engine, kind).await.unwrap_err();
         assert!(refused.cause.unwrap().contains(&format!("not taken back: {step}")), "{kind}");
         assert_eq!(trap.undo_failures.lock().unwrap().len(), 1);
         trap.disarm();
@@ -327,7 +367,7 @@ async fn creating_has_deadline() {
             let engine = stage.engine().await;
             prepare(&engine, kind).await;
             *armed.lock().unwrap() = true;
-            let failure = perform(&engine, kind).await.unwrap_err();
+            let failure = perform(&stage.host, &engine, kind).await.unwrap_err();
             assert_eq!(failure.code, ErrorCode::Timeout, "{kind}/{step}");
             assert!(failure.message.contains(step) && failure.hint.is_some(), "{failure:?}");
             assert!(stage.host.processes().is_empty(), "{kind}/{step}");

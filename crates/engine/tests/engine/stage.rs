@@ -4,8 +4,8 @@ use crate::host::Host;
 use futures::future::BoxFuture;
 use offshoot_engine::{
     BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, ForkReport, Images, Limits, Merging,
-    OnShutdown, Options, PoolOptions, RollbackReport, SnapshotView, StateDirLock, SystemClock, VmCondition,
-    VmView,
+    OnShutdown, Options, PoolOptions, Rebasing, RollbackReport, SnapshotView, StateDirLock, SystemClock,
+    VmCondition, VmView,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
 use offshoot_provider::Provider;
@@ -27,6 +27,7 @@ pub struct Stage {
     pub deadlines: Deadlines,
     pub pool: PoolOptions,
     pub merging: Merging,
+    pub rebasing: Rebasing,
     pub checkpoints: Checkpoints,
     /// Instead of one file for every part of every image.
     pub images: Option<Arc<dyn Images>>,
@@ -55,6 +56,8 @@ impl Stage {
             deadlines: Deadlines::default(),
             pool: PoolOptions::default(),
             merging: Merging::default(),
+            // Soon, but of a process that has much memory of its own only: see `Host::swell`.
+            rebasing: Rebasing { idle: Some(Duration::from_millis(20)), ..Rebasing::default() },
             checkpoints: Checkpoints::default(),
             images: None,
             provider: None,
@@ -95,6 +98,7 @@ impl Stage {
             deadlines: self.deadlines,
             pool: self.pool,
             merging: self.merging,
+            rebasing: self.rebasing,
             clock: Arc::new(SystemClock),
             node: NodeName::default(),
             checkpoints,

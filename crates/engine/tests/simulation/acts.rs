@@ -14,6 +14,8 @@ use std::time::Duration;
 const GRACE: Duration = Duration::from_secs(5);
 /// Of a transaction: longer than what is done in it.
 const DEADLINE: Duration = Duration::from_secs(600);
+/// Between two looks at what a VM does by itself.
+const LOOK: Duration = Duration::from_secs(5);
 /// Without work, before it suspends itself.
 const IDLE: Duration = Duration::from_secs(120);
 
@@ -41,7 +43,7 @@ impl Deed {
             Verb::Pause => OperationKind::Pause,
             Verb::Resume => OperationKind::Resume,
             Verb::Destroy => OperationKind::Destroy,
-            Verb::Echo | Verb::Sleep | Verb::Rest => OperationKind::Exec,
+            Verb::Echo | Verb::Sleep | Verb::Rest | Verb::Rebase => OperationKind::Exec,
             Verb::Write => OperationKind::WriteFiles,
             Verb::SetVariable => OperationKind::Context,
             Verb::Snapshot | Verb::SnapshotDisk => OperationKind::Snapshot,
@@ -107,6 +109,7 @@ impl Deed {
                 self.fork(engine, ForkSource::Snapshot(snapshot)).await
             }
             Verb::Rest => self.rest(engine).await,
+            Verb::Rebase => self.rebase(engine).await,
             Verb::Try => self.attempt(engine, "exit 0").await,
             Verb::TryAndFail => self.attempt(engine, "exit 3").await,
             Verb::TransactAndCommit | Verb::TransactAndRollBack => self.transact(engine).await,
@@ -121,6 +124,17 @@ impl Deed {
         // Whether it comes to that depends on the trouble.
         engine.wait_vm(permit(engine, vm), at_rest, Some(IDLE * 4)).await?;
         set_idle(engine, &self.vm, TimeLimit::None).await?;
+        exec(engine, named(&self.vm), &["echo", "hello"], Until::Ended).await
+    }
+
+    /// Used, and left alone until it is moved to a fresh base, or long enough for that.
+    async fn rebase(&self, engine: &Engine) -> Result<(), Failure> {
+        exec(engine, named(&self.vm), &["echo", "hello"], Until::Ended).await?;
+        let before = rebases(engine, &self.vm).await?;
+        let until = tokio::time::Instant::now() + IDLE;
+        while rebases(engine, &self.vm).await? == before && tokio::time::Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
         exec(engine, named(&self.vm), &["echo", "hello"], Until::Ended).await
     }
 
@@ -161,6 +175,16 @@ impl Deed {
         let command = Command::Fork { source, name, count: self.count };
         engine.fork(permit(engine, command)).await.map(drop)
     }
+}
+
+/// How many have ended, however.
+async fn rebases(engine: &Engine, vm: &str) -> Result<usize, Failure> {
+    let inspect = permit(engine, Command::Inspect { vm: Some(named(vm)) });
+    let operations = engine.operations(inspect, Default::default()).await?;
+    let ended = operations.iter().filter(|operation| {
+        operation.kind == OperationKind::Rebase && matches!(operation.state, OperationState::Ended { .. })
+    });
+    Ok(ended.count())
 }
 
 pub async fn set_idle(engine: &Engine, vm: &str, limit: TimeLimit) -> Result<(), Failure> {

@@ -254,6 +254,7 @@ fn check_state(
     let wakes = matches!(
         deed.verb,
         Verb::Rest
+            | Verb::Rebase
             | Verb::Echo
             | Verb::Sleep
             | Verb::Write

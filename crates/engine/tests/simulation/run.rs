@@ -202,6 +202,7 @@ impl Run {
         self.names += 1;
         // By bits that choose nothing else, so that every seed still does what it did otherwise.
         let verb = match (act.verb, act.pick >> 30) {
+            (Verb::Start, 3) => Verb::Rebase,
             (Verb::Echo, 1..) | (Verb::Suspend | Verb::Resume, 0) => Verb::Rest,
             (verb, _) => verb,
         };

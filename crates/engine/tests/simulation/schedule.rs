@@ -61,6 +61,8 @@ pub enum Verb {
     TransactAndRollBack,
     /// Nothing is asked of it until it suspends itself, then a process. Some of the others are made this.
     Rest,
+    /// The same until it is moved to a fresh base. Some of the starts are made this.
+    Rebase,
 }
 
 impl Verb {

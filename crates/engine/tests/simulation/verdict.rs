@@ -91,7 +91,10 @@ fn verdict(
     if deed.verb.transacts() {
         return Ok(if acknowledged { Verdict::Done } else { Verdict::Unsure });
     }
-    let within = matches!(deed.verb, Verb::Echo | Verb::Sleep | Verb::Rest | Verb::Write | Verb::SetVariable);
+    let within = matches!(
+        deed.verb,
+        Verb::Echo | Verb::Sleep | Verb::Rest | Verb::Rebase | Verb::Write | Verb::SetVariable
+    );
     match outcome {
         OperationOutcome::Done => Ok(Verdict::Done),
         OperationOutcome::Failed { failure } if acknowledged && deed.verb != Verb::Sleep => {

@@ -4,11 +4,11 @@
 use crate::{log::Log, trouble::Board};
 use offshoot_engine::{
     BootFiles, Checkpoints, Clock, Deadlines, Engine, Images, Limits, Merging, Options, PoolOptions,
-    StateDirLock,
+    Rebasing, StateDirLock,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
 use offshoot_provider::fake::{FakeHost, FakeProvider};
-use offshoot_types::{Actor, Command, ErrorCode, Failure, ImageDigest, NodeName, Owner};
+use offshoot_types::{Actor, Bytes, Command, ErrorCode, Failure, ImageDigest, NodeName, Owner};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -109,6 +109,7 @@ impl World {
             pool: PoolOptions::default(),
             // As shallow as it gets, so that a short schedule merges too.
             merging: Merging { above: 3, at_least: 2 },
+            rebasing: Rebasing { idle: Some(Duration::from_secs(60)), own_memory: Bytes(0) },
             clock: self.wall.clone(),
             node: NodeName::default(),
             checkpoints,

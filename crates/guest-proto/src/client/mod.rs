@@ -36,7 +36,7 @@ pub use survey::Pages;
 use crate::{
     message::{
         ChangedPath, Contents, ContextInfo, ExecAttach, ExecStart, ExecSummary, Frozen, GuestHello,
-        GuestInfo, HostOpen, Language, ProcessInfo, RunCode, ShutdownKind, Thaw, Thawed, Usage,
+        GuestInfo, HostOpen, HostTime, Language, ProcessInfo, RunCode, ShutdownKind, Thaw, Thawed, Usage,
     },
     resync::Pipe,
     session::{CloseReason, Session},
@@ -140,6 +140,20 @@ impl Client {
     /// Lets user processes run again; also fine where nothing was frozen.
     pub async fn unfreeze(&self) -> Result<(), ClientError> {
         self.ask("unfreeze", &HostOpen::Unfreeze).await
+    }
+
+    /// Lets user processes of a restored state run again that goes on nowhere else: with the right time, and nothing
+    /// renewed.
+    pub async fn go_on(&self) -> Result<(), ClientError> {
+        match self.ask("go-on", &HostOpen::GoOn { time: HostTime::now() }).await {
+            // The agent of an older image ends the stream at a word it does not know: its clock is set by heartbeats.
+            Err(ClientError::Closed { .. } | ClientError::Protocol { .. })
+                if self.close_reason().is_none() =>
+            {
+                self.unfreeze().await
+            }
+            answered => answered,
+        }
     }
 
     /// Makes a restored state a machine of its own and lets its processes run. After the guest's own error they

@@ -81,6 +81,12 @@ pub trait Services: Send + Sync + 'static {
         async { Err(unsupported("freezing processes")) }
     }
 
+    /// As [`Services::unfreeze`], after setting the clock: this state was restored, and goes on here only.
+    fn go_on(&self, time: HostTime) -> impl Future<Output = Result<(), GuestError>> + Send {
+        let _unused = time;
+        self.unfreeze()
+    }
+
     /// Fails closed: on an error user processes stand still. Asked again for the same instance it answers the same.
     fn thaw(&self, thaw: Thaw) -> impl Future<Output = Result<Thawed, GuestError>> + Send {
         let _unused = thaw;

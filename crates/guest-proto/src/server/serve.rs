@@ -212,6 +212,10 @@ async fn handle<S: Services>(stream: MuxStream, services: Arc<S>, shutdown: mpsc
             let done = services.unfreeze().await;
             answer(&mut writer, done).await;
         }
+        HostOpen::GoOn { time } => {
+            let done = services.go_on(time).await;
+            answer(&mut writer, done).await;
+        }
         HostOpen::Thaw(thaw) => {
             let thawed = services.thaw(thaw).await;
             answer(&mut writer, thawed).await;

@@ -38,6 +38,10 @@ async fn frozen_outlives_the_session_and_the_next_hello_says_so() {
     client.unfreeze().await.unwrap();
     assert!(!guest.toy.frozen.load(Ordering::Relaxed));
     assert_eq!(kind(client.freeze(Duration::ZERO).await), GuestErrorKind::Other);
+    client.freeze(Duration::from_millis(20)).await.unwrap();
+    client.go_on().await.unwrap();
+    assert!(!guest.toy.frozen.load(Ordering::Relaxed));
+    assert!(guest.toy.thawed.lock().unwrap().is_empty(), "nothing was renewed");
 }
 
 #[tokio::test]

@@ -22,7 +22,9 @@ use crate::{
     kernel::Kernel,
     sys,
 };
-use offshoot_guest_proto::message::{GuestError, GuestErrorKind, InterpreterThawed, Reseeded, Thaw, Thawed};
+use offshoot_guest_proto::message::{
+    GuestError, GuestErrorKind, HostTime, InterpreterThawed, Reseeded, Thaw, Thawed,
+};
 use std::{
     fs,
     path::Path,
@@ -79,7 +81,7 @@ impl Thawer {
         let kernel_random = self.renew_randomness(&thaw)?;
         // The host read its clock when the order left; what was waited for since counts.
         let waited = u64::try_from(arrived.elapsed().as_nanos()).unwrap_or(0);
-        let now = offshoot_guest_proto::message::HostTime(thaw.time.0.saturating_add(waited));
+        let now = HostTime(thaw.time.0.saturating_add(waited));
         clock::set(self.kernel, now).context("set", "the clock")?;
         let ssh_host_keys = match &thaw.identity {
             Some(identity) => {
@@ -121,6 +123,15 @@ impl Thawer {
         thawing.complete()?;
         *self.last() = Some((thaw.instance, thawed.clone()));
         Ok(thawed)
+    }
+
+    /// The state that was frozen goes on here and nowhere else: with the host's time, and as what it was.
+    pub async fn go_on(&self, time: HostTime) -> Result<(), GuestError> {
+        let arrived = Instant::now();
+        let going = self.freezer.thawing().await;
+        let waited = u64::try_from(arrived.elapsed().as_nanos()).unwrap_or(0);
+        clock::set(self.kernel, HostTime(time.0.saturating_add(waited))).context("set", "the clock")?;
+        going.complete()
     }
 
     fn renew_randomness(&self, thaw: &Thaw) -> Result<Reseeded, GuestError> {

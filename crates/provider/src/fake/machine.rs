@@ -358,8 +358,8 @@ impl Instance for FakeInstance {
 
     async fn usage(&self) -> Result<Usage, InstanceError> {
         self.alive()?;
-        // It runs in the test's own process: nothing can be said of it alone.
-        Ok(Usage::default())
+        // It runs in the test's own process: nothing can be said of it alone, but that it has a little memory of its own.
+        Ok(Usage { own_memory: Some(Bytes(1 << 20)), ..Usage::default() })
     }
 
     async fn diagnostics(&self) -> Diagnostics {

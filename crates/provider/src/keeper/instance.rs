@@ -184,6 +184,10 @@ impl Instance for KeptInstance {
             usage.rss.0 += one.rss.0;
             usage.cpu_time += one.cpu_time;
         }
+        if self.record.provider == ProviderKind::Qemu {
+            let own = super::own_memory::measure(vmm.pid);
+            usage.own_memory = Some(own.map_err(|source| InstanceError::Io { operation, source })?);
+        }
         Ok(usage)
     }
 
@@ -212,5 +216,6 @@ fn measure(pid: i32) -> io::Result<Usage> {
         pss: Bytes(kib("Pss:") << 10),
         rss: Bytes(kib("Rss:") << 10),
         cpu_time: process::cpu_time(pid)?,
+        own_memory: None,
     })
 }

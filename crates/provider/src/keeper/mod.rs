@@ -31,6 +31,7 @@ mod instance;
 mod launch;
 mod log;
 mod machine;
+mod own_memory;
 mod qemu;
 mod qmp;
 mod recovery;

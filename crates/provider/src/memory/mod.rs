@@ -14,6 +14,7 @@ mod delta;
 mod file;
 mod pages;
 mod sealed;
+mod since;
 
 pub use base::Base;
 pub use delta::{Delta, DeltaWriter};

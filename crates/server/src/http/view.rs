@@ -45,6 +45,7 @@ pub fn vm(view: VmView) -> v1::Vm {
             pss_bytes: usage.pss.0,
             rss_bytes: usage.rss.0,
             cpu_ms: usage.cpu_time.as_millis() as u64,
+            own_memory_bytes: usage.own_memory.map(|own| own.0),
         }),
         operation: view.operation,
         suspended_to: view.suspended_to,

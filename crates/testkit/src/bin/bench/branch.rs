@@ -62,7 +62,7 @@ pub async fn measure(
     Ok(())
 }
 
-async fn running(client: &Client, name: &str, memory: u64) -> Result<VmRef> {
+pub async fn running(client: &Client, name: &str, memory: u64) -> Result<VmRef> {
     let create = CreateVm { name: name.into(), memory_mib: Some(memory), start: true, ..CreateVm::default() };
     client.create(&create).await.with_context(|| format!("create {name}"))?;
     name.parse().context("a valid name")

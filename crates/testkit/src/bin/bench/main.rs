@@ -10,6 +10,7 @@ mod gvisor;
 mod machine;
 mod offshoot;
 mod peers;
+mod rebase;
 mod sample;
 mod warm;
 
@@ -89,6 +90,9 @@ fn main() -> Result<()> {
     // Needs an image of its own, so only by name.
     if args.only.as_deref().is_some_and(|only| "figure".contains(only)) {
         runtime.block_on(warm::figures(&plan, &mut record.rows))?;
+    }
+    if wanted("rebase") {
+        runtime.block_on(rebase::measure(&plan, &mut record.rows))?;
     }
     if wanted("peers") {
         peers::measure(&plan, &mut record.rows, &mut record.notes)?;
