@@ -2,7 +2,7 @@
 
 use crate::{
     commands::{
-        completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, image, keeper, life,
+        completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, image, keeper, key, life,
         list, logs, pause, race, repl, restart, resume, rollback, run, serve, shell, snapshot, start, status,
         stop, suspend, r#try, tx, undo, wait,
     },
@@ -106,6 +106,7 @@ pub enum Verb {
     Logs(logs::Args),
     Wait(wait::Args),
     Image(image::Args),
+    Key(key::Args),
     Daemon(daemon::Args),
     Serve(serve::Args),
     Doctor(doctor::Args),

@@ -2,6 +2,7 @@
 
 use crate::{
     Census, Options,
+    keys::Keys,
     manager::Manager,
     operations::{Operations, Ticket},
     pool::Pool,
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub reaper: mpsc::UnboundedSender<Reap>,
     pub snapshots: Snapshots,
     pub pool: Pool,
+    pub keys: Keys,
     pub unwritten: Unwritten,
     /// Held while unused disk layers are removed.
     pub collecting: tokio::sync::Mutex<()>,

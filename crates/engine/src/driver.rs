@@ -43,8 +43,8 @@ use offshoot_policy::{Decision, Facts, VmFacts};
 use offshoot_provider::{Exit, UndoReport};
 use offshoot_store::SnapshotRecord;
 use offshoot_types::{
-    Command, ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause, VmState,
-    VmStateName,
+    Actor, Command, ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause,
+    VmState, VmStateName,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -366,8 +366,11 @@ impl Driver {
         if let (Authority::Granted(grant), Some(command)) = (authority, command)
             && grant.generation() != Some(self.machine.row.generation)
         {
-            let refused = match self.core.options.policy.decide(grant.actor(), command.clone(), &self.facts())
-            {
+            let refused = match self.core.options.policy.decide(
+                grant.actor(),
+                command.clone(),
+                &self.facts(grant.actor()),
+            ) {
                 Decision::Permit(_) => None,
                 Decision::Deny(denial) => Some(denial.into()),
                 Decision::Require(required) => Some(error::obligation(&required)),
@@ -393,7 +396,7 @@ impl Driver {
         Ok(admission::judge(self.machine.state(), request.kind()))
     }
 
-    fn facts(&self) -> Facts {
+    fn facts(&self, actor: &Actor) -> Facts {
         let row = &self.machine.row;
         Facts {
             vm: Some(VmFacts {
@@ -404,7 +407,7 @@ impl Driver {
                 state: row.state.name(),
                 generation: row.generation,
             }),
-            key: None,
+            key: self.core.keys.facts(actor, self.core.now()),
         }
     }
 

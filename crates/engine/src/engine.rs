@@ -142,7 +142,7 @@ impl Engine {
 
     /// What policy may rest its decision about `target` on, read now.
     pub fn facts(&self, actor: &Actor, target: &Target) -> Facts {
-        Facts { vm: self.vm_facts(actor, target), key: None }
+        Facts { vm: self.vm_facts(actor, target), key: self.core().keys.facts(actor, self.core().now()) }
     }
 
     fn vm_facts(&self, actor: &Actor, target: &Target) -> Option<VmFacts> {
@@ -417,12 +417,13 @@ impl Engine {
     /// All VMs of the actor's owner, by name.
     pub fn vms(&self, permit: Authorized<Command>) -> Result<Vec<VmView>, Failure> {
         let owner = inspecting(&permit, "vms")?;
+        let sees = self.core().keys.sees(permit.grant().actor());
         let mut views: Vec<VmView> = self
             .core()
             .manager
             .all()
             .into_iter()
-            .filter(|handle| handle.owner == owner)
+            .filter(|handle| handle.owner == owner && sees.name(&handle.name))
             .map(|handle| handle.view.borrow().clone())
             .collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));
@@ -498,7 +499,10 @@ impl Engine {
         let owner = inspecting(&permit, "operations")?;
         let vm = match permit.get() {
             Command::Inspect { vm: Some(_) } => Some(self.inspected(&permit, "operations")?.id),
-            _ => None,
+            _ => {
+                self.core().keys.sees(permit.grant().actor()).all("operations")?;
+                None
+            }
         };
         let filter = OperationFilter { owner: Some(owner), vm, before: page.before };
         Ok(self.core().store.operations(filter, page.limit).await?)
@@ -513,7 +517,10 @@ impl Engine {
         let owner = inspecting(&permit, "events")?;
         let vm = match permit.get() {
             Command::Inspect { vm: Some(_) } => Some(self.inspected(&permit, "events")?.id),
-            _ => None,
+            _ => {
+                self.core().keys.sees(permit.grant().actor()).all("events")?;
+                None
+            }
         };
         Ok(EventStream::new(self.core().store.clone(), owner, vm, after))
     }

@@ -14,6 +14,7 @@ use crate::{
     core::{Authority, Core},
     driver::Beginning,
     engine::OnShutdown,
+    keys::Keys,
     manager::Manager,
     operations::Operations,
     pool::{self, Pool},
@@ -95,6 +96,7 @@ pub(crate) async fn start(
         reaper,
         snapshots: Snapshots::default(),
         pool,
+        keys: Keys::default(),
         unwritten: Unwritten::default(),
         collecting: tokio::sync::Mutex::default(),
         census: watch::Sender::default(),
@@ -107,6 +109,7 @@ pub(crate) async fn start(
         let left = core.discard_volatile().await?;
         let (known, orphans) = read(&core.store).await?;
         core.load_templates().await?;
+        core.load_keys().await?;
         Ok::<_, StoreError>((left, known, orphans))
     };
     let (mut left, known, orphans) = read.await.map_err(|source| StartError::Read { source })?;

@@ -7,8 +7,8 @@ use crate::{
     judge::{Question, Verdict},
 };
 use offshoot_types::{
-    Command, ForkSource, KeyId, KeyLimits, ProviderChoice, ProviderKind, Scope, SnapshotRef, Target, VmName,
-    VmPrefix, VmRef,
+    Action, Command, ForkSource, KeyId, KeyLimits, ProviderChoice, ProviderKind, Scope, SnapshotRef, Target,
+    VmName, VmPrefix, VmRef,
 };
 
 const HOLDER: RuleId = RuleId::fixed("holder-of-key/holder");
@@ -76,6 +76,8 @@ fn names(prefix: &VmPrefix, question: &Question<'_>) -> Result<(), No> {
         // Answered with what is the key's only.
         (None, Target::Daemon) if matches!(question.command, Command::Inspect { vm: None }) => Ok(()),
         (None, Target::Daemon) if matches!(question.command, Command::CreateKey { .. }) => Ok(()),
+        // To learn that it is not there.
+        (None, Target::Vm(VmRef::Id(_))) if question.action == Action::Inspect => Ok(()),
         (None, Target::Vm(_)) => beyond("a VM that is not there".into()),
         (None, Target::Snapshot(_) | Target::Operation(_)) => beyond("what belongs to an unknown VM".into()),
         (None, Target::Image(_) | Target::Daemon) => beyond(format!("`{}`", question.action)),

@@ -28,6 +28,7 @@ mod tasks;
 mod tests;
 mod wiring;
 
+pub use e2b::{Announce, Environment};
 pub use http::openapi_json;
 pub use listener::Listen;
 pub use log::{LogFormat, install as install_log};

@@ -2,6 +2,7 @@
 
 use crate::{
     LogFormat, Providers, ReadyPipe,
+    e2b::Announce,
     listener::{Identify, Listen},
 };
 use offshoot_api::{socket::RuntimeBase, v1::DaemonMode};
@@ -29,6 +30,8 @@ pub struct ServeOptions {
     pub mode: DaemonMode,
     /// TCP ports to listen on besides the Unix socket.
     pub listen: Vec<Listen>,
+    /// Who is told with what clients of E2B reach the first of them; with it a key for them is made.
+    pub announce: Option<Announce>,
     /// Of an autostarted daemon; an explicit one stays.
     pub idle_timeout: Duration,
     /// `None` leaves the process's subscriber alone.
@@ -65,6 +68,7 @@ impl ServeOptions {
             providers,
             mode,
             listen: Vec::new(),
+            announce: None,
             idle_timeout: IDLE_TIMEOUT,
             log: None,
             limits: host_limits(),

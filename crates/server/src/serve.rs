@@ -14,7 +14,7 @@ use crate::{
     ServeOptions,
     activity::Activity,
     claim::{Claim, claim},
-    e2b::Tokens,
+    e2b::{self, Tokens},
     http::{App, Shared, router},
     idle::idle_for,
     images::HostImages,
@@ -63,9 +63,21 @@ pub async fn serve(mut options: ServeOptions) -> Result<(), ServeError> {
         log::install(format, "info");
     }
     let mut ready = std::mem::take(&mut options.ready);
+    let announce = options.announce.take();
     match start(&options).await {
         Ok(Started::Daemon(daemon)) => {
-            let DaemonRecord { pid, socket, .. } = daemon.app.record.clone();
+            let DaemonRecord { pid, socket, listen, .. } = daemon.app.record.clone();
+            if let (Some(announce), Some(address)) = (announce, listen.first()) {
+                match e2b::environment(&daemon.app, *address).await {
+                    // Whoever is not there to hear it can ask for a key of its own.
+                    Ok(environment) => drop(announce.send(environment)),
+                    Err(failure) => {
+                        daemon.app.engine.shutdown(OnShutdown::LeaveVms).await;
+                        ready.report(&StartReport::Failed(failure.clone().into()));
+                        return Err(ServeError(failure));
+                    }
+                }
+            }
             tracing::info!(pid, socket = %socket.display(), mode = options.mode.as_str(), "ready");
             ready.report(&StartReport::Ready { pid, socket });
             daemon.run(&options).await;

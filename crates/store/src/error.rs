@@ -3,8 +3,8 @@
 use crate::LedgerExceeded;
 use jiff::Timestamp;
 use offshoot_types::{
-    ErrorCode, Failure, Generation, IllegalMove, OperationId, Owner, SnapshotId, SnapshotName, TransactionId,
-    VmId, VmName, VmStateName,
+    ErrorCode, Failure, Generation, IllegalMove, KeyId, KeyName, OperationId, Owner, SnapshotId,
+    SnapshotName, TransactionId, VmId, VmName, VmStateName,
 };
 use std::path::PathBuf;
 
@@ -69,6 +69,8 @@ pub enum StoreError {
     InstanceRecorded { vm: VmId, generation: Generation },
     #[error("VM {vm} has a snapshot `{name}` already ({by})")]
     SnapshotNameTaken { vm: VmId, name: SnapshotName, by: SnapshotId },
+    #[error("the name `{name}` is taken by API key {by}")]
+    KeyNameTaken { name: KeyName, by: KeyId },
     #[error("snapshot {snapshot} is damaged: a part of it is missing or does not match its hash")]
     SnapshotDamaged { snapshot: SnapshotId },
     #[error("{what} is needed by {}", by.join(", "))]
@@ -117,7 +119,9 @@ impl StoreError {
             Self::StaleGeneration { .. } => ErrorCode::StaleGeneration,
             Self::IllegalMove { .. } | Self::NoProcessInState { .. } => ErrorCode::WrongState,
             Self::InstanceRecorded { .. } => ErrorCode::Busy,
-            Self::KeyReused { .. } | Self::SnapshotNameTaken { .. } => ErrorCode::AlreadyExists,
+            Self::KeyReused { .. } | Self::SnapshotNameTaken { .. } | Self::KeyNameTaken { .. } => {
+                ErrorCode::AlreadyExists
+            }
             Self::SnapshotDamaged { .. } => ErrorCode::Snapshot,
             Self::InUse { .. } => ErrorCode::InUse,
             Self::InTransaction { .. } => ErrorCode::InTransaction,
@@ -141,6 +145,9 @@ impl StoreError {
             Self::WriterFailed { .. } => "check the disk (dmesg), then restart the daemon".to_owned(),
             Self::SnapshotNameTaken { name, .. } => {
                 format!("choose another name, or remove `{name}` first with `offshoot snapshot rm`")
+            }
+            Self::KeyNameTaken { name, .. } => {
+                format!("choose another name, or remove `{name}` first with `offshoot key rm`")
             }
             Self::InUse { .. } => "remove what needs it first, or merge it with `--prune`".to_owned(),
             Self::InTransaction { .. } => "carry its id, or wait for its end".to_owned(),

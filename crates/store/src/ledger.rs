@@ -42,6 +42,8 @@ pub struct LedgerUse {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LedgerResource {
     Vms,
+    /// Of those made with one API key.
+    VmsOfKey,
     Memory,
     /// Memory for a second instance of a VM beside the one it has.
     MemoryBeside,
@@ -63,6 +65,9 @@ impl fmt::Display for LedgerExceeded {
         let Self { resource, limit, in_use, asked } = *self;
         let what = match resource {
             LedgerResource::Vms => return write!(f, "no VM is left: {in_use} of {limit} exist"),
+            LedgerResource::VmsOfKey => {
+                return write!(f, "no VM is left for this API key: {in_use} of {limit} exist");
+            }
             LedgerResource::Memory => "not enough memory",
             LedgerResource::MemoryBeside => {
                 "not enough memory to run the VM's new state beside its present one"
@@ -80,6 +85,7 @@ impl LedgerExceeded {
     pub const fn hint(&self) -> &'static str {
         match self.resource {
             LedgerResource::Vms => "destroy a VM that is no longer needed, or raise the limit of the daemon",
+            LedgerResource::VmsOfKey => "destroy a VM that is no longer needed, or ask for a key with more",
             LedgerResource::Memory => "stop a VM, ask for less memory, or raise the limit of the daemon",
             LedgerResource::MemoryBeside => {
                 "the VM runs on as it was; stop another one, or raise the limit of the daemon"

@@ -22,6 +22,7 @@ migrations! {
     2 => "0002_branches.sql",
     3 => "0003_life.sql",
     4 => "0004_starts.sql",
+    5 => "0005_keys.sql",
 }
 
 /// The newest schema this program knows.

@@ -170,10 +170,11 @@ impl Tx<'_> {
             return Err(StoreError::NameTaken { name, owner, by: other.id });
         }
         self.admit_create(self.limits(), &vm.spec)?;
+        self.admit_key(&operation.actor)?;
         for snapshot in [vm.memory, vm.position].into_iter().flatten() {
             self.expect_usable_snapshot(snapshot)?;
         }
-        self.insert_vm(vm)?;
+        self.insert_vm(vm, &operation.actor)?;
         let begun = self.insert_operation(operation)?;
         let kind = EventKind::StateChanged {
             from: None,
@@ -203,12 +204,17 @@ impl Tx<'_> {
         Ok(Begun::New(begun))
     }
 
-    fn insert_vm(&self, vm: &NewVm) -> Result<(), StoreError> {
+    fn insert_vm(&self, vm: &NewVm, maker: &Actor) -> Result<(), StoreError> {
         let sql = "INSERT INTO vms (id, owner, labels, node, name, spec, image, memory_mib, cpus, disk_mib,
-                provider, isolation, state, failure, generation, created, updated, started, memory, position, policy, life)
+                provider, isolation, state, failure, generation, created, updated, started, memory, position, policy, life,
+                made_with)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'creating', NULL, 1, ?13, ?13, NULL,
-                ?14, ?15, ?16, ?17)";
+                ?14, ?15, ?16, ?17, ?18)";
         let spec = &vm.spec;
+        let key = match maker {
+            Actor::ApiKey { id, .. } => Some(id.to_string()),
+            Actor::LocalUser { .. } | Actor::Sandbox { .. } | Actor::Daemon => None,
+        };
         let params = params![
             vm.id.to_string(),
             vm.owner.as_str(),
@@ -227,6 +233,7 @@ impl Tx<'_> {
             vm.position.map(|snapshot| snapshot.to_string()),
             to_json(&spec.policy),
             to_json(&spec.life),
+            key,
         ];
         self.execute("record a new VM", sql, params).map(drop)
     }

@@ -14,6 +14,7 @@ mod conversation;
 mod error;
 mod exec;
 mod files;
+mod keys;
 mod snapshots;
 mod system;
 mod tcp;

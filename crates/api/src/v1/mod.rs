@@ -14,6 +14,7 @@ mod fork;
 mod frame;
 mod image;
 mod invalid;
+mod key;
 mod operation;
 mod page;
 mod pool;
@@ -52,6 +53,7 @@ pub use frame::{
 };
 pub use image::{Image, ImageFile, ImageList, ImageVerified};
 pub use invalid::InvalidField;
+pub use key::{CreateKey, Key, KeyCreated, KeyList, KeysRemoved, NewKey};
 pub use operation::{Operation, OperationList, OperationQuery, OperationStateName, OutcomeName, Problem};
 pub use page::{MAX_PAGE, PageQuery};
 pub use pool::{LastStart, Pool, PoolShelf};

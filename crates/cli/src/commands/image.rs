@@ -3,6 +3,7 @@ use crate::{
     context::Context,
     exit_code::Status,
     failure::{Result, Stop, file, host, usage},
+    printer::Printer,
     progress::Progress,
     trace::TraceEvent,
     view::{self, Table},
@@ -170,6 +171,27 @@ fn unusable_recipe(error: &RecipeError) -> Failure {
 }
 
 /// A build's progress, owned, on its way to the screen.
+/// Builds those of these images that are not there, telling how far it is. Blocks.
+pub fn build_missing(printer: &Printer, names: &[&str]) -> Result {
+    let (store, agent) = (store()?, agent::binary()?);
+    for name in names {
+        if store.resolve(&ImageRef::Tag((*name).into())).is_ok() {
+            continue;
+        }
+        let recipe = Recipe::load(name).map_err(|error| unusable_recipe(&error))?;
+        printer.note(&format!("building image `{name}`, which takes some minutes"));
+        let options = BuildOptions { packages: Packages::Reuse, cancel: None };
+        let mut tell = |event: Event<'_>| {
+            if let Told::Stage(text) = Told::from(event) {
+                printer.note(&text);
+            }
+        };
+        offshoot_image::build(&store, &recipe, &agent, &options, &mut tell)
+            .map_err(|error| Stop::from(error.failure()))?;
+    }
+    Ok(())
+}
+
 #[derive(Debug)]
 enum Told {
     Stage(String),

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod fork;
 pub mod image;
 pub mod keeper;
+pub mod key;
 pub mod life;
 pub mod list;
 pub mod logs;
@@ -62,6 +63,7 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
         Verb::Race(args) => race::run(context, args).await,
         Verb::Context(args) => context::run(context, args).await,
         Verb::Image(args) => image::run(context, args).await,
+        Verb::Key(args) => key::run(context, args).await,
         Verb::List(args) => context.abandonable("the list", list::run(context, args)).await,
         Verb::Status(args) => context.abandonable("the status", status::run(context, args)).await,
         Verb::Cp(args) => context.abandonable("the copy", cp::run(context, args)).await,

@@ -1,22 +1,26 @@
 use crate::{
     Number, agent,
     cli::Global,
+    commands::image,
     conclude,
     exit_code::Status,
     failure::{Result, Stop, host},
     options::Limit,
+    printer::Printer,
 };
 use offshoot_api::v1::{DaemonMode, StartReport};
 use offshoot_image::Store;
-use offshoot_server::{Listen, LogFormat, Providers, ReadyPipe, ServeOptions, serve};
+use offshoot_server::{Environment, Listen, LogFormat, Providers, ReadyPipe, ServeOptions, serve};
 use offshoot_types::Bytes;
 use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use tokio::sync::oneshot;
 
 const EXAMPLES: &str = "Examples:
   offshoot serve
   offshoot serve --state-dir /srv/offshoot --log-format json
   offshoot serve --listen 127.0.0.1:7070
+  offshoot serve --e2b > e2b.env
 
 It takes over from a daemon that was started by a verb, VMs included, and is refused where \
 another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
@@ -24,6 +28,9 @@ takes them up.
 
 A daemon that is started by a verb takes its quotas, the size of its pool and what it does with \
 idle VMs from the environment of that verb.";
+
+/// What clients make sandboxes of.
+const TEMPLATES: [&str; 2] = ["base", "interpreter"];
 
 /// Run the daemon in the foreground, logging to standard error
 #[derive(Debug, clap::Args)]
@@ -45,6 +52,11 @@ pub struct Args {
     /// Listen for TCP connections too, which need an API key; port 0 is any that is free. May be repeated
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
+    /// Serve the API of E2B's SDKs: build the images it needs if they are missing, make a key, and print three
+    /// variables for the environment of clients, one a line, once they can be used. Listens on a free port of this host
+    /// unless --listen says where. The key is good until the next `serve --e2b`
+    #[arg(long)]
+    e2b: bool,
     /// Let --listen be reachable from other hosts although nothing on the wire is encrypted, keys included
     #[arg(long, requires = "listen")]
     allow_plaintext: bool,
@@ -64,11 +76,26 @@ enum Format {
 }
 
 pub fn run(global: &Global, args: Args) -> Number {
+    let printer = global.printer();
     let outcome = match args.autostarted {
         true => autostarted(global, &args),
-        false => options(global, &args, DaemonMode::Explicit).and_then(live),
+        false => explicit(&printer, global, &args),
     };
-    conclude(&global.printer(), outcome.map(|()| Status::DONE), false)
+    conclude(&printer, outcome.map(|()| Status::DONE), false)
+}
+
+fn explicit(printer: &Printer, global: &Global, args: &Args) -> Result {
+    let mut options = options(global, args, DaemonMode::Explicit)?;
+    if !args.e2b {
+        return live(options, None);
+    }
+    image::build_missing(printer, &TEMPLATES)?;
+    if options.listen.is_empty() {
+        options.listen.push(Listen::new((Ipv4Addr::LOCALHOST, 0).into(), false)?);
+    }
+    let (announce, announced) = oneshot::channel();
+    options.announce = Some(announce);
+    live(options, Some((printer, announced)))
 }
 
 /// Leaves the session of the verb that started us, whose pipe is our standard output.
@@ -77,7 +104,7 @@ fn autostarted(global: &Global, args: &Args) -> Result {
     match options(global, args, DaemonMode::Autostarted) {
         Ok(mut options) => {
             options.ready = ready;
-            live(options)
+            live(options, None)
         }
         Err(Stop::Failed(report)) => {
             ready.report(&StartReport::Failed(report.failure.clone().into()));
@@ -120,10 +147,19 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
     Ok(options)
 }
 
-fn live(options: ServeOptions) -> Result {
+/// Serves to the end, and meanwhile prints what clients of E2B need, once they can use it.
+fn live(options: ServeOptions, e2b: Option<(&Printer, oneshot::Receiver<Environment>)>) -> Result {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| host("cannot start", &error))?;
-    runtime.block_on(serve(options)).map_err(|error| error.0.into())
+    let told = async {
+        let Some((printer, announced)) = e2b else { return Ok(()) };
+        // A daemon that does not come up says why itself.
+        let Ok(environment) = announced.await else { return Ok(()) };
+        printer.data(&environment.variables().map(|(name, value)| format!("{name}={value}")).join("\n"))
+    };
+    let (served, told) = runtime.block_on(async { tokio::join!(serve(options), told) });
+    served.map_err(|error| Stop::from(error.0))?;
+    told
 }

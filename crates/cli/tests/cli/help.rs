@@ -31,6 +31,7 @@ const VERBS: [&str; 32] = [
     "logs",
     "wait",
     "image",
+    "key",
     "daemon",
     "serve",
     "doctor",

@@ -67,7 +67,9 @@ impl Engine {
         };
         let (core, within) = (self.core().clone(), self.transaction());
         let handle = core.manager.find(vm, &grant.actor().owner())?;
-        let (authority, code) = (Authority::Granted(Box::new(grant)), code.clone());
+        let (authority, mut code) = (Authority::Granted(Box::new(grant)), code.clone());
+        // Of a context that is there already this changes nothing.
+        handle.complete(&mut code.context_env);
         self.core()
             .detached(TaskKind::Acceptor, async move {
                 core.run_code(&handle, authority, command, *code, within).await

@@ -48,6 +48,7 @@ impl Engine {
 
     /// Snapshots of the VM named, or of all ([`Command::Inspect`]), parents before children.
     pub async fn snapshots(&self, permit: Authorized<Command>) -> Result<Vec<SnapshotView>, Failure> {
+        let sees = self.core().keys.sees(permit.grant().actor());
         let owner = permit.grant().actor().owner();
         let vm = match permit.get() {
             Command::Inspect { vm: None } => None,
@@ -67,6 +68,7 @@ impl Engine {
             })
             .await?;
         let own = snapshots.iter().filter(|snapshot| snapshot.owner == owner);
+        let own = own.filter(|snapshot| vms.get(&snapshot.vm).is_none_or(|vm| sees.name(&vm.name)));
         Ok(own.map(|snapshot| view(snapshot, vms.get(&snapshot.vm), None, None)).collect())
     }
 

@@ -131,9 +131,10 @@ impl Engine {
             })
             .await?;
         let names = self.names_of(&owner);
+        let sees = core.keys.sees(permit.grant().actor());
         let own = records.into_iter().filter(|record| record.owner == owner);
         let views = own.filter_map(|record| {
-            let name = names.get(&record.vm)?.clone();
+            let name = names.get(&record.vm).filter(|name| sees.name(name))?.clone();
             Some(TransactionView::of(record, name))
         });
         Ok(views.collect())

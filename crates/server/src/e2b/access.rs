@@ -5,6 +5,8 @@
 //! no token: GET /health                                   whether it runs
 //!           /files with a signature made with the token   that file, so long
 //!           /execute, /contexts of the interpreter        from this host (its SDK sends none), by no web page
+//!           programs in it                                from this host, if it was made over the wire and not as private
+//! the VM's traffic token                                  programs in it
 //! ```
 
 use super::{
@@ -19,11 +21,28 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+const TRAFFIC: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
 
-/// Whether a request may pass. `local` if it cannot come from another host.
-pub fn may_pass(tokens: &Tokens, vm: VmId, port: u16, local: bool, request: &Parts) -> bool {
+/// Whom a request reaches.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    pub vm: VmId,
+    pub port: u16,
+    /// It cannot come from another host.
+    pub local: bool,
+    /// Nobody asked for a token before programs in the VM are talked to.
+    pub open: bool,
+}
+
+/// Whether a request may pass.
+pub fn may_pass(tokens: &Tokens, way: Way, request: &Parts) -> bool {
+    let Way { vm, port, local, open } = way;
     if let Some(presented) = request.headers.get(TOKEN) {
         return tokens.open(vm, Purpose::Access, presented.as_bytes());
+    }
+    let program = port != ENVD && port != INTERPRETER;
+    if let (true, Some(presented)) = (program, request.headers.get(TRAFFIC)) {
+        return tokens.open(vm, Purpose::Traffic, presented.as_bytes());
     }
     let path = request.uri.path();
     match port {
@@ -31,7 +50,7 @@ pub fn may_pass(tokens: &Tokens, vm: VmId, port: u16, local: bool, request: &Par
         ENVD if path == "/files" => Signed::of(&request.method, &request.uri)
             .is_some_and(|signed| signed.is_by(&tokens.of(vm, Purpose::Access), Timestamp::now())),
         INTERPRETER => local && is_interpreters(path) && !is_web_page(&request.headers),
-        _ => false,
+        _ => program && local && open,
     }
 }
 
@@ -119,8 +138,11 @@ mod tests {
         let tokens = Tokens::load(dir.path()).unwrap();
         let vm = VmId::new();
         let token = tokens.of(vm, Purpose::Access);
+        let pass = |open, port, local, method, uri, headers: &[(&str, &str)]| {
+            may_pass(&tokens, Way { vm, port, local, open }, &request(method, uri, headers))
+        };
         let may = |port, local, method, uri, headers: &[(&str, &str)]| {
-            may_pass(&tokens, vm, port, local, &request(method, uri, headers))
+            pass(false, port, local, method, uri, headers)
         };
         let (right, wrong) = ([("x-access-token", token.as_str())], [("x-access-token", "no")]);
         for port in [ENVD, INTERPRETER, 8080] {
@@ -128,6 +150,11 @@ mod tests {
             assert!(!may(port, true, "POST", "/anything", &wrong));
             assert!(!may(port, true, "POST", "/anything", &[]));
         }
+        let traffic = tokens.of(vm, Purpose::Traffic);
+        let traffic = [("e2b-traffic-access-token", traffic.as_str())];
+        assert!(may(8080, false, "GET", "/", &traffic) && !may(ENVD, true, "GET", "/envs", &traffic));
+        assert!(pass(true, 8080, true, "GET", "/", &[]) && !pass(true, 8080, false, "GET", "/", &[]));
+        assert!(!pass(true, ENVD, true, "GET", "/envs", &[]));
         assert!(may(ENVD, false, "GET", "/health", &[]) && !may(ENVD, false, "POST", "/health", &[]));
         assert!(!may(ENVD, true, "GET", "/files?path=/etc/passwd", &[]), "unsigned");
         for path in ["/execute", "/contexts", "/contexts/x/restart"] {

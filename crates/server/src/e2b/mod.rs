@@ -12,14 +12,17 @@
 
 mod access;
 mod address;
+mod announce;
 mod control;
 mod envd;
 mod interpreter;
+mod port;
 mod refusal;
 mod route;
 mod sandbox;
 mod token;
 
+pub use announce::{Announce, Environment, environment};
 pub use control::routes as control_routes;
 pub use route::{Doors, route};
 pub use token::{Purpose, Tokens};

@@ -12,10 +12,7 @@ pub enum Refusal {
     /// There is no such sandbox, or it does not run.
     Gone { sandbox: String },
     /// It runs, but nothing in it listens there.
-    #[allow(dead_code, reason = "ports of programs are not reached yet")]
     PortClosed { sandbox: String, port: u16 },
-    /// It cannot be reached from here.
-    NoWay { sandbox: String, port: u16 },
     /// The token is missing or another's.
     Unauthorized,
 }
@@ -24,7 +21,6 @@ impl Refusal {
     const fn status(&self) -> StatusCode {
         match self {
             Self::Gone { .. } | Self::PortClosed { .. } => StatusCode::BAD_GATEWAY,
-            Self::NoWay { .. } => StatusCode::NOT_IMPLEMENTED,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
         }
     }
@@ -41,12 +37,6 @@ impl IntoResponse for Refusal {
             Self::PortClosed { sandbox, port } => json!({
                 "sandboxId": sandbox,
                 "message": "The sandbox is running but port is not open",
-                "port": port,
-                "code": code,
-            }),
-            Self::NoWay { sandbox, port } => json!({
-                "sandboxId": sandbox,
-                "message": "Programs in the sandbox cannot be reached this way; GET /v1/vms/{vm}/tcp can",
                 "port": port,
                 "code": code,
             }),

@@ -1,9 +1,9 @@
 //! Where requests for sandboxes part from all others. One that names a sandbox never reaches the API behind.
 
 use super::{
-    access::{self, Signed},
+    access::{self, Signed, Way},
     address::{Address, ENVD, INTERPRETER},
-    envd, interpreter,
+    control, envd, interpreter, port,
     refusal::Refusal,
     sandbox::{DEFAULT_USER, Sandbox},
     token::Purpose,
@@ -69,7 +69,8 @@ impl Doors {
             Some(Caller::Network { local }) => *local,
             None => false,
         };
-        if !access::may_pass(&self.app.tokens, vm.id, port, local, &parts) {
+        let way = Way { vm: id, port, local, open: control::is_open(&vm.labels) };
+        if !access::may_pass(&self.app.tokens, way, &parts) {
             return Err(Refusal::Unauthorized);
         }
         let opened = open(&self.app, vm, &parts)?;
@@ -83,13 +84,13 @@ impl Doors {
         if !answers {
             return Err(gone());
         }
-        parts.extensions.insert(opened);
+        parts.extensions.insert(opened.clone());
         let request = Request::from_parts(parts, body);
         // A router is always ready, and never fails.
         let answered = match port {
             ENVD => self.envd.call(request).await,
             INTERPRETER => self.interpreter.call(request).await,
-            port => return Err(Refusal::NoWay { sandbox, port }),
+            port => return port::forward(opened, port, request).await,
         };
         Ok(answered.unwrap_or_else(|never| match never {}))
     }

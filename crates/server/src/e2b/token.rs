@@ -14,7 +14,6 @@ const FILE: &str = "access-tokens.key";
 pub enum Purpose {
     /// To work in the VM.
     Access,
-    #[allow(dead_code, reason = "ports of programs are not reached yet")]
     /// To talk to the ports of programs in it.
     Traffic,
 }
@@ -40,7 +39,6 @@ impl Tokens {
     }
 
     /// The VM's token, for somebody who may have it.
-    #[allow(dead_code, reason = "given by the control plane")]
     pub fn give(&self, permit: Authorized<Command>, purpose: Purpose) -> Result<String, Failure> {
         match (permit.get(), permit.grant().vm()) {
             (Command::Admit { .. }, Some(vm)) => Ok(self.of(vm, purpose)),

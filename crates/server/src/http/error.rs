@@ -40,9 +40,17 @@ struct Unwritten(Failure);
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = status_of(self.0.code).into_response();
+        if let Some(seconds) = retry_after(self.0.code) {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
         response.extensions_mut().insert(Unwritten(self.0));
         response
     }
+}
+
+/// When to ask again, where that is known: a key's rate is one of seconds.
+fn retry_after(code: ErrorCode) -> Option<HeaderValue> {
+    matches!(code, ErrorCode::RateLimited).then(|| HeaderValue::from_static("1"))
 }
 
 /// Every code has a status between 400 and 599, as a test of `offshoot-types` checks.
@@ -113,6 +121,8 @@ error_sets! {
     WaitErrors: [NotFound, WrongState];
     /// Images.
     ImageErrors: [NotFound, WrongState, Image, Unavailable, NoResource, Interrupted];
+    /// Making and removing keys.
+    KeyErrors: [NotFound, AlreadyExists, Unavailable, NoResource, Interrupted];
     /// Ending the daemon.
     StopErrors: [Busy];
 }

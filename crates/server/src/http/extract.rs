@@ -139,6 +139,8 @@ path_extractor! {
     TransactionPath("transaction": offshoot_types::TransactionId);
     /// `{context}` of the path.
     ContextPath("context": offshoot_types::ContextName);
+    /// `{key}` of the path.
+    KeyPath("key": offshoot_types::KeyId);
     /// `{image}` of the path.
     ImagePath("image": offshoot_types::ImageRef);
 }

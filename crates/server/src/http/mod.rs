@@ -23,6 +23,7 @@ mod files;
 mod files_stream;
 mod forks;
 mod images;
+mod keys;
 mod openapi;
 mod operations;
 mod portable;
@@ -147,6 +148,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(images::list))
         .routes(routes!(images::remove))
         .routes(routes!(images::verify))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::remove))
 }
 
 /// The service behind every connection.
@@ -156,7 +159,7 @@ pub fn router(app: App) -> Router {
         .merge(e2b::control_routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn(request::identify))
+        .layer(middleware::from_fn_with_state(app.clone(), request::identify))
         .merge(open);
     // Whatever names a sandbox goes to the sandbox, before anything else is looked at.
     let router = native.layer(middleware::from_fn_with_state(e2b::Doors::new(app.clone()), e2b::route));

@@ -6,8 +6,8 @@ use super::{
     vms::stopping,
 };
 use axum::{
-    extract::{FromRequestParts, Request},
-    http::{HeaderMap, HeaderValue, request::Parts},
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -134,19 +134,30 @@ fn no_wake(headers: &HeaderMap) -> Result<bool, InvalidField> {
     }
 }
 
-/// Finds out who asks. Nothing but `/health` is for somebody without a key.
-pub async fn identify(mut request: Request, next: Next) -> Response {
-    match request.extensions().get::<Caller>() {
-        Some(Caller::User { uid }) => {
-            let actor = Actor::LocalUser { uid: *uid, owner: Owner::default() };
+/// Finds out who asks; somebody without a key is nobody.
+pub async fn identify(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    match who(&app, request.extensions().get(), request.headers()) {
+        Ok(actor) => {
             tracing::Span::current().record("actor", tracing::field::display(&actor));
             request.extensions_mut().insert(actor);
+            next.run(request).await
         }
-        Some(Caller::Network { .. }) | None => {
-            return ApiError::from(no_key()).into_response();
-        }
+        Err(failure) => ApiError::from(failure).into_response(),
     }
-    next.run(request).await
+}
+
+/// Who a request is from: the user that the kernel names, or whose key it carries.
+fn who(app: &App, caller: Option<&Caller>, headers: &HeaderMap) -> Result<Actor, Failure> {
+    if let Some(Caller::User { uid }) = caller {
+        return Ok(Actor::LocalUser { uid: *uid, owner: Owner::default() });
+    }
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key)
+    });
+    let key = headers.get("x-api-key").and_then(|value| value.to_str().ok()).or(bearer);
+    let key = key.map(str::trim).filter(|key| !key.is_empty());
+    app.engine.authenticate(key.ok_or_else(no_key)?)
 }
 
 fn no_key() -> Failure {

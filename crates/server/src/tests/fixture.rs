@@ -25,6 +25,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
     task::{JoinHandle, spawn_blocking},
     time::timeout,
 };
@@ -250,6 +251,22 @@ pub async fn exchange(
     let mut answer = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     answer
+}
+
+/// One request with JSON over TCP, and its status, headers and body.
+pub async fn call(
+    address: SocketAddr,
+    head: &str,
+    headers: &[(&str, &str)],
+    body: &serde_json::Value,
+) -> (u16, String, serde_json::Value) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let stream = TcpStream::connect(address).await.unwrap();
+    let answer = exchange(stream, head, headers, &body).await;
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let json = serde_json::from_str(body).unwrap_or(serde_json::Value::Null);
+    (status, head.to_lowercase(), json)
 }
 
 /// The smallest program that could be an agent: an ELF header with one program header.

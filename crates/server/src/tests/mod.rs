@@ -10,6 +10,7 @@ mod execs;
 mod files;
 mod fixture;
 mod interpreter;
+mod keys;
 mod network;
 mod refusals;
 mod runs;

@@ -126,7 +126,7 @@ async fn ask_as_stranger(place: &Place, method: &str, path: &str) -> String {
         _ => "",
     };
     let words = [("{vm}", "web"), ("{image}", "base"), ("{context}", "main"), ("{snapshot}", "web@first")];
-    let ids = ["{exec}", "{id}", "{transaction}"].map(|word| (word, id.as_str()));
+    let ids = ["{exec}", "{id}", "{transaction}", "{key}"].map(|word| (word, id.as_str()));
     let filled =
         words.into_iter().chain(ids).fold(path.to_owned(), |path, (word, with)| path.replace(word, with));
     let body = match path.rsplit('/').next().unwrap() {

@@ -128,6 +128,7 @@ async fn make(
         Some(key) => (name_of(call, key), true),
         None => (new_name()?, false),
     };
+    let name = behind_prefix(call, name)?;
     let made = match branches::find_snapshot(call, &wanted.template).await? {
         Some(snapshot) => continued(call, name.clone(), SnapshotRef::Id(snapshot.id), wanted).await,
         None => started(call, name.clone(), wanted).await,
@@ -143,11 +144,29 @@ async fn make(
     Ok((StatusCode::CREATED, Json(view::opened(call, headers, &vm).await?)))
 }
 
+/// As the names of a key's VMs have to begin, if it is good for some only.
+fn behind_prefix(call: &Call, name: VmName) -> Result<VmName, Refused> {
+    match call.engine.key_limits(&call.actor).and_then(|limits| limits.vm_prefix) {
+        None => Ok(name),
+        Some(prefix) => format!("{prefix}{name}")
+            .parse()
+            .map_err(|error: offshoot_types::InvalidName| invalid("name", error)),
+    }
+}
+
 /// One of an image, running: from the warm pool if there is one like it.
 async fn started(call: &Call, name: VmName, wanted: Wanted) -> Result<VmView, Refused> {
     let Wanted { template, labels, env, life } = wanted;
     let image = image(&template);
-    let request = CreateVm { name: name.to_string(), image: Some(image), labels, env, ..CreateVm::default() };
+    let provider = call.engine.key_limits(&call.actor).and_then(|limits| limits.provider);
+    let request = CreateVm {
+        name: name.to_string(),
+        image: Some(image),
+        provider: provider.map(|provider| provider.to_string()),
+        labels,
+        env,
+        ..CreateVm::default()
+    };
     let NewVm { name, mut settings, .. } = request.try_into()?;
     settings.life = life;
     let spec = specify(call, name, settings, Lifetime::Kept).await.map_err(|failure| match failure.code {

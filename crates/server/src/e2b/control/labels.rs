@@ -30,3 +30,9 @@ pub fn metadata(labels: &Labels) -> Labels {
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
 }
+
+/// Whether programs in it may be talked to without a token, by those on this host who know its id: so it was made over the
+/// wire, whose ids cannot be guessed, and nothing else was asked for.
+pub fn is_open(labels: &Labels) -> bool {
+    labels.contains_key(TEMPLATE) && !labels.contains_key(TRAFFIC)
+}

@@ -19,6 +19,8 @@ mod templates;
 mod view;
 mod wire;
 
+pub(super) use labels::is_open;
+
 use crate::http::App;
 use axum::{
     Router,
