@@ -1502,14 +1502,14 @@ export interface components {
             event: "snapshot-taken";
             name?: string | null;
             /** @enum {string} */
-            origin: "manual" | "auto" | "undo" | "fork" | "suspend" | "template";
+            origin: "manual" | "auto" | "undo" | "fork" | "suspend" | "template" | "rebase";
             /** Format: uuid */
             snapshot: string;
         } | {
             /** @enum {string} */
             event: "snapshot-changed";
             /** @enum {string} */
-            origin: "manual" | "auto" | "undo" | "fork" | "suspend" | "template";
+            origin: "manual" | "auto" | "undo" | "fork" | "suspend" | "template" | "rebase";
             /** Format: uuid */
             snapshot: string;
             /** @enum {string} */
@@ -1528,6 +1528,13 @@ export interface components {
             to: string;
             /** Format: uuid */
             undo?: string;
+        } | {
+            /** @enum {string} */
+            event: "rebased";
+            /** Format: int64 */
+            generation: number;
+            /** Format: uuid */
+            onto: string;
         } | {
             /** @enum {string} */
             event: "forked";
@@ -2311,7 +2318,7 @@ export interface components {
             /** Format: uuid */
             operation?: string;
             /** @enum {string} */
-            origin: "manual" | "auto" | "undo" | "fork" | "suspend" | "template";
+            origin: "manual" | "auto" | "undo" | "fork" | "suspend" | "template" | "rebase";
             /** Format: uuid */
             parent?: string;
             /**
@@ -2551,6 +2558,12 @@ export interface components {
         Usage: {
             /** Format: int64 */
             cpu_ms: number;
+            /**
+             * Format: int64
+             * @description Of the guest's memory, what is the process's own: what a snapshot copies, and no other VM shares. Absent where a
+             *     snapshot's cost does not follow from it.
+             */
+            own_memory_bytes?: number | null;
             /** Format: int64 */
             pss_bytes: number;
             /** Format: int64 */
