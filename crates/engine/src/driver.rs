@@ -571,7 +571,7 @@ impl Driver {
                     if let Err(failure) = self.machine.settle(verdict, change).await {
                         self.unsettled(&failure);
                     }
-                    self.machine.look_again().await;
+                    self.machine.look_again(change.kind).await;
                 }
                 OperationOutcome::Failed { failure: with_undo(unwound.failure, &unwound.undo) }
             }

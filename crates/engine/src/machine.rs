@@ -33,8 +33,8 @@ use offshoot_provider::{
 };
 use offshoot_store::{LayerRecord, Move, NewInstance, Step, StepState, StoreError, Tx, VmRecord};
 use offshoot_types::{
-    Actor, Attestations, ErrorCode, EventKind, Failure, FailureReason, Generation, OperationId, VmId, VmName,
-    VmState, VmStateName,
+    Actor, Attestations, ErrorCode, EventKind, Failure, FailureReason, Generation, OperationId,
+    OperationKind, VmId, VmName, VmState, VmStateName,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -626,8 +626,9 @@ impl Machine {
         )
     }
 
-    /// After a move that was cut off its typed handle is gone: the VMM is asked what it did of it.
-    pub async fn look_again(&mut self) {
+    /// After a move that was cut off its typed handle is gone: the VMM is asked what it did of it. A VM that nobody wanted
+    /// to stand still goes on.
+    pub async fn look_again(&mut self, change: OperationKind) {
         if self.live.as_ref().is_none_or(|live| live.power.is_some()) {
             return;
         }
@@ -643,6 +644,11 @@ impl Machine {
             }
         }
         let observed = match (self.state(), found) {
+            (VmStateName::Running, Some(Found::Paused))
+                if change != OperationKind::Pause && crate::saga::suspend::resume(self).await.is_ok() =>
+            {
+                Ok(())
+            }
             (VmStateName::Running, Some(Found::Paused)) => {
                 self.observe(VmState::Paused, "found paused after a pause that was cut off").await
             }

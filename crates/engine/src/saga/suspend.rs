@@ -91,7 +91,7 @@ fn release<'a>(machine: &'a mut Machine, _: &'a Change) -> StepFuture<'a> {
 }
 
 /// Lets the CPUs go on, if they stand still.
-pub(super) async fn resume(machine: &mut Machine) -> Result<(), offshoot_types::Failure> {
+pub(crate) async fn resume(machine: &mut Machine) -> Result<(), offshoot_types::Failure> {
     let resumed = match capture::take_power(machine).await? {
         Power::Paused(vm) => vm.resume().await.map_err(|(_, error)| error),
         Power::Running(vm) => Ok(vm),
