@@ -47,11 +47,22 @@ pub fn may_pass(tokens: &Tokens, way: Way, request: &Parts) -> bool {
     let path = request.uri.path();
     match port {
         ENVD if is_read(&request.method) && path == "/health" => true,
-        ENVD if path == "/files" => Signed::of(&request.method, &request.uri)
-            .is_some_and(|signed| signed.is_by(&tokens.of(vm, Purpose::Access), Timestamp::now())),
+        ENVD if path == "/files" => Signed::of(&request.method, &request.uri).is_some_and(|signed| {
+            signed.is_by(&tokens.of(vm, Purpose::Access)) && signed.holds(Timestamp::now())
+        }),
         INTERPRETER => local && is_interpreters(path) && !is_web_page(&request.headers),
         _ => program && local && open,
     }
+}
+
+/// Whether all that a refused request lacks is time: its signature was right once.
+pub fn has_expired(tokens: &Tokens, way: Way, request: &Parts) -> bool {
+    let of_a_file =
+        way.port == ENVD && request.uri.path() == "/files" && !request.headers.contains_key(TOKEN);
+    of_a_file
+        && Signed::of(&request.method, &request.uri).is_some_and(|signed| {
+            signed.is_by(&tokens.of(way.vm, Purpose::Access)) && !signed.holds(Timestamp::now())
+        })
 }
 
 fn is_read(method: &Method) -> bool {
@@ -101,13 +112,15 @@ impl Signed {
         })
     }
 
-    /// Whether it was made with this token, and holds.
-    pub fn is_by(&self, token: &str, now: Timestamp) -> bool {
+    /// Whether its time is not up yet.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.expires.is_none_or(|expires| expires >= now.as_second())
+    }
+
+    /// Whether it was made with this token.
+    pub fn is_by(&self, token: &str) -> bool {
         let mut text = format!("{}:{}:{}:{token}", self.path, self.operation, self.user);
         if let Some(expires) = self.expires {
-            if expires < now.as_second() {
-                return false;
-            }
             write!(text, ":{expires}").expect("a String takes any text");
         }
         let digest = STANDARD_NO_PAD.encode(Sha256::digest(text.as_bytes()));
@@ -167,6 +180,26 @@ mod tests {
     }
 
     #[test]
+    fn a_signature_whose_time_is_up_is_known_for_what_it_was_and_opens_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::load(dir.path()).unwrap();
+        let way = Way { vm: VmId::new(), port: ENVD, local: true, open: true };
+        let token = tokens.of(way.vm, Purpose::Access);
+        let signed = |expires: i64| {
+            let digest = STANDARD_NO_PAD.encode(Sha256::digest(format!("/a:read:user:{token}:{expires}")));
+            let encoded = digest.replace('+', "%2B").replace('/', "%2F");
+            let query =
+                format!("path=/a&username=user&signature=v1_{encoded}&signature_expiration={expires}");
+            request("GET", &format!("/files?{query}"), &[])
+        };
+        let (late, early) = (signed(1), signed(Timestamp::now().as_second() + 1000));
+        assert!(!may_pass(&tokens, way, &late) && has_expired(&tokens, way, &late));
+        assert!(may_pass(&tokens, way, &early) && !has_expired(&tokens, way, &early));
+        let other = Way { vm: VmId::new(), ..way };
+        assert!(!may_pass(&tokens, other, &late) && !has_expired(&tokens, other, &late), "another's");
+    }
+
+    #[test]
     fn a_signature_holds_for_one_file_one_operation_one_user_and_so_long() {
         // As the Python SDK makes it: sha256 of `/a:read:user:secret:2000000000`, base64 without padding.
         let digest = STANDARD_NO_PAD.encode(Sha256::digest(b"/a:read:user:secret:2000000000"));
@@ -179,7 +212,8 @@ mod tests {
         let now = Timestamp::from_second(1_900_000_000).unwrap();
         let holds = |method: &str, uri: &str, token: &str, now| {
             let request = request(method, uri, &[]);
-            Signed::of(&request.method, &request.uri).is_some_and(|signed| signed.is_by(token, now))
+            Signed::of(&request.method, &request.uri)
+                .is_some_and(|signed| signed.is_by(token) && signed.holds(now))
         };
         let right = uri("/a", "user", "2000000000");
         assert!(holds("GET", &right, "secret", now));

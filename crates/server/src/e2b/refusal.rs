@@ -15,13 +15,15 @@ pub enum Refusal {
     PortClosed { sandbox: String, port: u16 },
     /// The token is missing or another's.
     Unauthorized,
+    /// The signature is right, and its time is up.
+    Expired,
 }
 
 impl Refusal {
     const fn status(&self) -> StatusCode {
         match self {
             Self::Gone { .. } | Self::PortClosed { .. } => StatusCode::BAD_GATEWAY,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized | Self::Expired => StatusCode::UNAUTHORIZED,
         }
     }
 }
@@ -40,6 +42,7 @@ impl IntoResponse for Refusal {
                 "port": port,
                 "code": code,
             }),
+            Self::Expired => json!({ "code": code, "message": "signature is already expired" }),
             Self::Unauthorized => json!({
                 "code": code,
                 "message": "unauthorized access, please provide a valid access token or method signing if supported",
