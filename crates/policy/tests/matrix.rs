@@ -69,7 +69,7 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
     let grace = Duration::from_secs(10);
     match action {
         Action::Create => vec![
-            ("describe", Command::Describe { vm: vm.clone(), labels: Some(Labels::new()), env: None }),
+            ("describe", Command::Describe { vm, labels: Some(Labels::new()), env: None }),
             ("create", Command::Create { spec: Box::new(spec()) }),
             ("import", Command::ImportSnapshot { name: None }),
             ("import-as", Command::ImportSnapshot { name: Some("box".parse().unwrap()) }),

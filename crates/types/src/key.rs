@@ -290,7 +290,8 @@ mod tests {
         assert_eq!(ours.cover(&ours), Ok(()));
         assert_eq!(KeyLimits::NONE.cover(&ours), Ok(()));
         let later = Timestamp::from_second(1).unwrap();
-        let wider: [(&str, fn(&mut KeyLimits, Timestamp)); 9] = [
+        type Widen = fn(&mut KeyLimits, Timestamp);
+        let wider: [(&str, Widen); 9] = [
             ("scopes", |k, _| k.scopes = Scopes::All),
             ("scopes", |k, _| k.scopes = Scopes::parse(["files"]).unwrap()),
             ("VM prefix", |k, _| k.vm_prefix = None),
@@ -306,12 +307,10 @@ mod tests {
             widen(&mut theirs, later);
             assert_eq!(ours.cover(&theirs), Err(Stronger(what)));
         }
-        let narrow = KeyLimits {
-            scopes: Scopes::parse(["exec"]).unwrap(),
-            vm_prefix: Some("ci-7-".parse().unwrap()),
-            max_vms: Some(one),
-            ..ours.clone()
-        };
+        let mut narrow = ours.clone();
+        narrow.scopes = Scopes::parse(["exec"]).unwrap();
+        narrow.vm_prefix = Some("ci-7-".parse().unwrap());
+        narrow.max_vms = Some(one);
         assert_eq!(ours.cover(&narrow), Ok(()));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Home;
 
-const VERBS: [&str; 32] = [
+const VERBS: [&str; 33] = [
     "run",
     "create",
     "start",
