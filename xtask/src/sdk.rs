@@ -1,4 +1,4 @@
-//! `cargo xtask sdk`: the SDKs of this project, checked and run against a real daemon and real VMs.
+//! `cargo xtask sdk`: the SDKs of this project, and those of E2B, checked and run against a real daemon and real VMs.
 //!
 //! What they need is installed from PyPI and npm: into a virtual environment below `target/`, and into `node_modules`
 //! beside each `package.json`. Nothing of the host's own Python or Node is changed.
@@ -27,9 +27,11 @@ pub enum Suite {
     Python,
     /// `sdk/typescript`.
     Typescript,
+    /// `sdk/e2b`: E2B's own SDKs, unmodified.
+    E2b,
 }
 
-const ALL: &[Suite] = &[Suite::Python, Suite::Typescript];
+const ALL: &[Suite] = &[Suite::Python, Suite::Typescript, Suite::E2b];
 
 pub fn run(args: &Args) -> Result<()> {
     packages::ensure()?;
@@ -55,6 +57,7 @@ fn test(built: &Built, suites: &[Suite]) -> u64 {
         let outcome = match suite {
             Suite::Python => python(built),
             Suite::Typescript => typescript(built),
+            Suite::E2b => e2b(built),
         };
         if let Err(error) = outcome {
             eprintln!("error: {error:#}");
@@ -89,6 +92,16 @@ fn typescript(built: &Built) -> Result<()> {
     npm(&["ci", "--no-audit", "--no-fund"])?;
     npm(&["run", "check"])?;
     npm(&["test"])
+}
+
+fn e2b(built: &Built) -> Result<()> {
+    let dir = root().join("sdk/e2b");
+    // What its default template is here; charts need it.
+    artifacts::image(built, "interpreter")?;
+    let venv = virtual_environment("e2b", &["-r", "requirements.txt"], &dir)?;
+    checked(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir))?;
+    let mut pytest = Command::new(venv.join("bin/pytest"));
+    checked(pytest.arg("-q").current_dir(&dir).env("OFFSHOOT_BIN", &built.offshoot))
 }
 
 /// A Python of our own with `packages`, which pip is asked for in `dir`.
