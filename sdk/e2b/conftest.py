@@ -20,6 +20,18 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     serve = [program, "--state-dir", str(place), "serve", "--e2b", "--listen", "127.0.0.1:0"]
     with (place / "log").open("wb") as log:
         running = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        announced(running, place)
+        yield place
+        stop = [program, "--state-dir", str(place), "daemon", "stop", "--vms"]
+        subprocess.run(stop, check=True, timeout=120, capture_output=True)
+        assert running.wait(60) == 0
+    finally:
+        running.kill()
+
+
+def announced(running: "subprocess.Popen[str]", place: Path) -> None:
+    """Puts what the daemon says once it is ready into our environment."""
     assert running.stdout is not None
     lines = [running.stdout.readline().strip().partition("=") for _ in NAMES]
     if {name for name, _, _ in lines} != set(NAMES):
@@ -27,10 +39,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         raise RuntimeError(f"the daemon printed {lines}; its log: {(place / 'log').read_text()}")
     for name, _, value in lines:
         os.environ[name] = value
-    yield place
-    stop = [program, "--state-dir", str(place), "daemon", "stop", "--vms"]
-    subprocess.run(stop, check=True, timeout=120, capture_output=True)
-    assert running.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
