@@ -55,14 +55,14 @@ pub(crate) fn ways() -> (Ways, WaysIn) {
     (Ways { takeover, input, position: position.clone() }, WaysIn { takeovers, door, position })
 }
 
-/// How much of its output the guest has handed out to the pump.
+/// How much of its output the guest has handed out, to whichever pump came furthest.
 #[derive(Debug, Default)]
 pub(crate) struct Position([AtomicU64; 2]);
 
 impl Position {
-    pub fn set(&self, stdout: u64, stderr: u64) {
-        self.0[0].store(stdout, Ordering::Relaxed);
-        self.0[1].store(stderr, Ordering::Relaxed);
+    pub fn advance(&self, stdout: u64, stderr: u64) {
+        self.0[0].fetch_max(stdout, Ordering::Relaxed);
+        self.0[1].fetch_max(stderr, Ordering::Relaxed);
     }
     pub fn get(&self) -> (u64, u64) {
         (self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed))

@@ -114,7 +114,7 @@ impl Engine {
                 };
                 let (stdout, stderr) = if replay { (0, 0) } else { ways.position.get() };
                 let (_, events, sink) = session::channels(OnDrop::Detach);
-                core.read_along(&handle, link, &view, sink, AttachFrom { stdout, stderr });
+                core.read_along(&handle, link, &view, ways.position, sink, AttachFrom { stdout, stderr });
                 Ok(events)
             })
             .await

@@ -255,9 +255,11 @@ impl Pump {
                 event = at.events.next(), if !watched || at.permit.is_some() => {
                     match event {
                         Ok(Some(event)) => {
+                            let (stdout, stderr) = at.events.offsets();
+                            // Before anybody reads it: what one caller has seen is of before for the next.
+                            self.ways.position.advance(stdout, stderr);
                             let end = self.deliver(event, at.permit.take());
-                            (self.stdout, self.stderr) = at.events.offsets();
-                            self.ways.position.set(self.stdout, self.stderr);
+                            (self.stdout, self.stderr) = (stdout, stderr);
                             if let Some(end) = end {
                                 return Break::End(end);
                             }

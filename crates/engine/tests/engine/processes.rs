@@ -96,8 +96,18 @@ async fn several_follow_one_process_and_any_of_them_gives_it_input() {
     assert_eq!(ended(&mut all).await, ExecStatus::Exited(0));
 
     // One that has ended is found, told to be so to whoever follows, and takes nothing.
-    let found = find(&engine, "a", ProcessSelector::Tag("the cat".into())).await.unwrap();
-    assert_eq!(found.state, ExecState::Ended(ExecStatus::Exited(0)));
+    // Those who follow may hear of its end before it is noted.
+    let noted = async {
+        loop {
+            let found = find(&engine, "a", ProcessSelector::Tag("the cat".into())).await.unwrap();
+            if found.state != ExecState::Running {
+                return found.state;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let noted = timeout(Duration::from_secs(30), noted).await.expect("its end is noted in time");
+    assert_eq!(noted, ExecState::Ended(ExecStatus::Exited(0)));
     let mut late = follow(&engine, "a", exec, false).await;
     assert_eq!(ended(&mut late).await, ExecStatus::Exited(0), "nothing of before");
     let refused = engine.process_input(permit(&engine, Command::Attach { vm: named("a"), exec })).await;
