@@ -15,7 +15,7 @@ use super::{
 };
 use axum::response::Response;
 use futures::FutureExt;
-use offshoot_api::v1::{CodeInput, CodeMessage, CodeRequest, encode_output};
+use offshoot_api::v1::{CodeInput, CodeMessage, CodeRequest, MAX_CODE_MESSAGE, encode_output};
 use offshoot_engine::{CodeEvent, CodeSession};
 use offshoot_types::{Command, ContextCode, ErrorCode, Failure, VmId, VmRef};
 use std::convert::Infallible;
@@ -30,7 +30,7 @@ pub async fn run(call: Call, Vm(vm): Vm, upgrade: Upgrade) -> Result<Response, A
     // A stranger, or a name that means nothing, is told so by HTTP.
     let vm = vms::glance(&call, vm).await?.id;
     let present = call.app.activity.enter_session()?;
-    Ok(upgrade.serve(move |socket| async move {
+    Ok(upgrade.saying_up_to(MAX_CODE_MESSAGE).serve(move |socket| async move {
         let _present = present;
         let mut channel = Channel::new(socket);
         let outcome = session(&call, &mut channel, vm).await;

@@ -171,6 +171,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
 }
 
 impl Upgrade {
+    /// One whose messages to the caller may be as large as this.
+    pub fn saying_up_to(self, largest: usize) -> Self {
+        Self(self.0.max_write_buffer_size(2 * largest))
+    }
+
     pub fn serve<F, T>(self, session: F) -> Response
     where
         F: FnOnce(WebSocket) -> T + Send + 'static,
