@@ -171,6 +171,20 @@ class CommandLine(TypedDict):
     shell: NotRequired[str | None]
 
 
+class CreateKey(TypedDict):
+    """
+    What a new key is to be good for. Whatever is absent is as whoever makes it has it.
+    """
+
+    max_vms: NotRequired[int | None]
+    name: NotRequired[str | None]
+    provider: NotRequired[str | None]
+    rate: NotRequired[int | None]
+    scopes: NotRequired[list[str] | None]
+    ttl_ms: NotRequired[int | None]
+    vm_prefix: NotRequired[str | None]
+
+
 DaemonMode: TypeAlias = Literal['autostarted', 'explicit']
 
 
@@ -295,7 +309,7 @@ class Event4(TypedDict):
 class Event5(TypedDict):
     event: Literal['snapshot-taken']
     name: NotRequired[str | None]
-    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template']
+    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template', 'rebase']
     snapshot: str
 
 
@@ -305,7 +319,7 @@ class Event6(TypedDict):
     """
 
     event: Literal['snapshot-changed']
-    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template']
+    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template', 'rebase']
     snapshot: str
     state: Literal['volatile', 'durable', 'damaged']
 
@@ -326,8 +340,18 @@ class Event8(TypedDict):
     undo: NotRequired[str]
 
 
-Event9 = TypedDict(
-    'Event9',
+class Event9(TypedDict):
+    """
+    The VM goes on as it was, in a process whose memory is a difference to that of this snapshot.
+    """
+
+    event: Literal['rebased']
+    generation: int
+    onto: str
+
+
+Event10 = TypedDict(
+    'Event10',
     {
         'event': Literal['forked'],
         'from': str,
@@ -335,17 +359,17 @@ Event9 = TypedDict(
 )
 
 
-class Event10(TypedDict):
+class Event11(TypedDict):
     event: Literal['transaction-begun']
     transaction: str
 
 
-class Event12(TypedDict):
+class Event13(TypedDict):
     event: Literal['warning']
     message: str
 
 
-class Event13(TypedDict):
+class Event14(TypedDict):
     actor: str
     at: str
     id: int
@@ -355,39 +379,43 @@ class Event13(TypedDict):
     vm_name: NotRequired[str | None]
 
 
-class Event15(Event2, Event13):
+class Event16(Event2, Event14):
     pass
 
 
-class Event17(Event4, Event13):
+class Event18(Event4, Event14):
     pass
 
 
-class Event18(Event5, Event13):
+class Event19(Event5, Event14):
     pass
 
 
-class Event19(Event6, Event13):
+class Event20(Event6, Event14):
     pass
 
 
-class Event20(Event7, Event13):
+class Event21(Event7, Event14):
     pass
 
 
-class Event21(Event8, Event13):
+class Event22(Event8, Event14):
     pass
 
 
-class Event22(Event9, Event13):
+class Event23(Event9, Event14):
     pass
 
 
-class Event23(Event10, Event13):
+class Event24(Event10, Event14):
     pass
 
 
-class Event25(Event12, Event13):
+class Event25(Event11, Event14):
+    pass
+
+
+class Event27(Event13, Event14):
     pass
 
 
@@ -404,7 +432,7 @@ class EventDetail4(TypedDict):
 class EventDetail5(TypedDict):
     event: Literal['snapshot-taken']
     name: NotRequired[str | None]
-    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template']
+    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template', 'rebase']
     snapshot: str
 
 
@@ -414,7 +442,7 @@ class EventDetail6(TypedDict):
     """
 
     event: Literal['snapshot-changed']
-    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template']
+    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template', 'rebase']
     snapshot: str
     state: Literal['volatile', 'durable', 'damaged']
 
@@ -435,8 +463,18 @@ class EventDetail8(TypedDict):
     undo: NotRequired[str]
 
 
-EventDetail9 = TypedDict(
-    'EventDetail9',
+class EventDetail9(TypedDict):
+    """
+    The VM goes on as it was, in a process whose memory is a difference to that of this snapshot.
+    """
+
+    event: Literal['rebased']
+    generation: int
+    onto: str
+
+
+EventDetail10 = TypedDict(
+    'EventDetail10',
     {
         'event': Literal['forked'],
         'from': str,
@@ -444,12 +482,12 @@ EventDetail9 = TypedDict(
 )
 
 
-class EventDetail10(TypedDict):
+class EventDetail11(TypedDict):
     event: Literal['transaction-begun']
     transaction: str
 
 
-class EventDetail12(TypedDict):
+class EventDetail13(TypedDict):
     event: Literal['warning']
     message: str
 
@@ -573,6 +611,39 @@ class ImageVerified(TypedDict):
 
     digest: str
     parts: list[ImageFile]
+
+
+class Key(TypedDict):
+    """
+    One key, without its secret. A limit that is absent is none.
+    """
+
+    created: str
+    expires: NotRequired[str]
+    id: str
+    max_vms: NotRequired[int | None]
+    name: str
+    parent: NotRequired[str]
+    provider: NotRequired[str | None]
+    rate: NotRequired[int | None]
+    scopes: list[str]
+    vm_prefix: NotRequired[str | None]
+
+
+class KeyCreated(Key):
+    """
+    A new key.
+    """
+
+    key: str
+
+
+class KeyList(TypedDict):
+    keys: list[Key]
+
+
+class KeysRemoved(TypedDict):
+    removed: list[str]
 
 
 LastStart = TypedDict(
@@ -912,7 +983,7 @@ class Snapshot(TypedDict):
     name: NotRequired[str | None]
     note: NotRequired[str | None]
     operation: NotRequired[str]
-    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template']
+    origin: Literal['manual', 'auto', 'undo', 'fork', 'suspend', 'template', 'rebase']
     parent: NotRequired[str]
     paused_us: NotRequired[int | None]
     quiesced: bool
@@ -1098,6 +1169,7 @@ class Usage(TypedDict):
     """
 
     cpu_ms: int
+    own_memory_bytes: NotRequired[int | None]
     pss_bytes: int
     rss_bytes: int
 
@@ -1235,27 +1307,26 @@ class Event3(TypedDict):
     problem: NotRequired[Problem | None]
 
 
-class Event11(TypedDict):
+class Event12(TypedDict):
     end: TransactionEnd
     event: Literal['transaction-ended']
     transaction: str
 
 
-class Event14(Event1, Event13):
+class Event15(Event1, Event14):
     pass
 
 
-class Event16(Event3, Event13):
+class Event17(Event3, Event14):
     pass
 
 
-class Event24(Event11, Event13):
+class Event26(Event12, Event14):
     pass
 
 
 Event: TypeAlias = (
-    Event14
-    | Event15
+    Event15
     | Event16
     | Event17
     | Event18
@@ -1266,6 +1337,8 @@ Event: TypeAlias = (
     | Event23
     | Event24
     | Event25
+    | Event26
+    | Event27
 )
 
 
@@ -1315,7 +1388,7 @@ class EventDetail3(TypedDict):
     problem: NotRequired[Problem | None]
 
 
-class EventDetail11(TypedDict):
+class EventDetail12(TypedDict):
     end: TransactionEnd
     event: Literal['transaction-ended']
     transaction: str
@@ -1334,6 +1407,7 @@ EventDetail: TypeAlias = (
     | EventDetail10
     | EventDetail11
     | EventDetail12
+    | EventDetail13
 )
 
 
