@@ -27,7 +27,13 @@ use offshoot_types::{
     OperationOutcome, OperationState, Owner, ProviderKind, TransactionId, VmId, VmSpec,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout_at},
+};
+
+/// An operation is opened by whoever wrote it into the record; one that is not by then was left by a daemon before.
+const OPENING: Duration = Duration::from_secs(1);
 
 /// One permitted change of an existing VM.
 #[derive(Debug)]
@@ -183,19 +189,37 @@ impl Core {
 
     /// The operation once it has ended, or as it is after `limit`.
     pub async fn wait(&self, id: OperationId, limit: Option<Duration>) -> Result<Operation, Failure> {
-        if let Some(mut operation) = self.operations.watch(id) {
-            let ended =
-                operation.wait_for(|operation| matches!(operation.state, OperationState::Ended { .. }));
-            let found = match limit {
-                None => ended.await.ok().map(|operation| operation.clone()),
-                Some(limit) => match tokio::time::timeout(limit, ended).await {
-                    Ok(found) => found.ok().map(|operation| operation.clone()),
-                    Err(_elapsed) => None,
-                },
-            };
-            return Ok(found.unwrap_or_else(|| operation.borrow().clone()));
+        let Some(mut operation) = self.under_way(id).await? else {
+            return self.store.operation(id).await?.ok_or_else(|| error::operation_not_found(id));
+        };
+        let ended = operation.wait_for(|operation| matches!(operation.state, OperationState::Ended { .. }));
+        let found = match limit {
+            None => ended.await.ok().map(|operation| operation.clone()),
+            Some(limit) => match tokio::time::timeout(limit, ended).await {
+                Ok(found) => found.ok().map(|operation| operation.clone()),
+                Err(_elapsed) => None,
+            },
+        };
+        Ok(found.unwrap_or_else(|| operation.borrow().clone()))
+    }
+
+    /// `None` if nobody carries it out: the record has its end, if it has the operation at all.
+    async fn under_way(&self, id: OperationId) -> Result<Option<watch::Receiver<Operation>>, Failure> {
+        let until = Instant::now() + OPENING;
+        loop {
+            let opened = self.operations.next_opened();
+            if let Some(live) = self.operations.watch(id) {
+                return Ok(Some(live));
+            }
+            match self.store.operation(id).await? {
+                Some(operation) if !matches!(operation.state, OperationState::Ended { .. }) => {}
+                _ => return Ok(None),
+            }
+            // It was written and will be opened, or was opened since it was looked for.
+            if self.operations.watch(id).is_none() && timeout_at(until, opened).await.is_err() {
+                return Ok(None);
+            }
         }
-        self.store.operation(id).await?.ok_or_else(|| error::operation_not_found(id))
     }
 
     /// Admission to a running guest by its VM's driver.

@@ -17,11 +17,12 @@ use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, futures::OwnedNotified, watch};
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Operations {
     live: Arc<Mutex<HashMap<OperationId, watch::Sender<Operation>>>>,
+    opened: Arc<Notify>,
 }
 
 /// The duty to answer one operation's waiters.
@@ -35,12 +36,18 @@ impl Operations {
     pub fn open(&self, operation: Operation) -> Ticket {
         let (sender, _) = watch::channel(operation.clone());
         lock(&self.live).insert(operation.id, sender);
+        self.opened.notify_waiters();
         Ticket { operation, live: self.live.clone() }
     }
 
     /// `None` if the operation has ended or is not known; the store can tell.
     pub fn watch(&self, id: OperationId) -> Option<watch::Receiver<Operation>> {
         lock(&self.live).get(&id).map(watch::Sender::subscribe)
+    }
+
+    /// Resolves when an operation is opened after this call.
+    pub fn next_opened(&self) -> OwnedNotified {
+        self.opened.clone().notified_owned()
     }
 
     /// Shows the waiters how far it is.

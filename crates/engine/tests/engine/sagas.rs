@@ -78,7 +78,8 @@ pub async fn rebase(host: &Host, engine: &Engine) -> Result<(), Failure> {
         if let Some(operation) = newest {
             return match engine.wait(operation.id, Some(Duration::from_secs(60))).await?.state {
                 OperationState::Ended { outcome: OperationOutcome::Failed { failure } } => Err(failure),
-                _ => Ok(()),
+                OperationState::Ended { .. } => Ok(()),
+                other => panic!("{other:?} after a minute"),
             };
         }
         assert!(tokio::time::Instant::now() < until, "it is not moved");
@@ -213,7 +214,8 @@ async fn a_failure_at_every_step_unwinds_and_leaves_nothing_over() {
                 prepare(&engine, kind).await;
                 let before = state(&engine);
                 trap.arm(kind, step, phase, failure());
-                let refused = perform(&stage.host, &engine, kind).await.unwrap_err();
+                let done = perform(&stage.host, &engine, kind).await;
+                let refused = done.expect_err(&format!("{kind}/{step} {phase:?}"));
                 assert_eq!(refused.message, "on purpose", "{kind}/{step}");
                 assert!(!refused.cause.unwrap_or_default().contains("not taken back"), "{kind}/{step}");
                 trap.disarm();
