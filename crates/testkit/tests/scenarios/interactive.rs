@@ -103,6 +103,10 @@ fn scenario_39_shell_is_a_real_terminal() {
     // A ^C typed ahead of the command would discard it with the rest of the line discipline's input.
     terminal.type_in("echo slee''ping; sleep 1000\n");
     terminal.shows("sleeping");
+    // Before the shell has made it the terminal's foreground process, ^C would reach the shell alone.
+    wait_for("the sleep to have the terminal", Duration::from_secs(20), || {
+        env.run(&["exec", "a", "--", "pgrep", "-x", "sleep"]).code == Some(0)
+    });
     terminal.type_in("\x03");
     terminal.type_in("echo sta''tus $?\n");
     terminal.shows("status 130");
