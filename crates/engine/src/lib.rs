@@ -64,9 +64,9 @@ mod view;
 mod work;
 
 pub use branch::{
-    CodeEvent, CodeSession, ContextHome, ContextView, ForkReport, ForkedVm, ImportOptions, ImportReport,
-    RaceEnd, RaceEvent, RaceSession, RollbackReport, SnapshotView, TransactionView, TryEnd, TryEvent,
-    TrySession, Verification,
+    CodeEvent, CodeSession, ContextHome, ContextView, ForkReport, ForkSettings, ForkedVm, ImportOptions,
+    ImportReport, RaceEnd, RaceEvent, RaceSession, RollbackReport, SnapshotView, TransactionView, TryEnd,
+    TryEvent, TrySession, Verification,
 };
 pub use console::{Console, Follow};
 pub use diff::{

@@ -9,6 +9,8 @@ pub enum TaskKind {
     Connection,
     /// Answers one request of a connection of HTTP/2. Its panic breaks that request.
     Stream,
+    /// Does what a caller asked for in several steps, whether the caller stays or not. Its panic leaves it half done.
+    Request,
     /// Carries bytes between a caller and a program in a VM. Its panic breaks that connection.
     Port,
     /// Turns signals into a shutdown. Its panic leaves `daemon stop` as the way to end.

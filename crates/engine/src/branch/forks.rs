@@ -31,9 +31,9 @@ use offshoot_policy::{Authorized, Grant};
 use offshoot_provider::Durability;
 use offshoot_store::{Move, NewVm, StoreError, Tx, VmRecord};
 use offshoot_types::{
-    Actor, Command, ErrorCode, Failure, ForkSource, LayerId, Lifetime, OperationId, OperationKind,
-    OperationOutcome, Owner, SnapshotId, SnapshotKind, SnapshotOrigin, TransactionId, VmId, VmName, VmRef,
-    VmState, VmStateName,
+    Actor, Command, Environment, ErrorCode, Failure, ForkSource, Labels, LayerId, LifeChange, Lifetime,
+    OperationId, OperationKind, OperationOutcome, Owner, SnapshotId, SnapshotKind, SnapshotOrigin,
+    TransactionId, VmId, VmName, VmRef, VmState, VmStateName,
 };
 use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
@@ -60,17 +60,37 @@ pub(crate) struct Order {
     pub lifetime: Lifetime,
     /// Who they are to be.
     pub identity: Identity,
+    pub settings: ForkSettings,
+}
+
+/// What forks have of their own from their first moment; what is not named is as it is of the VM they are forks of.
+#[derive(Debug, Clone, Default)]
+pub struct ForkSettings {
+    pub labels: Option<Labels>,
+    pub env: Option<Environment>,
+    /// A time limit counts from the moment a fork runs.
+    pub life: LifeChange,
 }
 
 impl Engine {
     /// Makes forks ([`Command::Fork`]): all of them, each thawed under an identity of its own, or none.
     pub async fn fork(&self, permit: Authorized<Command>) -> Result<ForkReport, Failure> {
+        self.fork_as(permit, ForkSettings::default()).await
+    }
+
+    /// As [`fork`](Self::fork), with settings that are written down with the forks: whoever goes away, and whenever the
+    /// daemon dies, there is never one without them.
+    pub async fn fork_as(
+        &self,
+        permit: Authorized<Command>,
+        settings: ForkSettings,
+    ) -> Result<ForkReport, Failure> {
         self.core().manager.check_open()?;
         let (command, grant) = permit.into_parts();
         let Command::Fork { source, name, count } = command else {
             return Err(error::wrong_permit("fork", command.action()));
         };
-        let order = Order { name, count, lifetime: Lifetime::Kept, identity: Identity::New };
+        let order = Order { name, count, lifetime: Lifetime::Kept, identity: Identity::New, settings };
         let (core, within) = (self.core().clone(), self.transaction());
         self.core()
             .detached(TaskKind::Acceptor, async move { core.fork(source, order, grant, within).await })
@@ -258,7 +278,10 @@ impl Core {
             let mut spec = parent.spec.clone();
             // Theirs until all are ready.
             spec.lifetime = Lifetime::Request;
-            (spec.policy, spec.life) = (parent.policy, parent.life);
+            let ForkSettings { labels, env, life } = &order.settings;
+            (spec.policy, spec.life) = (parent.policy, parent.life.changed(*life));
+            spec.labels = labels.clone().unwrap_or(spec.labels);
+            spec.env = env.clone().unwrap_or(spec.env);
             let layer =
                 layers::new_layer(*layer, &owner, &parent.node, &spec, Some(snapshot.layer), operation);
             let (node, provider, isolation) = (self.options.node.clone(), parent.provider, parent.isolation);

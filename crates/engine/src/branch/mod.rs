@@ -23,6 +23,7 @@ mod views;
 
 pub use code_session::{CodeEvent, CodeSession};
 pub use contexts::{ContextHome, ContextView};
+pub use forks::ForkSettings;
 pub use portable::{ImportOptions, ImportReport};
 pub use race::{RaceEnd, RaceEvent, RaceSession};
 pub use transactions::TransactionView;

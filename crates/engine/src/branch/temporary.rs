@@ -1,6 +1,6 @@
 //! A fork that lives as long as what asked for it.
 
-use super::forks::Order;
+use super::forks::{ForkSettings, Order};
 use crate::{core::Core, error, manager::VmHandle, reaper::Reap, saga::thaw::Identity, tasks::TaskKind};
 use offshoot_policy::Grant;
 use offshoot_types::{
@@ -34,7 +34,8 @@ impl Temporary {
     pub async fn fork(core: &Arc<Core>, grant: Grant, asked: TemporaryFork) -> Result<Self, Failure> {
         let (core, owner) = (core.clone(), grant.actor().owner());
         let TemporaryFork { source, name, identity, within, over } = asked;
-        let order = Order { name: Some(name), count: 1, lifetime: Lifetime::Request, identity };
+        let settings = ForkSettings::default();
+        let order = Order { name: Some(name), count: 1, lifetime: Lifetime::Request, identity, settings };
         core.clone()
             .detached(TaskKind::Acceptor, async move {
                 let report = core.fork(source, order, grant, within).await?;

@@ -23,6 +23,6 @@ mod sandbox;
 mod token;
 
 pub use announce::{Announce, Environment, environment};
-pub use control::routes as control_routes;
+pub use control::{is_of_control, no_such_method, refusal, routes as control_routes};
 pub use route::{Doors, route};
 pub use token::{Purpose, Tokens};

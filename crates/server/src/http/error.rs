@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! handler: Err(ApiError) --IntoResponse--> status + the failure, not yet words
-//!                        --request::finish--> ErrorBody with the request id, as JSON
+//!                        --request::surround--> ErrorBody with the request id, as JSON; of E2B's API, as that has it
 //! ```
 
+use crate::e2b;
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -59,8 +60,12 @@ fn status_of(code: ErrorCode) -> StatusCode {
 }
 
 /// Gives a failed response its body, and says what failed.
-pub fn write_body(response: &mut Response, request: RequestId) -> Option<Failure> {
+pub fn write_body(response: &mut Response, request: RequestId, of_control: bool) -> Option<Failure> {
     let Unwritten(failure) = response.extensions_mut().remove()?;
+    if of_control {
+        *response = e2b::refusal(failure.clone());
+        return Some(failure);
+    }
     let body = ErrorBody::new(failure.clone(), request);
     let json = serde_json::to_vec(&body).expect("an error body holds only strings and a bool");
     *response.body_mut() = json.into();

@@ -49,7 +49,12 @@ pub use request::{Call, Caller};
 pub(crate) use vms::glance;
 
 use crate::{activity::Activity, e2b, images::HostImages, shutdown::Shutdown, tasks::Tasks};
-use axum::{Router, middleware};
+use axum::{
+    Router,
+    http::Uri,
+    middleware,
+    response::{IntoResponse, Response},
+};
 use offshoot_api::v1::{DaemonRecord, MAX_WAIT_MS};
 use offshoot_engine::Engine;
 use offshoot_policy::Policy;
@@ -170,10 +175,12 @@ async fn no_such_route() -> ApiError {
     Failure::new(ErrorCode::NotFound, "there is no such route").hint("GET /v1/openapi.json lists them").into()
 }
 
-async fn no_such_method() -> ApiError {
-    Failure::new(ErrorCode::InvalidArgument, "this route has no such method")
-        .hint("GET /v1/openapi.json lists them")
-        .into()
+async fn no_such_method(uri: Uri) -> Response {
+    if e2b::is_of_control(uri.path()) {
+        return e2b::no_such_method();
+    }
+    let failure = Failure::new(ErrorCode::InvalidArgument, "this route has no such method");
+    ApiError::from(failure.hint("GET /v1/openapi.json lists them")).into_response()
 }
 
 /// How long a long poll may take.

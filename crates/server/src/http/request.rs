@@ -5,6 +5,7 @@ use super::{
     error::{ApiError, write_body},
     vms::stopping,
 };
+use crate::{e2b, tasks::TaskKind};
 use axum::{
     extract::{FromRequestParts, Request, State},
     http::{HeaderMap, HeaderValue, header, request::Parts},
@@ -18,6 +19,7 @@ use offshoot_types::{
     Actor, Command, ErrorCode, Failure, Owner, RequestId, Target, TransactionId, VmName, VmRef, VmStateName,
 };
 use std::time::Instant;
+use tokio::sync::oneshot;
 use tracing::Instrument;
 
 /// Who is at the other end of a connection, before any of what it sends.
@@ -101,6 +103,24 @@ impl Call {
             () = self.app.shutdown.expired() => Err(stopping()),
         }
     }
+
+    /// Runs `work`, all its steps, also if the caller goes away in the middle. A daemon that is to end waits for it as for
+    /// a caller.
+    pub fn detached<T, E, W>(&self, work: W) -> impl Future<Output = Result<T, E>> + Send + use<T, E, W>
+    where
+        T: Send + 'static,
+        E: From<Failure> + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let present = self.app.activity.enter();
+        let (answer, answered) = oneshot::channel();
+        self.app.tasks.spawn(TaskKind::Request, async move {
+            // The caller may be gone; the work is done all the same.
+            let _ = answer.send(work.await);
+            drop(present);
+        });
+        async move { answered.await.unwrap_or_else(|_| Err(stopping().into())) }
+    }
 }
 
 impl FromRequestParts<App> for Call {
@@ -176,10 +196,11 @@ pub async fn surround(mut request: Request, next: Next) -> Response {
         path = request.uri().path(),
     );
     request.extensions_mut().insert(id);
+    let of_control = e2b::is_of_control(request.uri().path());
     async move {
         let begun = Instant::now();
         let mut response = next.run(request).await;
-        let failure = write_body(&mut response, id);
+        let failure = write_body(&mut response, id, of_control);
         let header = HeaderValue::from_str(&id.to_string()).expect("a UUID is ASCII");
         response.headers_mut().insert(REQUEST_ID_HEADER, header);
         report(&response, failure, begun);

@@ -1,9 +1,10 @@
 //! The control plane of E2B's API, as its SDKs speak it.
 
 use super::fixture::{Daemon, Place, exchange};
+use offshoot_api::v1::{CreateKey, MAX_JSON};
 use offshoot_types::VmStateName;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// Status, head and document of an answer.
 struct Answer {
@@ -203,6 +204,60 @@ async fn what_cannot_be_is_refused_in_the_wires_own_shape_and_nothing_is_left() 
     assert!(build.head.contains("should-retry: false"), "{}", build.head);
     let templates = plain(&place, "GET /templates", Value::Null).await;
     assert_eq!(templates.body[0]["templateID"], "base");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_no_has_the_wires_own_shape() {
+    let place = Place::new();
+    let (daemon, address) = Daemon::on_a_port(&place).await;
+    let secret = daemon.client.create_key(&CreateKey::default()).await.unwrap().key;
+    let id = create(&place, json!({})).await;
+    let cases = [
+        (404, "GET /sandboxes/Not%20A%20Name", ""),
+        (404, "DELETE /sandboxes/%00", ""),
+        (400, "GET /sandboxes/%ff", ""),
+        (404, "GET /sandboxes/ighost/nothing", ""),
+        (404, "POST /v2/sandboxes/ighost/connect", "{}"),
+        (404, "GET /v3/sandboxes", ""),
+        (404, "GET /templates/nowhere", ""),
+        (404, "DELETE /templates/nowhere", ""),
+        (405, "PATCH /sandboxes", ""),
+        (405, "GET /sandboxes/ighost/timeout", ""),
+        (400, "POST /v2/sandboxes", "no json"),
+        (400, "POST /v2/sandboxes", "{}"),
+        (400, "POST /v2/sandboxes", r#"{"templateID":7}"#),
+        (400, "POST /v2/sandboxes", r#"{"templateID":"Foo Bar"}"#),
+        (400, "POST /v2/sandboxes", r#"{"templateID":"base","timeout":-1}"#),
+        (400, "POST /v2/sandboxes", r#"{"templateID":"base","timeout":99999999999999999999}"#),
+        (400, "POST /v2/sandboxes", r#"{"templateID":"base","envVars":{"A=B":"c"}}"#),
+        (400, "GET /v2/sandboxes?limit=0", ""),
+        (400, "GET /v2/sandboxes?limit=-1", ""),
+        (400, "GET /v2/sandboxes?nextToken=x", ""),
+        (400, "GET /v2/sandboxes?startedAfter=never", ""),
+        (501, "POST /volumes", "{}"),
+    ];
+    let key = [("X-API-Key", secret.as_str())];
+    let shaped = |asked: &str, answer: &str, status: u64| {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(head.split(' ').nth(1), Some(status.to_string().as_str()), "{asked}: {answer}");
+        let body: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{asked}: {answer}"));
+        let names: Vec<&String> = body.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["code", "message"], "{asked}: {answer}");
+        assert!(body["code"] == status && body["message"] != "", "{asked}: {answer}");
+    };
+    for (status, head, body) in cases {
+        for headers in [&key[..], &[("X-API-Key", secret.as_str()), ("content-type", "text/plain")]] {
+            let stream = TcpStream::connect(address).await.unwrap();
+            shaped(head, &exchange(stream, head, headers, body).await, status);
+        }
+        let stream = TcpStream::connect(address).await.unwrap();
+        shaped(head, &exchange(stream, head, &[], body).await, 401);
+    }
+    let large = format!(r#"{{"timeout":1,"x":"{}"}}"#, "x".repeat(MAX_JSON));
+    let asked = format!("POST /sandboxes/{id}/timeout");
+    let stream = TcpStream::connect(address).await.unwrap();
+    shaped(&asked, &exchange(stream, &asked, &key, &large).await, 400);
     daemon.stop().await;
 }
 

@@ -46,6 +46,11 @@ impl Place {
         Self { dir, host: FakeHost::default() }
     }
 
+    /// What is under the daemon: to put faults into.
+    pub fn host(&self) -> &FakeHost {
+        &self.host
+    }
+
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
     }

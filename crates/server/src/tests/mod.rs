@@ -11,6 +11,7 @@ mod files;
 mod fixture;
 mod interpreter;
 mod keys;
+mod leavers;
 mod network;
 mod refusals;
 mod runs;

@@ -3,7 +3,7 @@
 use super::error::Refused;
 use crate::http::{ApiError, Json};
 use axum::{
-    extract::{FromRequest, FromRequestParts, Request},
+    extract::{FromRequest, FromRequestParts, Path, Request},
     http::request::Parts,
 };
 use serde::de::DeserializeOwned;
@@ -18,6 +18,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Asked<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
         let read = Json::<T>::from_request(request, state).await;
         read.map(|Json(value)| Self(value)).map_err(|error: ApiError| error.into_failure().into())
+    }
+}
+
+/// The one parameter of the path.
+#[derive(Debug)]
+pub struct Id(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Refused;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let id = Path::<String>::from_request_parts(parts, state).await;
+        id.map(|Path(id)| Self(id)).map_err(|rejection| super::error::invalid("path", rejection.body_text()))
     }
 }
 

@@ -1,19 +1,19 @@
 //! Copies of sandboxes: forks and snapshots.
 
 use super::{
-    asked::{Asked, Query},
-    create::{discard, new_name, seconds, settled},
+    asked::{Asked, Id, Query},
+    create::{handed_out, new_name, seconds},
     error::{Refused, invalid},
     view,
-    wire::{Fork, Forked, SHORT_TIMEOUT, Snapshot, TakeSnapshot},
+    wire::{Fork, Forked, SHORT_TIMEOUT, Sandbox, Snapshot, TakeSnapshot},
 };
-use crate::http::Call;
+use crate::http::{Call, glance};
 use axum::{
     Json,
-    extract::Path,
     http::{HeaderMap, HeaderValue, StatusCode},
 };
-use offshoot_engine::SnapshotView;
+use futures::future::join_all;
+use offshoot_engine::{ForkSettings, ForkedVm, SnapshotView};
 use offshoot_types::{
     Command, ErrorCode, Failure, ForkSource, LifeChange, OnTimeout, SnapshotId, SnapshotKind, SnapshotName,
     SnapshotOrigin, TimeLimit, VmRef,
@@ -27,7 +27,7 @@ const MAX_LIMIT: usize = 100;
 pub async fn fork(
     call: Call,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    Id(id): Id,
     Asked(request): Asked<Fork>,
 ) -> Result<(StatusCode, Json<Vec<Forked>>), Refused> {
     let limit = seconds("timeout", request.timeout.unwrap_or(SHORT_TIMEOUT))?;
@@ -38,11 +38,8 @@ pub async fn fork(
     let vm = view::find(&call, &id).await?;
     let (name, source) = (new_name()?, ForkSource::Vm(VmRef::Id(vm.id)));
     let permit = call.permit(Command::Fork { source, name: Some(name), count }).await?;
-    let made =
-        call.until_cut(call.engine.fork(permit)).await.map_err(|failure| Refused::from(failure).once())?;
     let life = LifeChange {
         timeout: Some(TimeLimit::After(limit)),
-        wake: Some(vm.life.wake),
         // A copy that nobody asked to be kept is paused as any other.
         on_timeout: Some(match vm.life.on_timeout {
             OnTimeout::Destroy => OnTimeout::Destroy,
@@ -50,28 +47,23 @@ pub async fn fork(
         }),
         ..LifeChange::default()
     };
-    let mut copies = Vec::new();
-    for fork in &made.forks {
-        let ready = async {
-            let copy = settled(&call, &VmRef::Id(fork.vm), vm.labels.clone(), None, life).await?;
-            view::opened(&call, &headers, &copy).await
-        };
-        match ready.await {
-            Ok(sandbox) => copies.push(Forked { sandbox }),
-            Err(failure) => {
-                for fork in &made.forks {
-                    discard(&call, VmRef::Id(fork.vm)).await;
-                }
-                return Err(Refused::from(failure).once());
-            }
-        }
-    }
-    Ok((StatusCode::CREATED, Json(copies)))
+    // Theirs from the first moment: who leaves before the answer leaves copies that have an end.
+    let settings = ForkSettings { life, ..ForkSettings::default() };
+    let made = call.until_cut(call.engine.fork_as(permit, settings)).await;
+    let made = made.map_err(|failure| Refused::from(failure).once())?;
+    let open = async |fork: &ForkedVm| {
+        let copy = glance(&call, VmRef::Id(fork.vm)).await?;
+        handed_out(&call, &headers, &copy).await
+    };
+    let opened: Vec<Result<Sandbox, Failure>> = join_all(made.forks.iter().map(open)).await;
+    let copies = opened.into_iter().map(|copy| copy.map(|sandbox| Forked { sandbox }));
+    let copies: Result<Vec<Forked>, Failure> = copies.collect();
+    Ok((StatusCode::CREATED, Json(copies.map_err(|failure| Refused::from(failure).once())?)))
 }
 
 pub async fn snapshot(
     call: Call,
-    Path(id): Path<String>,
+    Id(id): Id,
     Asked(request): Asked<TakeSnapshot>,
 ) -> Result<(StatusCode, Json<Snapshot>), Refused> {
     let vm = view::find(&call, &id).await?;

@@ -13,10 +13,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use offshoot_api::v1::{CreateVm, NewVm};
-use offshoot_engine::VmView;
+use offshoot_engine::{ForkSettings, VmView};
 use offshoot_types::{
     Command, Environment, ErrorCode, Failure, ForkSource, Labels, Life, LifeChange, Lifetime, OnTimeout,
-    Operation, SnapshotRef, TimeLimit, VmName, VmRef, Wake,
+    Operation, SnapshotRef, TimeLimit, VmId, VmName, VmRef, VmStateName, Wake,
 };
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub async fn create(
     headers: HeaderMap,
     Asked(request): Asked<NewSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>), Refused> {
-    Box::pin(make(&call, &headers, request, DEFAULT_TIMEOUT)).await
+    call.detached(make(call.clone(), headers, request, DEFAULT_TIMEOUT)).await
 }
 
 /// As SDKs before version 2 ask for it.
@@ -40,7 +40,7 @@ pub async fn create_by_older(
     headers: HeaderMap,
     Asked(request): Asked<NewSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>), Refused> {
-    Box::pin(make(&call, &headers, request, SHORT_TIMEOUT)).await
+    call.detached(make(call.clone(), headers, request, SHORT_TIMEOUT)).await
 }
 
 /// A checked [`NewSandbox`].
@@ -98,7 +98,7 @@ impl Wanted {
         })
     }
 
-    /// What a VM that is there already is to become.
+    /// What it is to have instead of what the VM of its snapshot had.
     fn change(&self) -> LifeChange {
         LifeChange {
             idle_suspend: Some(TimeLimit::None),
@@ -118,30 +118,55 @@ pub fn seconds(field: &str, seconds: u64) -> Result<Duration, Refused> {
 }
 
 async fn make(
-    call: &Call,
-    headers: &HeaderMap,
+    call: Call,
+    headers: HeaderMap,
     request: NewSandbox,
     default_timeout: u64,
 ) -> Result<(StatusCode, Json<Sandbox>), Refused> {
     let wanted = Wanted::of(request, default_timeout)?;
-    let (name, repeatable) = match key(headers)? {
-        Some(key) => (name_of(call, key), true),
+    let (name, repeatable) = match key(&headers)? {
+        Some(key) => (name_of(&call, key), true),
         None => (new_name()?, false),
     };
-    let name = behind_prefix(call, name)?;
-    let made = match branches::find_snapshot(call, &wanted.template).await? {
-        Some(snapshot) => continued(call, name.clone(), SnapshotRef::Id(snapshot.id), wanted).await,
-        None => started(call, name.clone(), wanted).await,
+    let name = behind_prefix(&call, name)?;
+    let made = match branches::find_snapshot(&call, &wanted.template).await? {
+        Some(snapshot) => continued(&call, name.clone(), SnapshotRef::Id(snapshot.id), wanted).await,
+        None => started(&call, name.clone(), wanted).await,
     };
-    let vm = match made {
-        Ok(vm) => vm,
-        // The request was made before, and its answer may have been lost.
+    let sandbox = match made {
+        Ok(vm) => handed_out(&call, &headers, &vm).await?,
         Err(refused) if repeatable && refused.is(ErrorCode::AlreadyExists) => {
-            view::find(call, name.as_str()).await?
+            view::opened(&call, &headers, &again(&call, &name).await?).await?
         }
         Err(refused) => return Err(refused),
     };
-    Ok((StatusCode::CREATED, Json(view::opened(call, headers, &vm).await?)))
+    Ok((StatusCode::CREATED, Json(sandbox)))
+}
+
+/// What a new one is opened with; one that its maker may not open is not left behind.
+pub async fn handed_out(call: &Call, headers: &HeaderMap, vm: &VmView) -> Result<Sandbox, Failure> {
+    let opened = view::opened(call, headers, vm).await;
+    if opened.is_err() {
+        discard(call, VmRef::Id(vm.id)).await;
+    }
+    opened
+}
+
+/// What a request made that came before, and whose answer may have been lost. If a daemon died in the middle of it, the
+/// rest is done now.
+async fn again(call: &Call, name: &VmName) -> Result<VmView, Refused> {
+    let vm = glance(call, VmRef::Name(name.clone())).await?;
+    let state = vm.state.name();
+    if vm.lifetime == Lifetime::Request || state == VmStateName::Creating {
+        let failure = Failure::new(ErrorCode::Busy, "the sandbox of this `Idempotency-Key` is being made");
+        return Err(failure.hint("ask again").into());
+    }
+    // To start what starts already is to wait for it.
+    let never_ran = vm.last_start.is_none() && matches!(state, VmStateName::Stopped | VmStateName::Failed);
+    if never_ran || state == VmStateName::Starting {
+        return Ok(ran(call, vm.id).await?);
+    }
+    view::state(&vm).map(|_| vm).ok_or_else(|| super::error::not_found(name.as_str()).into())
 }
 
 /// As the names of a key's VMs have to begin, if it is good for some only.
@@ -180,11 +205,17 @@ async fn started(call: &Call, name: VmName, wanted: Wanted) -> Result<VmView, Re
     let created = call.engine.submit(call.permit(Command::Create { spec }).await?).await?;
     let id = settle(call, created).await?.vm;
     let id = id.ok_or_else(|| Failure::new(ErrorCode::Internal, "a VM was made that has no id"))?;
-    match start(call, VmRef::Id(id)).await {
-        Ok(()) => Ok(glance(call, VmRef::Id(id)).await?),
+    Ok(ran(call, id).await?)
+}
+
+/// A new one that runs; one that does not is not left behind.
+async fn ran(call: &Call, vm: VmId) -> Result<VmView, Failure> {
+    let vm = VmRef::Id(vm);
+    match start(call, vm.clone()).await {
+        Ok(()) => glance(call, vm).await,
         Err(failure) => {
-            discard(call, VmRef::Id(id)).await;
-            Err(failure.into())
+            discard(call, vm).await;
+            Err(failure)
         }
     }
 }
@@ -193,30 +224,10 @@ async fn started(call: &Call, name: VmName, wanted: Wanted) -> Result<VmView, Re
 async fn continued(call: &Call, name: VmName, from: SnapshotRef, wanted: Wanted) -> Result<VmView, Refused> {
     let source = ForkSource::Snapshot(from);
     let permit = call.permit(Command::Fork { source, name: Some(name), count: 1 }).await?;
-    let forked = call.until_cut(call.engine.fork(permit)).await?;
-    let vm = VmRef::Id(forked.forks[0].vm);
-    match settled(call, &vm, wanted.labels.clone(), Some(wanted.env.clone()), wanted.change()).await {
-        Ok(view) => Ok(view),
-        Err(failure) => {
-            discard(call, vm).await;
-            Err(failure.into())
-        }
-    }
-}
-
-/// Gives a VM that goes on from another what makes it a sandbox of its own.
-pub async fn settled(
-    call: &Call,
-    vm: &VmRef,
-    labels: Labels,
-    env: Option<Environment>,
-    life: LifeChange,
-) -> Result<VmView, Failure> {
-    let describe = Command::Describe { vm: vm.clone(), labels: Some(labels), env };
-    call.until_cut(call.engine.describe(call.permit(describe).await?)).await?;
-    let life = Command::SetLife { vm: vm.clone(), life };
-    call.until_cut(call.engine.set_life(call.permit(life).await?)).await?;
-    glance(call, vm.clone()).await
+    let life = wanted.change();
+    let settings = ForkSettings { labels: Some(wanted.labels), env: Some(wanted.env), life };
+    let forked = call.until_cut(call.engine.fork_as(permit, settings)).await?;
+    Ok(glance(call, VmRef::Id(forked.forks[0].vm)).await?)
 }
 
 pub async fn start(call: &Call, vm: VmRef) -> Result<(), Failure> {
@@ -225,7 +236,7 @@ pub async fn start(call: &Call, vm: VmRef) -> Result<(), Failure> {
 }
 
 /// Leaves nothing of a sandbox that nobody was told of.
-pub async fn discard(call: &Call, vm: VmRef) {
+async fn discard(call: &Call, vm: VmRef) {
     let destroy = async {
         let permit = call.permit(Command::Destroy { vm: vm.clone() }).await?;
         let operation: Operation = call.engine.destroy_with_snapshots(permit).await?;

@@ -38,6 +38,27 @@ impl Refused {
     pub fn is(&self, code: ErrorCode) -> bool {
         self.failure.code == code
     }
+
+    /// On the wire; whoever asks for it says in the log that it was refused.
+    pub fn written(self) -> Response {
+        let Self { failure, status, once } = self;
+        let sentence = match &failure.hint {
+            Some(hint) => format!("{}; {hint}", failure.message),
+            None => failure.message,
+        };
+        let mut body = json!({ "code": status.as_u16(), "message": sentence });
+        if failure.code == ErrorCode::Guest {
+            body["error_code"] = UNRESPONSIVE.into();
+        }
+        let mut response = (status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if once {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        } else if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
 }
 
 impl<F: Into<Failure>> From<F> for Refused {
@@ -56,24 +77,9 @@ impl<F: Into<Failure>> From<F> for Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self { failure, status, once } = self;
+        let failure = &self.failure;
         tracing::info!(code = %failure.code, message = failure.message, cause = failure.cause, "request refused");
-        let sentence = match &failure.hint {
-            Some(hint) => format!("{}; {hint}", failure.message),
-            None => failure.message.clone(),
-        };
-        let mut body = json!({ "code": status.as_u16(), "message": sentence });
-        if failure.code == ErrorCode::Guest {
-            body["error_code"] = UNRESPONSIVE.into();
-        }
-        let mut response = (status, Json(body)).into_response();
-        let headers = response.headers_mut();
-        if once {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
-        } else if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
+        self.written()
     }
 }
 

@@ -1,7 +1,7 @@
 //! How long sandboxes live: time limits, rest, end.
 
 use super::{
-    asked::Asked,
+    asked::{Asked, Id},
     create::{seconds, start},
     error::Refused,
     view,
@@ -10,7 +10,6 @@ use super::{
 use crate::http::{Call, glance, settle};
 use axum::{
     Json,
-    extract::Path,
     http::{HeaderMap, StatusCode},
 };
 use jiff::Timestamp;
@@ -20,11 +19,7 @@ use offshoot_types::{Command, ErrorCode, Failure, LifeChange, TimeLimit, VmRef, 
 use std::time::Duration;
 
 /// From now on.
-pub async fn timeout(
-    call: Call,
-    Path(id): Path<String>,
-    Asked(request): Asked<Timeout>,
-) -> Result<StatusCode, Refused> {
+pub async fn timeout(call: Call, Id(id): Id, Asked(request): Asked<Timeout>) -> Result<StatusCode, Refused> {
     let limit = seconds("timeout", request.timeout)?;
     let vm = view::find(&call, &id).await?;
     set_timeout(&call, &vm, limit).await?;
@@ -32,11 +27,7 @@ pub async fn timeout(
 }
 
 /// Not before a time from now.
-pub async fn refresh(
-    call: Call,
-    Path(id): Path<String>,
-    Asked(request): Asked<Refresh>,
-) -> Result<StatusCode, Refused> {
+pub async fn refresh(call: Call, Id(id): Id, Asked(request): Asked<Refresh>) -> Result<StatusCode, Refused> {
     let limit = seconds("duration", request.duration.unwrap_or(DEFAULT_TIMEOUT))?;
     let vm = view::find(&call, &id).await?;
     extend(&call, &vm, limit).await?;
@@ -60,11 +51,7 @@ async fn extend(call: &Call, vm: &VmView, limit: Duration) -> Result<(), Failure
 }
 
 /// Keeps its state and ends its process; with `memory: false` its disk alone is kept.
-pub async fn pause(
-    call: Call,
-    Path(id): Path<String>,
-    Asked(request): Asked<Pause>,
-) -> Result<StatusCode, Refused> {
+pub async fn pause(call: Call, Id(id): Id, Asked(request): Asked<Pause>) -> Result<StatusCode, Refused> {
     let vm = view::find(&call, &id).await?;
     if view::state(&vm) == Some(State::Paused) {
         let failure = Failure::new(ErrorCode::WrongState, format!("Sandbox \"{id:.80}\" is already paused"));
@@ -84,42 +71,42 @@ pub async fn pause(
 pub async fn connect(
     call: Call,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    Id(id): Id,
     Asked(request): Asked<Connect>,
 ) -> Result<(StatusCode, Json<Sandbox>), Refused> {
-    awake(&call, &headers, &id, &request, DEFAULT_TIMEOUT).await
+    call.detached(awake(call.clone(), headers, id, request, DEFAULT_TIMEOUT)).await
 }
 
 /// As SDKs before version 2 ask for it.
 pub async fn resume(
     call: Call,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    Id(id): Id,
     Asked(request): Asked<Connect>,
 ) -> Result<(StatusCode, Json<Sandbox>), Refused> {
-    awake(&call, &headers, &id, &request, SHORT_TIMEOUT).await
+    call.detached(awake(call.clone(), headers, id, request, SHORT_TIMEOUT)).await
 }
 
 async fn awake(
-    call: &Call,
-    headers: &HeaderMap,
-    id: &str,
-    request: &Connect,
+    call: Call,
+    headers: HeaderMap,
+    id: String,
+    request: Connect,
     default_timeout: u64,
 ) -> Result<(StatusCode, Json<Sandbox>), Refused> {
     let limit = seconds("timeout", request.timeout.unwrap_or(default_timeout))?;
-    let mut vm = view::find(call, id).await?;
+    let mut vm = view::find(&call, &id).await?;
     let mut status = StatusCode::OK;
     if view::state(&vm) == Some(State::Paused) {
         // Before it runs, so that an old limit does not end it at once.
-        set_timeout(call, &vm, limit).await?;
-        wake(call, &vm, request.memory).await?;
+        set_timeout(&call, &vm, limit).await?;
+        wake(&call, &vm, request.memory).await?;
         status = StatusCode::CREATED;
-        vm = glance(call, VmRef::Id(vm.id)).await?;
+        vm = glance(&call, VmRef::Id(vm.id)).await?;
     } else {
-        extend(call, &vm, limit).await?;
+        extend(&call, &vm, limit).await?;
     }
-    Ok((status, Json(view::opened(call, headers, &vm).await?)))
+    Ok((status, Json(view::opened(&call, &headers, &vm).await?)))
 }
 
 async fn wake(call: &Call, vm: &VmView, memory: Option<bool>) -> Result<(), Failure> {
@@ -139,7 +126,7 @@ async fn wake(call: &Call, vm: &VmView, memory: Option<bool>) -> Result<(), Fail
 }
 
 /// Snapshots that somebody asked for outlive it.
-pub async fn kill(call: Call, Path(id): Path<String>) -> Result<StatusCode, Refused> {
+pub async fn kill(call: Call, Id(id): Id) -> Result<StatusCode, Refused> {
     let name = id.parse().map_err(|_no_name| super::error::not_found(&id))?;
     let permit = call.permit(Command::Destroy { vm: VmRef::Name(name) }).await?;
     let operation = call.engine.submit(permit).await?;

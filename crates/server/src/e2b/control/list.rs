@@ -1,7 +1,7 @@
 //! Finding sandboxes.
 
 use super::{
-    asked::Query,
+    asked::{Id, Query},
     error::{Refused, invalid},
     labels, view,
     wire::{ListedSandbox, SandboxDetail, State},
@@ -9,7 +9,6 @@ use super::{
 use crate::http::Call;
 use axum::{
     Json,
-    extract::Path,
     http::{HeaderMap, HeaderValue},
 };
 use jiff::Timestamp;
@@ -88,11 +87,7 @@ pub async fn list(call: Call, query: Query) -> Result<(HeaderMap, Json<Vec<Liste
     Ok((headers, Json(page.into_iter().map(|(_, listed)| listed).collect())))
 }
 
-pub async fn show(
-    call: Call,
-    headers: HeaderMap,
-    Path(id): Path<String>,
-) -> Result<Json<SandboxDetail>, Refused> {
+pub async fn show(call: Call, headers: HeaderMap, Id(id): Id) -> Result<Json<SandboxDetail>, Refused> {
     let vm = view::find(&call, &id).await?;
     Ok(Json(view::detail(&call, &headers, &vm).await?))
 }

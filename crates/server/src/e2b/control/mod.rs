@@ -24,8 +24,33 @@ pub(super) use labels::is_open;
 use crate::http::App;
 use axum::{
     Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
     routing::{get, post, put},
 };
+use error::Refused;
+use offshoot_types::{ErrorCode, Failure};
+
+/// Whether a path is of this API, be there such a route or not: what the first of its names is, its version apart.
+pub fn is_of_control(path: &str) -> bool {
+    let mut names = path.trim_start_matches('/').split('/');
+    let first = match names.next() {
+        Some("v2" | "v3") => names.next(),
+        first => first,
+    };
+    matches!(first, Some("sandboxes" | "snapshots" | "templates" | "volumes" | "secrets"))
+}
+
+/// A failure that was met before a handler was, as this API says it.
+pub fn refusal(failure: Failure) -> Response {
+    Refused::from(failure).written()
+}
+
+/// A path of this API, asked in a way that it is not asked.
+pub fn no_such_method() -> Response {
+    let failure = Failure::new(ErrorCode::InvalidArgument, "this route has no such method");
+    Refused::with(StatusCode::METHOD_NOT_ALLOWED, failure).into_response()
+}
 
 /// The routes, each as the SDKs ask for it; the older ones have the same shapes.
 pub fn routes() -> Router<App> {

@@ -1,13 +1,13 @@
 //! What may leave a sandbox: nothing yet, so that rules which would allow some of it are refused, not forgotten.
 
 use super::{
-    asked::Asked,
+    asked::{Asked, Id},
     error::{Refused, invalid},
     view,
     wire::Network,
 };
 use crate::http::Call;
-use axum::{extract::Path, http::StatusCode};
+use axum::http::StatusCode;
 use std::sync::Once;
 
 /// Refuses what would have to hold and does not. To be allowed everything is accepted, with a warning.
@@ -41,11 +41,7 @@ pub fn check(internet: Option<bool>, network: Option<&Network>) -> Result<(), Re
     }
 }
 
-pub async fn update(
-    call: Call,
-    Path(id): Path<String>,
-    Asked(request): Asked<Network>,
-) -> Result<StatusCode, Refused> {
+pub async fn update(call: Call, Id(id): Id, Asked(request): Asked<Network>) -> Result<StatusCode, Refused> {
     view::find(&call, &id).await?;
     check(None, Some(&request))?;
     Ok(StatusCode::NO_CONTENT)

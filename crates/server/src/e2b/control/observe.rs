@@ -1,13 +1,13 @@
 //! What sandboxes use, and what happened to them.
 
 use super::{
-    asked::Query,
+    asked::{Id, Query},
     error::Refused,
     view,
     wire::{LogEntry, Metric, State},
 };
 use crate::http::Call;
-use axum::{Json, extract::Path};
+use axum::Json;
 use jiff::Timestamp;
 use offshoot_engine::{VmView, guest_failure};
 use offshoot_types::{Command, EventId, Failure, FileAccess, VmRef};
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 const MAX_ENTRIES: usize = 1000;
 
 /// As it is now: no history is kept. None of one that rests.
-pub async fn metrics(call: Call, Path(id): Path<String>) -> Result<Json<Vec<Metric>>, Refused> {
+pub async fn metrics(call: Call, Id(id): Id) -> Result<Json<Vec<Metric>>, Refused> {
     let vm = view::find(&call, &id).await?;
     match view::state(&vm) {
         Some(State::Running) => Ok(Json(vec![measured(&call, &vm).await?])),
@@ -59,14 +59,14 @@ async fn measured(call: &Call, vm: &VmView) -> Result<Metric, Failure> {
     })
 }
 
-pub async fn logs(call: Call, Path(id): Path<String>, query: Query) -> Result<Json<Value>, Refused> {
+pub async fn logs(call: Call, Id(id): Id, query: Query) -> Result<Json<Value>, Refused> {
     let entries = entries(&call, &id, &query).await?;
     let lines: Vec<Value> =
         entries.iter().map(|entry| json!({ "timestamp": entry.timestamp, "line": entry.message })).collect();
     Ok(Json(json!({ "logs": lines, "logEntries": entries })))
 }
 
-pub async fn logs_v2(call: Call, Path(id): Path<String>, query: Query) -> Result<Json<Value>, Refused> {
+pub async fn logs_v2(call: Call, Id(id): Id, query: Query) -> Result<Json<Value>, Refused> {
     let mut entries = entries(&call, &id, &query).await?;
     if query.get("direction") == Some("backward") {
         entries.reverse();

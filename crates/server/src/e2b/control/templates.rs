@@ -1,8 +1,8 @@
 //! Templates: images and snapshots under the names clients know. They are built by `offshoot image build`, not over the wire.
 
-use super::{branches, error::Refused, view::ENVD_VERSION, wire::Template};
+use super::{asked::Id, branches, error::Refused, view::ENVD_VERSION, wire::Template};
 use crate::http::Call;
-use axum::{Json, extract::Path, http::StatusCode};
+use axum::{Json, http::StatusCode};
 use jiff::Timestamp;
 use offshoot_api::v1::{self, DEFAULT_CPUS, DEFAULT_DISK};
 use offshoot_types::{Command, ErrorCode, Failure};
@@ -49,13 +49,13 @@ async fn find(call: &Call, name: &str) -> Result<Option<Template>, Failure> {
     Ok(all.find(|template| template.names.iter().any(|own| own == name) || template.build == name))
 }
 
-pub async fn show(call: Call, Path(id): Path<String>) -> Result<Json<Template>, Refused> {
+pub async fn show(call: Call, Id(id): Id) -> Result<Json<Template>, Refused> {
     let found = find(&call, &id).await?;
     Ok(Json(found.ok_or_else(|| absent(&id))?))
 }
 
 /// Whether a name is taken, and by what.
-pub async fn alias(call: Call, Path(alias): Path<String>) -> Result<Json<Value>, Refused> {
+pub async fn alias(call: Call, Id(alias): Id) -> Result<Json<Value>, Refused> {
     if let Some(template) = find(&call, &alias).await? {
         return Ok(Json(json!({ "templateID": template.template, "public": true })));
     }
@@ -66,7 +66,7 @@ pub async fn alias(call: Call, Path(alias): Path<String>) -> Result<Json<Value>,
 }
 
 /// Of a snapshot. An image is removed by `offshoot image rm`.
-pub async fn remove(call: Call, Path(id): Path<String>) -> Result<StatusCode, Refused> {
+pub async fn remove(call: Call, Id(id): Id) -> Result<StatusCode, Refused> {
     if find(&call, &id).await?.is_some() {
         let failure =
             Failure::new(ErrorCode::Unsupported, format!("template `{id:.80}` is an image of this host"));
