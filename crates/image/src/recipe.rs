@@ -147,13 +147,14 @@ mod tests {
     #[test]
     fn the_others_hold_everything_that_base_holds() {
         let base = Recipe::load("base").unwrap();
+        let mut missing = Vec::new();
         for name in ["full", "interpreter"] {
             let other = Recipe::load(name).unwrap();
-            for package in &base.packages {
-                assert!(other.packages.contains(package), "{package} is missing from {name}");
-            }
+            let lacks = base.packages.iter().filter(|package| !other.packages.contains(package));
+            missing.extend(lacks.map(|package| format!("{package} from {name}")));
             assert_eq!((&base.suite, &base.kernel), (&other.suite, &other.kernel));
         }
+        assert!(missing.is_empty(), "missing: {}", missing.join(", "));
     }
 
     #[test]
