@@ -6,7 +6,7 @@ use crate::{
     entries::{self, Entries},
     exec::{Attachment, Execs, Output},
     fault::{Context, fault, invalid},
-    files::{Files, Reading, Root, Seen, What},
+    files::{self, Files, Reading, Root, Seen, What},
     freeze::Freezer,
     info,
     init::{self, DataDisk},
@@ -32,6 +32,7 @@ use offshoot_guest_proto::{
     server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, SurveyPeer, TcpPeer},
 };
 use rustix::fd::OwnedFd;
+use serde::Serialize;
 use serde_bytes::ByteBuf;
 use std::{sync::Arc, time::Duration};
 
@@ -297,12 +298,15 @@ async fn file_operation(
         FileOperation::Read { path, offset, length } => read(files, path, offset, length, peer).await,
         FileOperation::Write { path, mode, make_parents, exclusive } => {
             match files.write(path, mode, make_parents, exclusive).await {
-                Ok(writing) => write(writing, peer).await,
+                Ok(writing) => receive(writing, files::Writing::append, files::Writing::commit, peer).await,
                 Err(error) => peer.reply::<()>(Err(error)).await,
             }
         }
         FileOperation::Watch { path, recursive } => match files.watch(path, recursive).await {
-            Ok(watching) => watch(watching, peer).await,
+            Ok(watching) => {
+                peer.reply(Ok(())).await?;
+                tell(watching, async |watching| watching.next().await.map(told), peer).await
+            }
             Err(error) => peer.reply::<()>(Err(error)).await,
         },
     }
@@ -331,12 +335,15 @@ async fn entry_operation(
             Err(error) => peer.reply::<()>(Err(error)).await,
         },
         EntryOperation::Write { path, attributes } => match entries.write(&path, attributes).await {
-            Ok(writing) => write_entry(writing, peer).await,
+            Ok(writing) => receive(writing, entries::Writing::append, entries::Writing::finish, peer).await,
             Err(error) => peer.reply::<()>(Err(error)).await,
         },
         EntryOperation::Watch { path, recursive, entries: described } => {
             match entries.watch(&path, recursive, described).await {
-                Ok(watching) => watch_entries(watching, peer).await,
+                Ok(watching) => {
+                    peer.reply(Ok(watching.directory().to_owned())).await?;
+                    tell(watching, entries::Watching::next, peer).await
+                }
                 Err(error) => peer.reply::<()>(Err(error)).await,
             }
         }
@@ -358,15 +365,21 @@ async fn list_entries(mut listing: entries::Listing, peer: &mut FilePeer) -> Res
     }
 }
 
-async fn write_entry(mut writing: entries::Writing, peer: &mut FilePeer) -> Result<(), Detached> {
+/// Takes chunks until there are no more; what was written is answered.
+async fn receive<W, T: Serialize>(
+    mut writing: W,
+    append: impl AsyncFn(&mut W, Vec<u8>) -> Result<(), GuestError>,
+    finish: impl AsyncFnOnce(W) -> Result<T, GuestError>,
+    peer: &mut FilePeer,
+) -> Result<(), Detached> {
     peer.reply(Ok(())).await?;
     loop {
         let outcome = match peer.chunk().await? {
-            FileChunk::Data(data) => match writing.append(data).await {
+            FileChunk::Data(data) => match append(&mut writing, data).await {
                 Ok(()) => continue,
                 Err(error) => Err(error),
             },
-            FileChunk::End => writing.finish().await,
+            FileChunk::End => finish(writing).await,
             // The host gave up: nobody waits for an answer.
             FileChunk::Failed(_) => return Ok(()),
         };
@@ -374,11 +387,15 @@ async fn write_entry(mut writing: entries::Writing, peer: &mut FilePeer) -> Resu
     }
 }
 
-async fn watch_entries(mut watching: entries::Watching, peer: &mut FilePeer) -> Result<(), Detached> {
-    peer.reply(Ok(watching.directory().to_owned())).await?;
+/// Tells what happens until the host has heard enough.
+async fn tell<W, E: Serialize>(
+    mut watching: W,
+    next: impl AsyncFn(&mut W) -> Result<E, GuestError>,
+    peer: &mut FilePeer,
+) -> Result<(), Detached> {
     loop {
         let event = tokio::select! {
-            event = watching.next() => event,
+            event = next(&mut watching) => event,
             () = peer.left() => return Ok(()),
         };
         match event {
@@ -432,40 +449,6 @@ async fn send_file(mut reading: Reading, peer: &mut FilePeer) -> Result<(), Deta
             Ok(Some(data)) => peer.send(&FileChunk::Data(data)).await?,
             Ok(None) => return peer.send(&FileChunk::End).await,
             Err(error) => return peer.send(&FileChunk::Failed(error)).await,
-        }
-    }
-}
-
-async fn write(mut writing: crate::files::Writing, peer: &mut FilePeer) -> Result<(), Detached> {
-    peer.reply(Ok(())).await?;
-    loop {
-        let outcome = match peer.chunk().await? {
-            FileChunk::Data(data) => match writing.append(data).await {
-                Ok(()) => continue,
-                Err(error) => Err(error),
-            },
-            FileChunk::End => writing.commit().await,
-            // The host gave up: nobody waits for an answer.
-            FileChunk::Failed(_) => return Ok(()),
-        };
-        return peer.reply(outcome).await;
-    }
-}
-
-async fn watch(mut watching: crate::files::Watching, peer: &mut FilePeer) -> Result<(), Detached> {
-    peer.reply(Ok(())).await?;
-    loop {
-        let event = tokio::select! {
-            event = watching.next() => event,
-            () = peer.left() => return Ok(()),
-        };
-        match event {
-            Ok(seen) => peer.send(&told(seen)).await?,
-            // The end of the stream tells the host that nothing more will come.
-            Err(error) => {
-                crate::console::warn(format_args!("{error}"));
-                return Ok(());
-            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::time::timeout;
@@ -204,6 +204,38 @@ async fn files_are_composed_whole_or_not_at_all() {
     for (names, to) in [(&[][..], "all"), (&["all"][..], "~/all")] {
         let refused = entries.compose(&sources(names), to).await.unwrap_err();
         assert_eq!(refused.kind, GuestErrorKind::InvalidArgument);
+    }
+}
+
+/// What was told until a directory of this name was made.
+async fn told_until(watching: &mut Watching, root: &Path, mark: &str) -> Vec<EntryChange> {
+    fs::create_dir(root.join("home/u").join(mark)).unwrap();
+    let mut seen = Vec::new();
+    loop {
+        let event = timeout(Duration::from_secs(10), watching.next()).await.unwrap().unwrap();
+        if event.path.ends_with(mark) {
+            return seen;
+        }
+        assert_eq!(event.path, "/home/u/f");
+        seen.push(event.change);
+    }
+}
+
+/// No oftener than E2B's clients expect it, who count.
+#[tokio::test]
+async fn a_write_is_told_when_the_file_is_made_or_emptied_when_it_is_given_away_and_with_the_data() {
+    let World { _place, root, entries } = world();
+    let mut watching = entries.watch("", false, false).await.unwrap();
+    // Only an agent that is root gives files away.
+    let given = rustix::process::geteuid().is_root().then_some(EntryChange::AttributesChanged);
+    for (round, first) in [EntryChange::Created, EntryChange::Written].into_iter().enumerate() {
+        let mut writing = entries.write("f", BTreeMap::new()).await.unwrap();
+        let opened = told_until(&mut watching, &root, &format!("opened-{round}")).await;
+        assert_eq!(opened, [Some(first), given].into_iter().flatten().collect::<Vec<_>>());
+        writing.append(b"data".to_vec()).await.unwrap();
+        writing.finish().await.unwrap();
+        let written = told_until(&mut watching, &root, &format!("written-{round}")).await;
+        assert_eq!(written, [EntryChange::Written]);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
 use offshoot_guest_proto::message::{ATTRIBUTE_PREFIX, Entry, FileKind, GuestError, MAX_ATTRIBUTES};
 use rustix::{
     fd::OwnedFd,
-    fs::{Mode, OFlags, XattrFlags, fchown, flistxattr, fremovexattr, fsetxattr, ftruncate},
+    fs::{Mode, OFlags, XattrFlags, fchown, flistxattr, fremovexattr, fsetxattr},
     io::Errno,
 };
 use std::{collections::BTreeMap, io, sync::Arc};
@@ -32,19 +32,19 @@ impl Entries {
         let file = self
             .run("write", &path, move |own, path| {
                 own.make_parents(path)?;
-                // NONBLOCK: opening a FIFO nobody reads from must not wait.
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY;
+                // NONBLOCK: opening a FIFO nobody reads from must not wait. TRUNC: who watches is told that a file was
+                // emptied if it was there before, and of a new one only that it was made.
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NONBLOCK | OFlags::NOCTTY;
                 let file = own.root.open_or_create(path.as_str(), flags, Mode::from_raw_mode(0o644))?;
                 let stat = crate::files::stat::of(&file)?;
                 if stat.kind != FileKind::File {
                     return Err(Errno::INVAL.into());
                 }
-                if let Some((uid, gid)) = own.owner()
-                    && (uid.as_raw(), gid.as_raw()) != (stat.uid, stat.gid)
-                {
+                // Also if it has this owner already: it is a change that is watched for.
+                if let Some((uid, gid)) = own.owner() {
                     fchown(&file, Some(uid), Some(gid))?;
                 }
-                ftruncate(&file, 0)?;
                 replace_attributes(&file, &attributes)?;
                 Ok(file)
             })
