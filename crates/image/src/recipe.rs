@@ -33,7 +33,8 @@ pub struct Recipe {
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     #[error(
-        "no recipe is called `{name}` (there are `base`, `full` and `interpreter`; anything with a `/` or ending in `.toml` is a path)"
+        "no recipe is called `{name}` (there are {}; anything with a `/` or ending in `.toml` is a path)",
+        Recipe::built_in_words()
     )]
     Unknown { name: String },
     #[error("read the recipe `{}`", path.display())]
@@ -65,6 +66,12 @@ impl Recipe {
     /// Names of the recipes that come with Offshoot.
     pub fn built_in() -> impl Iterator<Item = &'static str> {
         BUILT_IN.into_iter().map(|(name, _)| name)
+    }
+
+    /// The same in words, for help and messages.
+    pub fn built_in_words() -> String {
+        let [most @ .., last] = BUILT_IN.map(|(name, _)| format!("`{name}`"));
+        format!("{} and {last}", most.join(", "))
     }
 }
 

@@ -40,8 +40,7 @@ enum Action {
     ///
     /// An interrupted build leaves no image; the next one goes on where it ended.
     Build {
-        /// A recipe that comes with offshoot (`base`, `full`), or the path of one
-        #[arg(value_name = "RECIPE", default_value = "base")]
+        #[arg(value_name = "RECIPE", default_value = "base", help = recipe_help())]
         recipe: String,
         /// Fetch the kernel and all packages again
         #[arg(long)]
@@ -66,6 +65,10 @@ enum Action {
         #[arg(value_name = "IMAGE")]
         image: ImageRef,
     },
+}
+
+fn recipe_help() -> String {
+    format!("A recipe that comes with offshoot ({}), or the path of one", Recipe::built_in_words())
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Status> {
