@@ -44,7 +44,8 @@ pub async fn forward(sandbox: Sandbox, port: u16, mut request: Request) -> Resul
     let (mut sender, connection) = handshake.await.map_err(|_| closed())?;
     let (shutdown, tasks) = (call.app.shutdown.clone(), call.app.tasks.clone());
     tasks.spawn(TaskKind::Port, async move {
-        // The VM is in use until the connection ends.
+        // The VM is in use until the connection ends. It is no operation that would have to be completed: a connection
+        // changes nothing that is recorded.
         let _guest = guest;
         tokio::select! {
             ended = connection.with_upgrades() => {
