@@ -4,7 +4,8 @@
 //! the VM's access token                                   everything
 //! no token: GET /health                                   whether it runs
 //!           /files with a signature made with the token   that file, so long
-//!           /execute, /contexts of the interpreter        from this host (its SDK sends none), by no web page
+//!           /execute, /contexts of the interpreter        from this host (its SDK sends none), by no web page, if it was
+//!                                                         made over the wire
 //!           programs in it                                from this host, if it was made over the wire and not as private
 //! the VM's traffic token                                  programs in it
 //! ```
@@ -30,13 +31,15 @@ pub struct Way {
     pub port: u16,
     /// It cannot come from another host.
     pub local: bool,
-    /// Nobody asked for a token before programs in the VM are talked to.
+    /// It was made over the wire, whose ids cannot be guessed.
+    pub made_here: bool,
+    /// So it was, and nobody asked for a token before programs in the VM are talked to.
     pub open: bool,
 }
 
 /// Whether a request may pass.
 pub fn may_pass(tokens: &Tokens, way: Way, request: &Parts) -> bool {
-    let Way { vm, port, local, open } = way;
+    let Way { vm, port, local, made_here, open } = way;
     if let Some(presented) = request.headers.get(TOKEN) {
         return tokens.open(vm, Purpose::Access, presented.as_bytes());
     }
@@ -50,7 +53,7 @@ pub fn may_pass(tokens: &Tokens, way: Way, request: &Parts) -> bool {
         ENVD if path == "/files" => Signed::of(&request.method, &request.uri).is_some_and(|signed| {
             signed.is_by(&tokens.of(vm, Purpose::Access)) && signed.holds(Timestamp::now())
         }),
-        INTERPRETER => local && is_interpreters(path) && !is_web_page(&request.headers),
+        INTERPRETER => local && made_here && is_interpreters(path) && !is_web_page(&request.headers),
         _ => program && local && open,
     }
 }
@@ -63,6 +66,11 @@ pub fn has_expired(tokens: &Tokens, way: Way, request: &Parts) -> bool {
         && Signed::of(&request.method, &request.uri).is_some_and(|signed| {
             signed.is_by(&tokens.of(way.vm, Purpose::Access)) && !signed.holds(Timestamp::now())
         })
+}
+
+/// Whether a request that may pass has shown a token, rather than something that is good for less.
+pub fn has_token(headers: &HeaderMap) -> bool {
+    headers.contains_key(TOKEN)
 }
 
 fn is_read(method: &Method) -> bool {
@@ -152,7 +160,8 @@ mod tests {
         let vm = VmId::new();
         let token = tokens.of(vm, Purpose::Access);
         let pass = |open, port, local, method, uri, headers: &[(&str, &str)]| {
-            may_pass(&tokens, Way { vm, port, local, open }, &request(method, uri, headers))
+            let way = Way { vm, port, local, made_here: open, open };
+            may_pass(&tokens, way, &request(method, uri, headers))
         };
         let may = |port, local, method, uri, headers: &[(&str, &str)]| {
             pass(false, port, local, method, uri, headers)
@@ -171,10 +180,11 @@ mod tests {
         assert!(may(ENVD, false, "GET", "/health", &[]) && !may(ENVD, false, "POST", "/health", &[]));
         assert!(!may(ENVD, true, "GET", "/files?path=/etc/passwd", &[]), "unsigned");
         for path in ["/execute", "/contexts", "/contexts/x/restart"] {
-            assert!(may(INTERPRETER, true, "POST", path, &[]));
-            assert!(!may(INTERPRETER, false, "POST", path, &[]), "from afar");
-            assert!(!may(INTERPRETER, true, "POST", path, &wrong), "a wrong token is no token");
-            assert!(!may(INTERPRETER, true, "POST", path, &[("origin", "http://evil.example")]));
+            assert!(pass(true, INTERPRETER, true, "POST", path, &[]));
+            assert!(!may(INTERPRETER, true, "POST", path, &[]), "its name may be guessed");
+            assert!(!pass(true, INTERPRETER, false, "POST", path, &[]), "from afar");
+            assert!(!pass(true, INTERPRETER, true, "POST", path, &wrong), "a wrong token is no token");
+            assert!(!pass(true, INTERPRETER, true, "POST", path, &[("origin", "http://evil.example")]));
             assert!(!may(ENVD, true, "POST", path, &[]));
         }
     }
@@ -183,7 +193,7 @@ mod tests {
     fn a_signature_whose_time_is_up_is_known_for_what_it_was_and_opens_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let tokens = Tokens::load(dir.path()).unwrap();
-        let way = Way { vm: VmId::new(), port: ENVD, local: true, open: true };
+        let way = Way { vm: VmId::new(), port: ENVD, local: true, made_here: true, open: true };
         let token = tokens.of(way.vm, Purpose::Access);
         let signed = |expires: i64| {
             let digest = STANDARD_NO_PAD.encode(Sha256::digest(format!("/a:read:user:{token}:{expires}")));

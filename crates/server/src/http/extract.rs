@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use std::{fmt::Display, str::FromStr, time::Duration};
 use tracing::Instrument;
 
-/// How long a caller may take to send a JSON body.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a caller may take to send a body that is read before it is answered.
+pub const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How much of a body is read in all, kept or not.
 const MAX_DISCARDED: usize = 16 * MAX_JSON;
@@ -36,25 +36,49 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 }
 
 async fn read_json(body: Body) -> Result<Vec<u8>, Failure> {
-    let invalid = |message: String| Failure::new(ErrorCode::InvalidArgument, message);
-    match tokio::time::timeout(BODY_DEADLINE, collect(body)).await {
-        Ok(Ok(bytes)) if bytes.len() <= MAX_JSON => Ok(bytes),
-        Ok(Ok(_)) => Err(invalid(format!("the request's body is above {MAX_JSON} bytes"))),
-        Ok(Err(error)) => Err(invalid("the request's body is incomplete".into()).caused_by(&error)),
-        Err(_) => Err(invalid(format!("the request's body did not arrive within {BODY_DEADLINE:?}"))),
+    read_body(body, MAX_JSON).await.map_err(Into::into)
+}
+
+/// Why a body was not read.
+#[derive(Debug)]
+pub enum Unread {
+    /// There is more of it than so many bytes.
+    TooLarge(usize),
+    BrokenOff(axum::Error),
+    Late,
+}
+
+impl From<Unread> for Failure {
+    fn from(unread: Unread) -> Self {
+        let invalid = |message: String| Self::new(ErrorCode::InvalidArgument, message);
+        match unread {
+            Unread::TooLarge(most) => invalid(format!("the request's body is above {most} bytes")),
+            Unread::BrokenOff(error) => invalid("the request's body is incomplete".into()).caused_by(&error),
+            Unread::Late => invalid(format!("the request's body did not arrive within {BODY_DEADLINE:?}")),
+        }
+    }
+}
+
+/// The whole of a body that is small and comes soon.
+pub async fn read_body(body: Body, most: usize) -> Result<Vec<u8>, Unread> {
+    match tokio::time::timeout(BODY_DEADLINE, collect(body, most)).await {
+        Ok(Ok(bytes)) if bytes.len() <= most => Ok(bytes),
+        Ok(Ok(_)) => Err(Unread::TooLarge(most)),
+        Ok(Err(error)) => Err(Unread::BrokenOff(error)),
+        Err(_) => Err(Unread::Late),
     }
 }
 
 /// At most one byte more than the limit is kept. What follows is read and dropped for a while: a caller that is
 /// still sending when we answer and close would see a broken pipe instead of the answer.
-async fn collect(body: Body) -> Result<Vec<u8>, axum::Error> {
+async fn collect(body: Body, most: usize) -> Result<Vec<u8>, axum::Error> {
     let mut chunks = body.into_data_stream();
     let mut kept = Vec::new();
     let mut seen = 0;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         seen += chunk.len();
-        let room = (MAX_JSON + 1).saturating_sub(kept.len());
+        let room = (most + 1).saturating_sub(kept.len());
         kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if seen > MAX_DISCARDED {
             break;

@@ -42,7 +42,7 @@ mod vms;
 pub use changes::settle;
 pub use create::specify;
 pub use error::ApiError;
-pub use extract::Json;
+pub use extract::{BODY_DEADLINE, Json, Unread, read_body};
 pub(crate) use files_stream::drain;
 pub use openapi::openapi_json;
 pub use request::{Call, Caller};

@@ -213,6 +213,8 @@ async fn every_no_has_the_wires_own_shape() {
     let (daemon, address) = Daemon::on_a_port(&place).await;
     let secret = daemon.client.create_key(&CreateKey::default()).await.unwrap().key;
     let id = create(&place, json!({})).await;
+    let ids: Vec<String> = (0..101).map(|number| format!("i{number}")).collect();
+    let many = format!("GET /sandboxes/metrics?sandbox_ids={}", ids.join(","));
     let cases = [
         (404, "GET /sandboxes/Not%20A%20Name", ""),
         (404, "DELETE /sandboxes/%00", ""),
@@ -236,6 +238,7 @@ async fn every_no_has_the_wires_own_shape() {
         (400, "GET /v2/sandboxes?nextToken=x", ""),
         (400, "GET /v2/sandboxes?startedAfter=never", ""),
         (501, "POST /volumes", "{}"),
+        (400, many.as_str(), ""),
     ];
     let key = [("X-API-Key", secret.as_str())];
     let shaped = |asked: &str, answer: &str, status: u64| {

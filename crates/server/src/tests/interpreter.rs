@@ -1,6 +1,7 @@
 //! The code interpreter of a sandbox, byte by byte as E2B's SDKs read it. The VM in memory interprets a toy language.
 
 use super::fixture::{Daemon, PATIENCE, Place, exchange};
+use offshoot_api::v1::CreateVm;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use tokio::{
@@ -20,6 +21,13 @@ async fn ask(address: SocketAddr, head: &str, body: &Value) -> (u16, String) {
         false => body.to_owned(),
     };
     (head[9..12].parse().unwrap(), body)
+}
+
+/// `web`, as if it had been made over the wire: what needs no token is open there.
+async fn boot(daemon: &Daemon) {
+    let labels = [("e2b/template".to_owned(), "base".to_owned())].into();
+    let asked = CreateVm { name: "web".into(), start: true, labels, ..CreateVm::default() };
+    daemon.client.create(&asked).await.unwrap();
 }
 
 /// The chunks of a body, put together.
@@ -55,7 +63,7 @@ fn timeless(mut lines: Vec<Value>) -> Vec<Value> {
 async fn code_runs_in_default_contexts_and_its_events_are_lines() {
     let place = Place::new();
     let (daemon, address) = Daemon::on_a_port(&place).await;
-    daemon.boot("web").await;
+    boot(&daemon).await;
     let nulls = json!({ "code": "x = 41; print(x); show x; 'a' + x", "context_id": null, "language": null,
         "env_vars": null, "unknown": 1 });
     let result = |text: &str, main: bool| json!({ "type": "result", "text": text, "is_main_result": main });
@@ -86,7 +94,7 @@ async fn code_runs_in_default_contexts_and_its_events_are_lines() {
 async fn contexts_are_made_listed_begun_anew_and_ended() {
     let place = Place::new();
     let (daemon, address) = Daemon::on_a_port(&place).await;
-    daemon.boot("web").await;
+    boot(&daemon).await;
     let listed = async || -> Vec<Value> {
         let (status, body) = ask(address, "GET /contexts", &Value::Null).await;
         assert_eq!(status, 200);
@@ -127,7 +135,7 @@ async fn contexts_are_made_listed_begun_anew_and_ended() {
 async fn what_cannot_be_is_refused_with_a_sentence() {
     let place = Place::new();
     let (daemon, address) = Daemon::on_a_port(&place).await;
-    daemon.boot("web").await;
+    boot(&daemon).await;
     for (head, body, said) in [
         ("POST /execute", json!({ "code": "1", "context_id": "a", "language": "python" }), "Only one of"),
         ("POST /execute", json!({ "code": "1", "language": "r" }), "`r` is not supported; python, "),
@@ -146,7 +154,7 @@ async fn what_cannot_be_is_refused_with_a_sentence() {
 async fn a_client_that_leaves_interrupts_its_code_and_head_and_first_line_come_together() {
     let place = Place::new();
     let (daemon, address) = Daemon::on_a_port(&place).await;
-    daemon.boot("web").await;
+    boot(&daemon).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let body = json!({ "code": "x = 1; sleep 1000" }).to_string();
     let request = format!(
@@ -170,7 +178,7 @@ async fn a_client_that_leaves_interrupts_its_code_and_head_and_first_line_come_t
 async fn silence_is_broken_and_code_that_waits_its_turn_has_its_answer_begun() {
     let place = Place::new();
     let (daemon, address) = Daemon::on_a_port(&place).await;
-    daemon.boot("web").await;
+    boot(&daemon).await;
     let first = execute(address, json!({ "code": "sleep 6; 1" }));
     let second = execute(address, json!({ "code": "2" }));
     let (first, second) = tokio::join!(first, second);

@@ -31,8 +31,13 @@ pub fn metadata(labels: &Labels) -> Labels {
         .collect()
 }
 
+/// Whether it was made over the wire, whose ids cannot be guessed.
+pub fn is_made_here(labels: &Labels) -> bool {
+    labels.contains_key(TEMPLATE)
+}
+
 /// Whether programs in it may be talked to without a token, by those on this host who know its id: so it was made over the
 /// wire, whose ids cannot be guessed, and nothing else was asked for.
 pub fn is_open(labels: &Labels) -> bool {
-    labels.contains_key(TEMPLATE) && !labels.contains_key(TRAFFIC)
+    is_made_here(labels) && !labels.contains_key(TRAFFIC)
 }

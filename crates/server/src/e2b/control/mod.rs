@@ -19,7 +19,7 @@ mod templates;
 mod view;
 mod wire;
 
-pub(super) use labels::is_open;
+pub(super) use labels::{is_made_here, is_open};
 
 use crate::http::App;
 use axum::{

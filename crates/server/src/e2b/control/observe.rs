@@ -2,7 +2,7 @@
 
 use super::{
     asked::{Id, Query},
-    error::Refused,
+    error::{Refused, invalid},
     view,
     wire::{LogEntry, Metric, State},
 };
@@ -10,12 +10,14 @@ use crate::http::Call;
 use axum::Json;
 use jiff::Timestamp;
 use offshoot_engine::{VmView, guest_failure};
-use offshoot_types::{Command, EventId, Failure, FileAccess, VmRef};
+use offshoot_types::{Command, ErrorCode, EventId, Failure, FileAccess, VmRef};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most entries of one answer.
 const MAX_ENTRIES: usize = 1000;
+/// Sandboxes that are measured for one request, each by its guest.
+const MAX_MEASURED: usize = 100;
 
 /// As it is now: no history is kept. None of one that rests.
 pub async fn metrics(call: Call, Id(id): Id) -> Result<Json<Vec<Metric>>, Refused> {
@@ -27,12 +29,22 @@ pub async fn metrics(call: Call, Id(id): Id) -> Result<Json<Vec<Metric>>, Refuse
 }
 
 pub async fn metrics_of_many(call: Call, query: Query) -> Result<Json<Value>, Refused> {
+    let asked: BTreeSet<&str> = query.all("sandbox_ids").collect();
+    if asked.len() > MAX_MEASURED {
+        return Err(invalid("sandbox_ids", format!("more than {MAX_MEASURED} of them")));
+    }
     let mut sandboxes = BTreeMap::new();
-    for id in query.all("sandbox_ids") {
+    for id in asked {
         let Ok(vm) = view::find(&call, id).await else { continue };
-        if view::state(&vm) == Some(State::Running) {
-            sandboxes.insert(id.to_owned(), measured(&call, &vm).await?);
+        if view::state(&vm) != Some(State::Running) {
+            continue;
         }
+        match measured(&call, &vm).await {
+            Ok(metric) => sandboxes.insert(id.to_owned(), metric),
+            // It went to rest meanwhile, or is gone.
+            Err(failure) if matches!(failure.code, ErrorCode::NotFound | ErrorCode::WrongState) => continue,
+            Err(failure) => return Err(failure.into()),
+        };
     }
     Ok(Json(json!({ "sandboxes": sandboxes })))
 }

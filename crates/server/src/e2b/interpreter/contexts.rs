@@ -1,12 +1,15 @@
 //! Contexts of a sandbox: made, listed, ended and begun anew.
 
 use super::{
-    default_context, default_of,
+    MAX_BODY, default_context, default_of,
     execute::{code, language},
     failure::Refused,
 };
-use crate::e2b::sandbox::{DEFAULT_USER, Sandbox};
-use axum::{Json, body::Bytes, extract::Path, http::StatusCode};
+use crate::{
+    e2b::sandbox::{DEFAULT_USER, Sandbox},
+    http::read_body,
+};
+use axum::{Json, body::Body, extract::Path, http::StatusCode};
 use offshoot_engine::CodeEvent;
 use offshoot_types::{Command, ContextName, ErrorCode, Failure, Language, RequestId, VmRef};
 use serde::{Deserialize, Serialize};
@@ -48,7 +51,8 @@ pub async fn list(sandbox: Sandbox) -> Result<Json<Vec<Context>>, Refused> {
 }
 
 /// Makes a context by running nothing in it, which starts its interpreter.
-pub async fn create(sandbox: Sandbox, body: Bytes) -> Result<Json<Context>, Refused> {
+pub async fn create(sandbox: Sandbox, body: Body) -> Result<Json<Context>, Refused> {
+    let body = read_body(body, MAX_BODY).await?;
     let wanted: NewContext = match body.is_empty() {
         true => NewContext { language: None, cwd: None },
         false => serde_json::from_slice(&body).map_err(|error| Refused::invalid(error.to_string()))?,

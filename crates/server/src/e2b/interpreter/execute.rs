@@ -7,11 +7,11 @@
 //! Head and first line leave together. A client that leaves drops the stream, and with it the session, which interrupts
 //! the code; its variables stay.
 
-use super::{contexts::named, default_context, default_of, failure::Refused, result};
+use super::{MAX_BODY, contexts::named, default_context, default_of, failure::Refused, result};
 use crate::{
     activity::Present,
     e2b::sandbox::{DEFAULT_USER, Sandbox},
-    http::App,
+    http::{App, read_body},
 };
 use axum::{
     body::{Body, Bytes},
@@ -47,7 +47,8 @@ struct Execution {
     env_vars: Option<BTreeMap<String, String>>,
 }
 
-pub async fn execute(sandbox: Sandbox, body: Bytes) -> Result<Response, Refused> {
+pub async fn execute(sandbox: Sandbox, body: Body) -> Result<Response, Refused> {
+    let body = read_body(body, MAX_BODY).await?;
     let wanted: Execution =
         serde_json::from_slice(&body).map_err(|error| Refused::invalid(error.to_string()))?;
     let named_context = wanted.context_id.as_deref();
@@ -181,7 +182,7 @@ impl Lines {
                 self.say(&json!({ "type": "number_of_executions", "execution_count": count }));
             }
             CodeEvent::Output { stream, data } => self.output(stream, &data),
-            // Clients know no display that takes the place of another.
+            // Clients know no display that takes the place of another; as a further result it would be there twice.
             CodeEvent::Display { update: true, .. } => {}
             CodeEvent::Display { mime, .. } => self.say(&result::line(mime, false)),
             CodeEvent::Value { mime } => self.say(&result::line(mime, true)),

@@ -20,6 +20,9 @@ use axum::{
 };
 use offshoot_types::{ContextName, Language};
 
+/// Bytes of one request: code with what it is to find in its environment.
+const MAX_BODY: usize = 2 * 1024 * 1024;
+
 pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/health", get(async || "OK"))

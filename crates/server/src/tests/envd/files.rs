@@ -106,6 +106,45 @@ async fn a_form_brings_several_files() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_that_never_comes_to_a_part_is_broken_off() {
+    let place = Place::new();
+    let (daemon, envd) = boxed(&place).await;
+    let typed = [("content-type", "multipart/form-data; boundary=XX")];
+    let long = "x".repeat(1024 * 1024);
+    let endless_head = format!("--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{long}");
+    for body in [long.clone(), endless_head] {
+        let (status, body) = put(&envd, "/files", &typed, body).await;
+        assert_eq!(status, 400, "{body}");
+        assert!(body["message"].as_str().unwrap().contains("belong to no part"), "{body}");
+    }
+    // A part is as long as it is, also one that is not written.
+    let ignored = format!("--XX\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\n{long}\r\n");
+    let head = "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n";
+    let (status, body) = put(&envd, "/files", &typed, format!("{ignored}{head}{long}\r\n--XX--\r\n")).await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(get(&envd, "/files?path=f", &[]).await.1.len(), long.len());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_is_for_the_user_it_was_signed_for() {
+    let place = Place::new();
+    let (daemon, envd) = boxed(&place).await;
+    let link = envd.signed("write", "note");
+    let typed = [("content-type", "application/octet-stream")];
+    let holder = envd.without_token();
+    assert_eq!(put(&holder, "/files?path=note", &typed, "x").await.0, 401);
+    for whoever in [holder.clone(), holder.of_user("root")] {
+        let (status, written) = put(&whoever, &link, &typed, "x").await;
+        assert_eq!((status, &written[0]["path"]), (200, &json!("/home/user/note")), "{written}");
+    }
+    // Who has the token may name anybody.
+    let (_, written) = put(&envd.of_user("root"), "/files?path=note", &typed, "x").await;
+    assert_eq!(written[0]["path"], "/root/note");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_are_compressed_both_ways() {
     let place = Place::new();
     let (daemon, envd) = boxed(&place).await;

@@ -4,12 +4,16 @@ use crate::{
     e2b::{Purpose, Tokens},
     tests::fixture::{Daemon, PATIENCE, Place},
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD},
+};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -40,6 +44,18 @@ impl Envd {
         Self { user: Some(user.into()), ..self.clone() }
     }
 
+    /// Shows no token: what it is let in by is in the request.
+    pub fn without_token(&self) -> Self {
+        Self { token: String::new(), ..self.clone() }
+    }
+
+    /// The query of a link to a file for the default user.
+    pub fn signed(&self, operation: &str, path: &str) -> String {
+        let digest = Sha256::digest(format!("{path}:{operation}::{}", self.token));
+        let signature = STANDARD_NO_PAD.encode(digest).replace('+', "%2B").replace('/', "%2F");
+        format!("/files?path={path}&signature=v1_{signature}")
+    }
+
     /// Anything.
     pub async fn send(
         &self,
@@ -57,8 +73,10 @@ impl Envd {
             .uri(path)
             .header("host", "localhost")
             .header("e2b-sandbox-id", &self.sandbox)
-            .header("e2b-sandbox-port", "49983")
-            .header("x-access-token", &self.token);
+            .header("e2b-sandbox-port", "49983");
+        if !self.token.is_empty() {
+            request = request.header("x-access-token", &self.token);
+        }
         if let Some(user) = &self.user {
             let basic = STANDARD.encode(format!("{user}:"));
             request = request.header("authorization", format!("Basic {basic}"));

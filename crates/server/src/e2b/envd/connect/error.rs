@@ -1,6 +1,6 @@
 //! Failures in the words of the protocol.
 
-use crate::e2b::envd::guest::Fault;
+use crate::{e2b::envd::guest::Fault, http::Unread};
 use axum::{
     Json,
     http::StatusCode,
@@ -101,6 +101,17 @@ impl From<Failure> for ConnectError {
             None => failure.message,
         };
         Self { code, message }
+    }
+}
+
+impl From<Unread> for ConnectError {
+    fn from(unread: Unread) -> Self {
+        let code = match unread {
+            Unread::TooLarge(_) => Code::ResourceExhausted,
+            Unread::BrokenOff(_) => Code::Unavailable,
+            Unread::Late => Code::DeadlineExceeded,
+        };
+        Self { code, ..Failure::from(unread).into() }
     }
 }
 

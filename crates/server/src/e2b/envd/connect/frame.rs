@@ -138,7 +138,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_message_is_refused() {
-        let cases: [(&[u8], Code); 4] = [
+        let cases: [(&[u8], Code); 5] = [
+            (&[0, 0, 0, 0, 4, b'{', b'}', b'{', b'}'], Code::InvalidArgument),
             (&[0, 0, 0, 0, 9, b'{'], Code::InvalidArgument),
             (&[0, 0, 0, 0, 1, b'x'], Code::InvalidArgument),
             (&[1, 0, 0, 0, 2, b'{', b'}'], Code::Unimplemented),

@@ -6,7 +6,7 @@ use super::{
     frame::{self, Messages},
     unary::{Deadline, check_content},
 };
-use crate::http::App;
+use crate::http::{App, BODY_DEADLINE, Unread};
 use axum::{
     body::Body,
     extract::{FromRequest, Request},
@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, Stream, stream};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{convert::Infallible, time::Duration};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 const CONTENT: &str = "application/connect+json";
 const KEEPALIVE: HeaderName = HeaderName::from_static("keepalive-ping-interval");
@@ -42,7 +42,7 @@ impl<T: DeserializeOwned> FromRequest<App> for OneMessage<T> {
         let pace = Pace::of(request.headers())?;
         check_content(request.headers(), CONTENT)?;
         let mut messages = Messages::new(request.into_body());
-        match messages.next().await? {
+        match timeout(BODY_DEADLINE, messages.next()).await.map_err(|_elapsed| Unread::Late)?? {
             Some(message) => Ok(Self { message, pace }),
             None => Err(ConnectError::invalid("the request has no message").into()),
         }

@@ -1,9 +1,8 @@
 //! Calls of one message each way.
 
 use super::{Code, ConnectError, MAX_MESSAGE};
-use crate::http::App;
+use crate::http::{App, read_body};
 use axum::{
-    body::to_bytes,
     extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, HeaderName, header, request::Parts},
 };
@@ -20,10 +19,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Unary<T> {
     type Rejection = ConnectError;
     async fn from_request(request: Request, _: &App) -> Result<Self, ConnectError> {
         check_content(request.headers(), "application/json")?;
-        let body = to_bytes(request.into_body(), MAX_MESSAGE).await.map_err(|error| {
-            ConnectError::new(Code::ResourceExhausted, format!("the message cannot be read: {error}"))
-        })?;
-        parse(&body).map(Self)
+        parse(&read_body(request.into_body(), MAX_MESSAGE).await?).map(Self)
     }
 }
 
@@ -31,10 +27,12 @@ pub fn parse<T: DeserializeOwned>(message: &[u8]) -> Result<T, ConnectError> {
     // No message at all is one without fields.
     let message = if message.is_empty() { b"{}" } else { message };
     let mut json = serde_json::Deserializer::from_slice(message);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let message = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let at = error.path().to_string();
         ConnectError::invalid(format!("`{at}`: {}", error.into_inner()))
-    })
+    })?;
+    json.end().map_err(|error| ConnectError::invalid(format!("behind the message: {error}")))?;
+    Ok(message)
 }
 
 pub fn check_content(headers: &HeaderMap, wanted: &str) -> Result<(), ConnectError> {

@@ -1,10 +1,14 @@
 //! One file made of several, which were uploaded apart.
 
 use super::{HttpError, Written};
-use crate::e2b::{envd::guest::in_guest, sandbox::Sandbox};
-use axum::{Json, body::Bytes};
+use crate::{
+    e2b::{envd::guest::in_guest, sandbox::Sandbox},
+    http::read_body,
+};
+use axum::{Json, body::Body};
+use offshoot_api::v1::MAX_JSON;
 use offshoot_guest_proto::{client::Entries, message::MAX_ENTRY_PATHS};
-use offshoot_types::FileAccess;
+use offshoot_types::{Failure, FileAccess};
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -17,7 +21,8 @@ struct Compose {
 }
 
 /// They are gone once the whole is in place.
-pub async fn compose(sandbox: Sandbox, body: Bytes) -> Result<Json<Written>, HttpError> {
+pub async fn compose(sandbox: Sandbox, body: Body) -> Result<Json<Written>, HttpError> {
+    let body = read_body(body, MAX_JSON).await.map_err(Failure::from)?;
     let request: Compose = serde_json::from_slice(&body)
         .map_err(|error| HttpError::invalid(format!("invalid request body: {error}")))?;
     let Compose { source_paths, destination, username } = request;

@@ -18,7 +18,16 @@ use futures::{Stream, StreamExt, stream};
 use multer::Multipart;
 use offshoot_guest_proto::{client::EntryWriter, message::Entry};
 use offshoot_types::FileAccess;
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Poll, ready},
+    time::Duration,
+};
 use tokio::time::timeout;
 
 /// How long an upload may stand still.
@@ -26,6 +35,8 @@ const STALLED: Duration = Duration::from_secs(60);
 const METADATA: &str = "x-metadata-";
 /// Files of one form.
 const MAX_PARTS: usize = 1024;
+/// Bytes of the head of one of them, and of what is before the first.
+const MAX_HEAD: usize = 64 * 1024;
 
 pub async fn write(
     sandbox: Sandbox,
@@ -144,11 +155,21 @@ impl Upload<'_> {
         data: impl Stream<Item = io::Result<Bytes>> + Send + 'd,
         boundary: String,
     ) -> Result<Vec<Entry>, HttpError> {
-        let broken = |error: multer::Error| HttpError::invalid(format!("the form: {error}"));
-        let mut form = Multipart::new(data, boundary);
+        let broken = |error: multer::Error| {
+            HttpError::invalid(match error {
+                multer::Error::StreamReadFailed(cause) => format!("the form: {cause}"),
+                error => format!("the form: {error}"),
+            })
+        };
+        let held = Held::default();
+        let mut form = Multipart::new(held.counted(data), boundary);
         let (mut written, mut named) = (Vec::new(), Vec::<String>::new());
-        while let Some(part) = self.patiently(form.next_field()).await?.map_err(broken)? {
+        while let Some(mut part) = self.patiently(form.next_field()).await?.map_err(broken)? {
+            held.given_back();
             if part.name() != Some("file") {
+                while self.patiently(part.chunk()).await?.map_err(broken)?.is_some() {
+                    held.given_back();
+                }
                 continue;
             }
             let path = match path.or(part.file_name()) {
@@ -163,7 +184,7 @@ impl Upload<'_> {
                 }
                 None => return Err(HttpError::invalid("a part of the form has no file name")),
             };
-            written.push(self.one(&path, part).await?);
+            written.push(self.one(&path, part.inspect(|_| held.given_back())).await?);
             named.push(path);
         }
         match written.is_empty() {
@@ -174,6 +195,40 @@ impl Upload<'_> {
 
     async fn patiently<T>(&self, next: impl Future<Output = T>) -> Result<T, HttpError> {
         timeout(STALLED, next).await.map_err(|_elapsed| stalled())
+    }
+}
+
+/// How many bytes the parser of a form has and gives nothing back for. It would look for the end of a part's head, or for the
+/// first part, however far that is.
+#[derive(Debug, Clone, Default)]
+struct Held(Arc<AtomicUsize>);
+
+impl Held {
+    fn given_back(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// `data`, up to one piece more than may be held. The parser takes what is ready before it gives anything back: so one
+    /// piece is ready at a time.
+    fn counted<'d>(
+        &self,
+        data: impl Stream<Item = io::Result<Bytes>> + Send + 'd,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'd {
+        let (held, mut data, mut taken) = (self.clone(), Box::pin(data), false);
+        stream::poll_fn(move |context| {
+            if std::mem::take(&mut taken) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let next = ready!(data.as_mut().poll_next(context));
+            let Some(Ok(piece)) = &next else { return Poll::Ready(next) };
+            taken = true;
+            if held.0.fetch_add(piece.len(), Ordering::Relaxed) > MAX_HEAD {
+                let problem = format!("more than {MAX_HEAD} bytes that belong to no part");
+                return Poll::Ready(Some(Err(io::Error::other(problem))));
+            }
+            Poll::Ready(next)
+        })
     }
 }
 
