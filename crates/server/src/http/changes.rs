@@ -110,6 +110,13 @@ pub async fn settle(call: &Call, operation: Operation) -> Result<Operation, Fail
     check(&operation).map(|()| operation)
 }
 
+/// Waits for the end of an operation, for callers who are told of nothing else: one that has not ended when the daemon does
+/// is an error too. Each of its steps has a limit of its own.
+pub async fn finished(call: &Call, operation: &Operation) -> Result<Operation, Failure> {
+    let ended = call.until_cut(call.engine.wait(operation.id, None)).await?;
+    check(&ended).map(|()| ended)
+}
+
 /// Whether an operation failed.
 pub fn check(operation: &Operation) -> Result<(), Failure> {
     match &operation.state {

@@ -39,7 +39,7 @@ mod try_session;
 mod view;
 mod vms;
 
-pub use changes::settle;
+pub use changes::finished;
 pub use create::specify;
 pub use error::ApiError;
 pub use extract::{BODY_DEADLINE, Json, Unread, read_body};

@@ -1,11 +1,15 @@
 //! Clients of E2B's API that leave before they are answered, and daemons that do: what was begun is done whole or taken back.
 
-use super::fixture::{Daemon, Place, exchange};
+use super::fixture::{Daemon, PATIENCE, Place, exchange};
 use offshoot_api::v1::{CreateVm, Vm};
 use offshoot_provider::fake::BootFault;
 use offshoot_types::VmStateName;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::UnixStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::timeout,
+};
 
 const CREATE: &str = "POST /v2/sandboxes";
 const KEY: &str = "idempotency-key: one\r\n";
@@ -68,6 +72,25 @@ async fn one_that_cannot_run_is_not_left_behind_by_a_maker_who_left_or_stayed() 
     }
     daemon.until_vms(<[Vm]>::is_empty).await;
     drop(again);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_ends_says_of_nothing_that_it_runs_which_does_not() {
+    let place = Place::new();
+    let daemon = Daemon::explicit(&place).await;
+    place.host().inject(BootFault::SilentGuest);
+    let mut maker = begin(&place, CREATE, KEY, &json!({"templateID": "base", "timeout": 77})).await;
+    daemon.until_vms(|vms| vms.iter().any(|vm| vm.state == VmStateName::Starting)).await;
+    daemon.stop().await;
+    let mut answer = String::new();
+    timeout(PATIENCE, maker.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
+    // The next one brings it to its end.
+    let daemon = Daemon::explicit(&place).await;
+    let (status, made) = keyed(&place).await;
+    assert_eq!(status, 201, "{made}");
+    daemon.until_vms(|vms| vms.len() == 1 && runs_for(&vms[0], 77)).await;
     daemon.stop().await;
 }
 

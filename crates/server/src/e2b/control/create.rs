@@ -7,7 +7,7 @@ use super::{
     labels, network, view,
     wire::{DEFAULT_TIMEOUT, NewSandbox, SHORT_TIMEOUT, Sandbox},
 };
-use crate::http::{Call, glance, settle, specify};
+use crate::http::{Call, finished, glance, specify};
 use axum::{
     Json,
     http::{HeaderMap, StatusCode},
@@ -203,7 +203,7 @@ async fn started(call: &Call, name: VmName, wanted: Wanted) -> Result<VmView, Re
         _ => failure.into(),
     })?;
     let created = call.engine.submit(call.permit(Command::Create { spec }).await?).await?;
-    let id = settle(call, created).await?.vm;
+    let id = finished(call, &created).await?.vm;
     let id = id.ok_or_else(|| Failure::new(ErrorCode::Internal, "a VM was made that has no id"))?;
     Ok(ran(call, id).await?)
 }
@@ -232,7 +232,7 @@ async fn continued(call: &Call, name: VmName, from: SnapshotRef, wanted: Wanted)
 
 pub async fn start(call: &Call, vm: VmRef) -> Result<(), Failure> {
     let operation = call.engine.submit(call.permit(Command::Start { vm }).await?).await?;
-    settle(call, operation).await.map(drop)
+    finished(call, &operation).await.map(drop)
 }
 
 /// Leaves nothing of a sandbox that nobody was told of.
@@ -240,7 +240,7 @@ async fn discard(call: &Call, vm: VmRef) {
     let destroy = async {
         let permit = call.permit(Command::Destroy { vm: vm.clone() }).await?;
         let operation: Operation = call.engine.destroy_with_snapshots(permit).await?;
-        settle(call, operation).await
+        finished(call, &operation).await
     };
     if let Err(failure) = destroy.await {
         tracing::warn!(%vm, code = %failure.code, message = failure.message, "a sandbox that was not handed out stays");

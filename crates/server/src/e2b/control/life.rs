@@ -7,7 +7,7 @@ use super::{
     view,
     wire::{Connect, DEFAULT_TIMEOUT, Pause, Refresh, SHORT_TIMEOUT, Sandbox, State, Timeout},
 };
-use crate::http::{Call, glance, settle};
+use crate::http::{Call, finished, glance};
 use axum::{
     Json,
     http::{HeaderMap, StatusCode},
@@ -63,7 +63,7 @@ pub async fn pause(call: Call, Id(id): Id, Asked(request): Asked<Pause>) -> Resu
         _ => Command::Suspend { vm },
     };
     let operation = call.engine.submit(call.permit(command).await?).await?;
-    settle(&call, operation).await?;
+    finished(&call, &operation).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -113,7 +113,7 @@ async fn wake(call: &Call, vm: &VmView, memory: Option<bool>) -> Result<(), Fail
     let id = VmRef::Id(vm.id);
     let change = async |command| {
         let operation = call.engine.submit(call.permit(command).await?).await?;
-        settle(call, operation).await.map(drop)
+        finished(call, &operation).await.map(drop)
     };
     match vm.state.name() {
         VmStateName::Suspended if memory == Some(false) => {
@@ -130,6 +130,6 @@ pub async fn kill(call: Call, Id(id): Id) -> Result<StatusCode, Refused> {
     let name = id.parse().map_err(|_no_name| super::error::not_found(&id))?;
     let permit = call.permit(Command::Destroy { vm: VmRef::Name(name) }).await?;
     let operation = call.engine.submit(permit).await?;
-    settle(&call, operation).await?;
+    finished(&call, &operation).await?;
     Ok(StatusCode::NO_CONTENT)
 }
