@@ -13,6 +13,7 @@ use axum::{Json, body::Body, extract::Path, http::StatusCode};
 use offshoot_engine::CodeEvent;
 use offshoot_types::{Command, ContextName, ErrorCode, Failure, Language, RequestId, VmRef};
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 
 /// Where the default user is at home in our images.
 const HOME: &str = "/home/user";
@@ -33,20 +34,24 @@ pub struct Context {
 pub async fn list(sandbox: Sandbox) -> Result<Json<Vec<Context>>, Refused> {
     let Sandbox { call, vm, .. } = sandbox;
     let permit = call.permit(Command::Inspect { vm: Some(VmRef::Id(vm)) }).await?;
-    let there = call.engine.contexts(permit).await?;
-    let mut listed: Vec<Context> = there
+    let mut there = call.engine.contexts(permit).await?;
+    // Those of whoever names none first, then in the order they were made: clients look for the one they made at the end.
+    there.sort_by_key(|view| {
+        (default_of(&view.context).is_none(), Reverse(view.age), view.context.as_str().to_owned())
+    });
+    let listed = there.into_iter().filter_map(|view| {
+        let home = view.home.filter(|home| home.user == DEFAULT_USER)?;
+        Some(Context { id: view.context, language: view.language, cwd: home.cwd })
+    });
+    let mut listed: Vec<Context> = listed.collect();
+    let promised =
+        [Language::Python, Language::Javascript].map(|language| (default_context(language), language));
+    let missing: Vec<Context> = promised
         .into_iter()
-        .filter_map(|view| {
-            let home = view.home.filter(|home| home.user == DEFAULT_USER)?;
-            Some(Context { id: view.context, language: view.language, cwd: home.cwd })
-        })
+        .filter(|(id, _)| listed.iter().all(|context| context.id != *id))
+        .map(|(id, language)| Context { id, language, cwd: HOME.to_owned() })
         .collect();
-    for language in [Language::Python, Language::Javascript] {
-        let id = default_context(language);
-        if listed.iter().all(|context| context.id != id) {
-            listed.push(Context { id, language, cwd: HOME.to_owned() });
-        }
-    }
+    listed.splice(0..0, missing);
     Ok(Json(listed))
 }
 
