@@ -10,8 +10,8 @@ mod survey;
 
 pub use code::{
     CodeEvent, CodeFrame, CodeInput, ContextInfo, EXIT_STATUS, INTERPRETER_DIED, INTERPRETER_KILLED,
-    Language, MAX_CONTEXTS, MAX_ENVIRONMENT, MAX_ERROR, MAX_PART, MAX_REPRESENTATIONS, MAX_VALUE, RunCode,
-    TEXT_PLAIN, is_context_name,
+    Language, MAX_CONTEXTS, MAX_DISPLAY_ID, MAX_ENVIRONMENT, MAX_ERROR, MAX_PART, MAX_REPRESENTATIONS,
+    MAX_VALUE, RunCode, TEXT_PLAIN, is_context_name,
 };
 pub use entry::{
     ATTRIBUTE_PREFIX, Entry, EntryChange, EntryEvent, EntryItem, EntryOperation, EntryRequest,

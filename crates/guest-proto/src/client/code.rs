@@ -11,16 +11,14 @@ use super::{
     call::{self, Call, Context, Reader, Writer},
 };
 use crate::message::{
-    CHUNK, CodeEvent, CodeFrame, CodeInput, ContextInfo, HostOpen, MAX_CONTEXTS, MAX_ERROR, MAX_PART,
-    MAX_REPRESENTATIONS, MAX_VALUE, RunCode, TEXT_PLAIN, is_context_name,
+    CHUNK, CodeEvent, CodeFrame, CodeInput, ContextInfo, HostOpen, MAX_CONTEXTS, MAX_DISPLAY_ID, MAX_ERROR,
+    MAX_PART, MAX_REPRESENTATIONS, MAX_VALUE, RunCode, TEXT_PLAIN, is_context_name,
 };
 use futures::FutureExt as _;
 use std::collections::BTreeMap;
 
 /// Bytes of the name of a media type.
 const MAX_MEDIA_TYPE: usize = 128;
-/// Bytes of what names a display.
-const MAX_DISPLAY_ID: usize = 128;
 
 /// Code that waits its turn or runs. Dropping it interrupts the code.
 #[derive(Debug)]

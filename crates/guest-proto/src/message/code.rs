@@ -13,6 +13,8 @@ pub const MAX_VALUE: usize = 4 * 1024 * 1024 + 256 * 1024;
 pub const MAX_ERROR: usize = 384 * 1024;
 /// Bytes of the representations in one message: see [`CodeFrame::Part`].
 pub const MAX_PART: usize = 256 * 1024;
+/// Bytes of the name under which something is shown and can be shown anew.
+pub const MAX_DISPLAY_ID: usize = 128;
 /// Media types a value may be represented in.
 pub const MAX_REPRESENTATIONS: usize = 16;
 /// Bytes of a [`RunCode`]'s environments together, names and values.

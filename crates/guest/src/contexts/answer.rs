@@ -1,39 +1,52 @@
-//! What an interpreter says on its control socket: a line of a kind and the lengths of its texts, then the texts.
+//! What an interpreter says on its control socket: a line of a kind, the number of the order it is about and the lengths
+//! of its texts, then the texts.
 //!
 //! ```text
-//! end STATUS?  |  value (media type, representation)*  |  error name message traceback
-//!              |  display (name or nothing) ("1", an update, or nothing) (media type, representation)*
+//! end ORDER STATUS?  |  value ORDER (media type, representation)*  |  error ORDER name message traceback
+//!      |  display ORDER SERIAL (name or nothing) ("1", an update, or nothing) (media type, representation)*
 //! ```
 //! It is said by the process that runs the user's code, so it is not believed further than the user's code is.
 
-use offshoot_guest_proto::message::{CodeEvent, MAX_ERROR, MAX_REPRESENTATIONS, MAX_VALUE, TEXT_PLAIN};
+use offshoot_guest_proto::message::{
+    CodeEvent, MAX_DISPLAY_ID, MAX_ERROR, MAX_REPRESENTATIONS, MAX_VALUE, TEXT_PLAIN,
+};
 use std::collections::BTreeMap;
 
 const MAX_LINE: usize = 512;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    Display(CodeEvent),
+    /// Its serial number is told back once all that was written before it is taken: the interpreter waits for that.
+    Display {
+        serial: u64,
+        event: CodeEvent,
+    },
     Conclusion(CodeEvent),
-    End { status: i32 },
+    End {
+        status: i32,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the interpreter said what is no answer")]
 pub struct Nonsense;
 
-/// Takes one whole answer off the front of `received`; `None` while it is not whole.
-pub fn take(received: &mut Vec<u8>) -> Result<Option<Answer>, Nonsense> {
+/// Takes one whole answer off the front of `received`, with the number of the order it is about; `None` while it is not
+/// whole.
+pub fn take(received: &mut Vec<u8>) -> Result<Option<(u64, Answer)>, Nonsense> {
     let Some(line) = received.iter().take(MAX_LINE).position(|&byte| byte == b'\n') else {
         return if received.len() < MAX_LINE { Ok(None) } else { Err(Nonsense) };
     };
     let text = std::str::from_utf8(&received[..line]).map_err(|_| Nonsense)?;
     let mut words = text.split(' ');
     let kind = words.next().unwrap_or_default();
+    let mut number = || words.next().and_then(|word| word.parse().ok()).ok_or(Nonsense);
+    let order = number()?;
+    let serial = if kind == "display" { number()? } else { 0 };
     if kind == "end" {
         let status = words.next().map_or(Ok(0), str::parse).map_err(|_| Nonsense)?;
         received.drain(..=line);
-        return Ok(Some(Answer::End { status }));
+        return Ok(Some((order, Answer::End { status })));
     }
     let lengths: Vec<usize> = words.map(str::parse).collect::<Result<_, _>>().map_err(|_| Nonsense)?;
     let total = lengths.iter().try_fold(0, |sum: usize, &length| sum.checked_add(length));
@@ -53,10 +66,13 @@ pub fn take(received: &mut Vec<u8>) -> Result<Option<Answer>, Nonsense> {
         ("display", 4..) => {
             let (id, update) = (next(), next() == "1");
             let id = (!id.is_empty()).then_some(id);
-            if update && id.is_none() {
+            if update && id.is_none() || id.as_ref().is_some_and(|id| id.len() > MAX_DISPLAY_ID) {
                 return Err(Nonsense);
             }
-            Answer::Display(CodeEvent::Display { mime: representations(texts)?, id, update })
+            Answer::Display {
+                serial,
+                event: CodeEvent::Display { mime: representations(texts)?, id, update },
+            }
         }
         ("error", 3) => {
             Answer::Conclusion(CodeEvent::Error { name: next(), message: next(), traceback: next() })
@@ -64,7 +80,7 @@ pub fn take(received: &mut Vec<u8>) -> Result<Option<Answer>, Nonsense> {
         _ => return Err(Nonsense),
     };
     received.drain(..line + 1 + total);
-    Ok(Some(answer))
+    Ok(Some((order, answer)))
 }
 
 /// Names and texts in turn, the plain text among them.
@@ -87,8 +103,8 @@ mod tests {
 
     #[test]
     fn answers_cut_anywhere_are_taken_whole() {
-        let wire = b"display 1 1 10 1\na1text/plain7value 10 2 9 3\ntext/plain42text/html<b>error 1 0 2\n\
-            Ettend 3\nend\n";
+        let wire = b"display 5 9 1 1 10 1\na1text/plain7value 5 10 2 9 3\ntext/plain42text/html<b>\
+            error 5 1 0 2\nEttend 5 3\nend 6\n";
         let mut received = Vec::new();
         let mut answers = Vec::new();
         for &byte in wire {
@@ -98,15 +114,16 @@ mod tests {
         assert_eq!(received, b"");
         let mime = [("text/plain".into(), "42".into()), ("text/html".into(), "<b>".into())].into();
         let shown = [("text/plain".into(), "7".into())].into();
+        let shown = CodeEvent::Display { mime: shown, id: Some("a".into()), update: true };
         let error = CodeEvent::Error { name: "E".into(), message: "".into(), traceback: "tt".into() };
         assert_eq!(
             answers,
             [
-                Answer::Display(CodeEvent::Display { mime: shown, id: Some("a".into()), update: true }),
-                Answer::Conclusion(CodeEvent::Value { mime }),
-                Answer::Conclusion(error),
-                Answer::End { status: 3 },
-                Answer::End { status: 0 },
+                (5, Answer::Display { serial: 9, event: shown }),
+                (5, Answer::Conclusion(CodeEvent::Value { mime })),
+                (5, Answer::Conclusion(error)),
+                (5, Answer::End { status: 3 }),
+                (6, Answer::End { status: 0 }),
             ]
         );
     }
@@ -115,15 +132,20 @@ mod tests {
     fn what_is_no_answer_is_refused_before_memory_is_taken() {
         let long = [b'x'; MAX_LINE];
         for nonsense in [
-            &b"value 10 999999999\n"[..],
-            b"value 18446744073709551615 18446744073709551615\n",
-            b"error 1 1\nab",
-            b"value 9 1\ntext/htmlx",
-            b"display 0 0\n",
-            b"display 0 1 10 1\n1text/plain7",
-            b"error 400000 0 0\n",
+            &b"value 1 10 999999999\n"[..],
+            b"value 1 18446744073709551615 18446744073709551615\n",
+            b"error 1 1 1\nab",
+            b"value 1 9 1\ntext/htmlx",
+            b"display 1 2 0 0\n",
+            b"display 1 2 0 1 10 1\n1text/plain7",
+            b"display 1\n",
+            b"error 1 400000 0 0\n",
             b"hello\n",
+            b"hello 1\n",
+            b"end\n",
             b"end x\n",
+            b"end 1 x\n",
+            &[&b"display 1 2 129 0 10 1\n"[..], &[b'i'; 129], b"text/plain7"].concat(),
             b"\xff\n",
             &long,
         ] {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! fd 0        /dev/null                   fd 12  the runner script, sealed
-//! fd 1, 2     pipes, read while code runs fd 13  control socket: `run` in, answers out
+//! fd 1, 2     pipes, read while code runs fd 13  control socket: orders in, answers out
 //!                                         fd 14  the code to run, read-only
 //!                                         fd 15  pipe: one line for each reseeding
 //! ```
@@ -104,6 +104,8 @@ pub struct Interpreter {
     control: sys::AsyncFd,
     code: OwnedFd,
     received: Vec<u8>,
+    /// The number of the last order: what is said of others is nobody's.
+    order: u64,
 }
 
 impl Starter {
@@ -175,7 +177,16 @@ impl Starter {
             }
         });
         let (control, code) = (wires.control, wires.code);
-        Ok(Interpreter { live, stale: false, unsettled: None, count: 0, control, code, received: Vec::new() })
+        Ok(Interpreter {
+            live,
+            stale: false,
+            unsettled: None,
+            count: 0,
+            control,
+            code,
+            received: Vec::new(),
+            order: 0,
+        })
     }
 }
 
@@ -247,54 +258,66 @@ impl Live {
 }
 
 impl Interpreter {
-    /// Hands over code. The socket is empty between runs: this never waits.
+    /// Hands over code. An interpreter reads all of an order before it ends it: this never waits.
     pub fn run(&mut self, code: &str) -> io::Result<()> {
-        self.received.clear();
         self.count = self.count.saturating_add(1);
-        self.give(b"run\n", code)
+        self.give("run", code)
+    }
+
+    /// Lets it go on after a display: all it wrote before that is taken, and nothing it wrote after.
+    pub fn told(&self, serial: u64) -> io::Result<()> {
+        self.say(&format!("told {serial}\n"))
     }
 
     /// Does what its first code will need, without a trace in its variables. Only before that. Not cancel-safe.
     pub async fn warm(&mut self) -> io::Result<()> {
-        self.order(b"warm\n", "").await
+        self.order("warm", "").await
     }
 
     /// Takes new random numbers. Only before its first code. Not cancel-safe.
     pub async fn renew(&mut self) -> io::Result<()> {
-        self.order(b"renew\n", "").await
+        self.order("renew", "").await
     }
 
     /// Goes to the directory and takes on the environment of its context. Only before its first code. Not cancel-safe.
     pub async fn settle(&mut self) -> io::Result<()> {
         match self.unsettled.take() {
-            Some(words) => self.order(b"settle\n", &words).await,
+            Some(words) => self.order("settle", &words).await,
             None => Ok(()),
         }
     }
 
     /// Puts these into the environment for the next code only. Not cancel-safe.
     pub async fn lend(&mut self, env: &BTreeMap<String, String>) -> io::Result<()> {
-        self.order(b"lend\n", &words(env)).await
+        self.order("lend", &words(env)).await
     }
 
-    fn give(&self, order: &[u8], text: &str) -> io::Result<()> {
+    fn give(&mut self, order: &str, text: &str) -> io::Result<()> {
         ftruncate(&self.code, 0)?;
         let mut rest = text.as_bytes();
         while !rest.is_empty() {
             let at = (text.len() - rest.len()) as u64;
             rest = &rest[rustix::io::pwrite(&self.code, rest, at)?..];
         }
-        rustix::io::write(&self.control, order)?;
-        Ok(())
+        self.order += 1;
+        self.say(&format!("{order} {}\n", self.order))
     }
 
-    async fn order(&mut self, order: &[u8], text: &str) -> io::Result<()> {
+    /// Writes a line, for which there is room unless the interpreter has stopped reading.
+    fn say(&self, line: &str) -> io::Result<()> {
+        match rustix::io::write(&self.control, line.as_bytes())? {
+            count if count == line.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    async fn order(&mut self, order: &str, text: &str) -> io::Result<()> {
         self.give(order, text)?;
         loop {
             match self.answer().await {
                 Ok(Answer::End { status: 0 }) => return Ok(()),
-                // Of a thread of code that has ended; it is nobody's.
-                Ok(Answer::Display(_)) => {}
+                // Its text is nobody's: a thread shows what it has to while code runs.
+                Ok(Answer::Display { serial, .. }) => self.told(serial)?,
                 Ok(Answer::Conclusion(CodeEvent::Error { name, message, .. })) => {
                     return Err(io::Error::other(format!("{name}: {message}")));
                 }
@@ -303,11 +326,14 @@ impl Interpreter {
         }
     }
 
-    /// The next answer; [`Nonsense`] also where the socket has ended. Cancel-safe.
+    /// The next answer to the last order; [`Nonsense`] also where the socket has ended. Cancel-safe.
     pub async fn answer(&mut self) -> Result<Answer, Nonsense> {
         loop {
-            if let Some(answer) = answer::take(&mut self.received)? {
-                return Ok(answer);
+            if let Some((order, answer)) = answer::take(&mut self.received)? {
+                if order == self.order {
+                    return Ok(answer);
+                }
+                continue;
             }
             if self.received.len() > 2 * MAX_VALUE {
                 return Err(Nonsense);

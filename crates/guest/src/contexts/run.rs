@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! (variables lent) --> Running --end--> what is in the pipes is passed on --> Value | Error --> Ended
-//!    |--something is shown--> what is in the pipes, then that, is passed on before anything else is taken
+//!    |--something is shown--> what is in the pipes, then that, is passed on before anything else is taken; the code
+//!    |                        waits until the pipes are read: what it writes next comes behind
 //!    |--timeout, interrupt, host left--> SIGINT, again every 200 ms --2 s--> killed --> Error --> Ended
 //!    `--the interpreter ends, or speaks nonsense--------------------------> killed --> Error --> Ended
 //! ```
@@ -158,10 +159,13 @@ async fn watch(
                 _ => shown.clear(),
             },
             answer = interpreter.answer(), if !behind => match answer {
-                Ok(Answer::Display(event)) => {
-                    // The interpreter has written all that it wrote before.
+                Ok(Answer::Display { serial, event }) => {
+                    // The interpreter has written all that it wrote before, and writes nothing until it is told.
                     shown.extend(rest(&live));
                     shown.push_back(event);
+                    if interpreter.told(serial).is_err() && live.exit().is_none() {
+                        return Outcome::Killed { why: "it shows things and does not listen" };
+                    }
                 }
                 Ok(Answer::End { status }) => return Outcome::Ended(status),
                 Ok(Answer::Conclusion(event)) => *conclusion = Some(event),

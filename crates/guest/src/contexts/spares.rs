@@ -121,14 +121,34 @@ impl Contexts {
     }
 }
 
-/// Begins of names that an interpreter, or a library it may have loaded, reads once: one that runs already comes too late
-/// for them.
-const READ_AT_START: [&str; 12] =
-    ["PYTHON", "NODE", "BASH", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "MPL", "OMP_", "OPENBLAS_", "SSL_"];
+/// Names, and with `*` begins of names, that an interpreter, or a library it may have loaded, reads once: one that runs
+/// already comes too late for them.
+const READ_AT_START: [&str; 14] = [
+    "PYTHON*",
+    "NODE*",
+    "BASH*",
+    "LD_*",
+    "LC_*",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TZDIR",
+    "MALLOC_*",
+    "MPL*",
+    "OMP_*",
+    "OPENBLAS_*",
+    "SSL_*",
+];
 
 /// Whether one that runs already can take on this environment.
 pub(super) fn can_be_settled(env: &BTreeMap<String, String>) -> bool {
-    !env.keys().any(|name| READ_AT_START.iter().any(|start| name.starts_with(start)))
+    let read = |name: &String| {
+        READ_AT_START.iter().any(|&one| match one.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == one,
+        })
+    };
+    !env.keys().any(read)
 }
 
 /// Has the interpreter a context took over from those kept ready take new random numbers, and become that context's. One
@@ -174,4 +194,20 @@ async fn put_down(interpreter: Interpreter) {
 
 fn set_oom_score(interpreter: &Interpreter, score: &str) -> io::Result<()> {
     fs::write(format!("/proc/{}/oom_score_adj", interpreter.live.pid), score)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_read_at_a_start_keeps_from_taking_over_one_that_runs() {
+        let settles = |name: &str| can_be_settled(&[(name.to_owned(), String::new())].into());
+        for late in ["LANG", "LANGUAGE", "LC_ALL", "TZ", "PYTHONPATH", "NODE_OPTIONS", "LD_PRELOAD"] {
+            assert!(!settles(late), "{late}");
+        }
+        for free in ["LANGCHAIN_API_KEY", "LANGSMITH_TRACING", "TZ_NAME", "HOME", "lang"] {
+            assert!(settles(free), "{free}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use offshoot_guest_proto::message::{
 use std::path::Path;
 
 mod rich;
+mod sturdy;
 
 struct Bench {
     contexts: Arc<Contexts>,

@@ -150,9 +150,19 @@ def charts_of():
             chart = lines(ax, drawn)
         return chart or {"type": "unknown", "title": ax.get_title() or None, "elements": []}
 
-    def of_figure(figure):
+    def size(child):
+        """How many points something drawn has, without a look at any."""
+        for points in ("get_xdata", "get_offsets"):
+            if hasattr(child, points):
+                return len(getattr(child, points)())
+        return 1
+
+    def of_figure(figure, most):
+        """None where there is nothing, or more of it than that many points."""
         axes = figure.get_axes()
         if not any(ax.has_data() for ax in axes):
+            return None
+        if sum(size(child) for ax in axes for child in ax._children) > most:
             return None
         if len(axes) == 1:
             return of_axes(axes[0])

@@ -1,15 +1,16 @@
 # What a live Python context needs beyond plain code: representations of values, `display`, figures, IPython. The runner
 # holds it as text and runs it when something of it is first wanted. Given by the runner: MAIN, the user's module;
-# EMIT(id, update, pairs), which tells the agent; OWN, the name of this file in tracebacks.
+# EMIT(id, update, pairs), which tells the agent; CUT(text), which shortens one that is too long.
 import base64, builtins, importlib.machinery, json, os, sys, types
 
-# Of all representations but the text; of the text, in characters.
+# Bytes of all representations but the text.
 LIMIT = 4 * 1024 * 1024
-TEXT = 64 * 1024
 MOST = 14
+# Bytes of a display's name.
+NAME = 128
 CHART = "application/vnd.e2b.chart+json"
 DATA = "application/vnd.e2b.data+json"
-# Larger tables are shown, and not taken apart.
+# Larger tables and charts are shown, and not taken apart.
 CELLS = 50_000
 BACKEND = "offshoot_matplotlib"
 
@@ -19,10 +20,6 @@ METHODS = (
     ("text/latex", "_repr_latex_"), ("application/json", "_repr_json_"),
     ("application/javascript", "_repr_javascript_"),
 )
-
-
-def cut(text):
-    return text if len(text) <= TEXT else "%s... (%d more characters)" % (text[:TEXT], len(text) - TEXT)
 
 
 def finite(value):
@@ -91,12 +88,13 @@ def pairs(value, found):
             continue
         size = len(made.encode("utf-8", "backslashreplace"))
         if size > left:
-            out.append("%s of %d bytes" % (kind, size))
+            if len(out) < MOST:
+                out.append("%s of %d bytes" % (kind, size))
             continue
         left -= size
         kept += [kind, made]
     note = "\n(left out, for all may be %d bytes together: %s)" % (LIMIT, ", ".join(out)) if out else ""
-    return ["text/plain", cut(text) + note] + kept
+    return ["text/plain", CUT(text) + note] + kept
 
 
 def represent(value):
@@ -109,11 +107,18 @@ def represent(value):
 
 # display()
 
+def checked(name):
+    """A display's name: what is too long for one is refused, and not cut, which could make two names the same."""
+    if not 0 < len(name.encode("utf-8", "backslashreplace")) <= NAME:
+        raise ValueError("a display_id has 1 to %d bytes" % NAME)
+    return name
+
+
 class DisplayHandle:
     """A place where something is shown, and can be shown anew."""
 
     def __init__(self, display_id=None):
-        self.display_id = display_id if isinstance(display_id, str) else os.urandom(16).hex()
+        self.display_id = checked(display_id) if isinstance(display_id, str) else os.urandom(16).hex()
 
     def __repr__(self):
         return "<DisplayHandle display_id=%s>" % self.display_id
@@ -131,13 +136,15 @@ def show(value, name=None, update=False, raw=False):
     else:
         found = represent(value)
     if found is not None:
-        EMIT((name or "")[:128], update, found)
+        EMIT(name or "", update, found)
 
 
 def display(*objects, display_id=None, update=False, raw=False, clear=False, include=None, exclude=None,
             metadata=None, transient=None, **kwargs):
     """Shows each of the objects, in all forms they have."""
     handle = None
+    if isinstance(display_id, str):
+        checked(display_id)
     if update and not display_id:
         raise TypeError("display_id required for update_display")
     if display_id:
@@ -181,7 +188,11 @@ def figure(value):
     picture = io.BytesIO()
     value.savefig(picture, format="png", bbox_inches="tight", facecolor=value.get_facecolor())
     found = {"image/png": picture.getvalue()}
-    chart = charts.of_figure(value)
+    try:
+        chart = charts.of_figure(value, CELLS)
+    except Exception:
+        # Drawn as no chart is that is known here: it has its picture.
+        chart = None
     if chart is not None:
         found[CHART] = chart
     return found
@@ -202,6 +213,13 @@ def flush_figures(but=None):
     for manager in managers:
         if manager.canvas.figure is not but:
             show(manager.canvas.figure)
+
+
+def drop_figures():
+    """Puts away what is drawn and not yet shown."""
+    helpers = sys.modules.get("matplotlib._pylab_helpers")
+    if helpers is not None and is_own_backend(sys.modules["matplotlib"]):
+        helpers.Gcf.destroy_all()
 
 
 def fill_backend(module):
@@ -288,7 +306,8 @@ def start_shell():
     class Publisher(DisplayPublisher):
         def publish(self, data, metadata=None, source=None, *, transient=None, update=False, **kwargs):
             name = (transient or {}).get("display_id")
-            EMIT(str(name or "")[:128], bool(update and name), pairs(data, dict(data)))
+            name = "" if name is None else checked(str(name))
+            EMIT(name, bool(update and name), pairs(data, dict(data)))
 
         def clear_output(self, wait=False):
             pass

@@ -1,6 +1,8 @@
 // The inside of a live JavaScript context. Descriptors given by the agent:
-//   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`; answers
-//      go out, each a line of its kind and the lengths of its texts, then those
+//   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`, each with
+//      its number; answers go out, each a line of its kind, that number and the lengths of its texts, then those. A
+//      display has a serial number too, and `told` with it comes in once what was written before it is taken: until then
+//      nothing more is written
 //   14 what the order is about, a file the agent rewrites before each: the code to run; for `lend` variables of the
 //      environment that are the next code's only, for `settle` the directory and variables that stay, all ended by NULs
 //   15 one line for each reseeding asked for by signal
@@ -10,7 +12,8 @@
   const fs = require('fs'), net = require('net'), util = require('util'), vm = require('vm');
   const crypto = require('crypto');
   const { Session } = require('inspector');
-  const TEXT = 64 * 1024, LIMIT = 4 * 1024 * 1024, MOST = 14, CONTROL = 13, CODE = 14, ACKS = 15;
+  const TEXT = 64 * 1024, LIMIT = 4 * 1024 * 1024, MOST = 14, NAME = 128, HELD = 64;
+  const CONTROL = 13, CODE = 14, ACKS = 15;
   fs.closeSync(12);
 
   // The engine's own generator cannot be reseeded, and keeps values in advance: this one can (xoshiro128**).
@@ -88,13 +91,68 @@
     Object.defineProperty(process, name, { get: made, configurable: true, enumerable: true });
   }
 
+  // Written in one call of libuv's that waits until all is: an interrupt of the code that shows something cannot cut an
+  // answer in its middle, or leave node's own stream waiting.
   const control = new net.Socket({ fd: CONTROL, readable: true, writable: true });
-  const send = (kind, ...texts) => {
+  const { WriteWrap } = process.binding('stream_wrap');
+  const write = (kind, texts) => {
     const blobs = texts.map((text) => Buffer.from(String(text)));
-    control.write(Buffer.concat([Buffer.from([kind, ...blobs.map((b) => b.length)].join(' ') + '\n'), ...blobs]));
+    const bytes = Buffer.concat([Buffer.from([kind, ...blobs.map((b) => b.length)].join(' ') + '\n'), ...blobs]);
+    const request = Object.assign(new WriteWrap(), { oncomplete() {}, handle: control._handle, buffer: bytes });
+    control._handle.setBlocking(true);
+    const problem = control._handle.writeBuffer(request, bytes);
+    control._handle.setBlocking(false);
+    // The agent has left.
+    if (problem !== 0) process.exit(0);
   };
-  const cut = (text) => text.length <= TEXT ? text
-    : `${text.slice(0, TEXT)}... (${text.length - TEXT} more characters)`;
+  let number = 0, serial = 0, lines = '';
+  const send = (kind, ...texts) => write(`${kind} ${number}`, texts);
+  const nextLine = () => {
+    const at = lines.indexOf('\n'), line = lines.slice(0, at);
+    if (at >= 0) lines = lines.slice(at + 1);
+    return at >= 0 ? line : null;
+  };
+  // What is shown while no code runs is the next code's, as output is: so much of it is held, the last of it.
+  const held = [];
+  let running = false;
+  const buffer = Buffer.alloc(4096);
+  const show = (texts) => {
+    if (!running) {
+      held.push(texts);
+      while (held.length > HELD || held.flat().reduce((sum, text) => sum + text.length, 0) > LIMIT) held.shift();
+      return;
+    }
+    serial += 1;
+    write(`display ${number} ${serial}`, texts);
+    for (const told = `told ${serial}`; ;) {
+      const line = nextLine();
+      if (line === told) return;
+      if (line !== null) continue;
+      try {
+        const count = fs.readSync(CONTROL, buffer);
+        if (count === 0) process.exit(0);
+        lines += buffer.toString('latin1', 0, count);
+      } catch (error) {
+        if (error.code !== 'EAGAIN') throw error;
+        Atomics.wait(clock, 0, 0, 1);
+      }
+    }
+  };
+  // By the bytes it is sent as. One that is cut in the middle of a character leaves that out.
+  const cut = (text) => {
+    const said = Buffer.from(text.slice(0, TEXT));
+    if (text.length <= TEXT && said.length <= TEXT) return text;
+    const kept = said.subarray(0, TEXT).toString().replace(/\ufffd+$/, '');
+    return `${kept}... (${text.length} characters in all)`;
+  };
+  // What a thrown object says of itself may throw in its turn.
+  const said = (tell, most = TEXT) => {
+    try {
+      return cut(String(tell())).slice(0, most);
+    } catch {
+      return '(it cannot be shown)';
+    }
+  };
 
   // The text, and whatever else is not too large. A value may say itself how it looks, by the method Deno's notebooks ask.
   const look = Symbol.for('Jupyter.display');
@@ -108,7 +166,7 @@
       if (text === undefined) continue;
       const size = Buffer.byteLength(text);
       if (size > left.bytes) {
-        out.push(`${kind} of ${size} bytes`);
+        if (out.length < MOST) out.push(`${kind} of ${size} bytes`);
         continue;
       }
       left.bytes -= size;
@@ -118,14 +176,22 @@
     const text = typeof found['text/plain'] === 'string' ? found['text/plain'] : util.inspect(value);
     return ['text/plain', cut(text) + note, ...kept];
   };
-  const represent = async (value) => {
+  const method = (value) => {
     const own = value !== null && (typeof value === 'object' || typeof value === 'function') ? value[look] : undefined;
-    return pairs(value, typeof own === 'function' ? await own.call(value) : {});
+    return typeof own === 'function' ? own : null;
   };
+  const represent = async (value) => {
+    const own = method(value);
+    return pairs(value, own === null ? {} : await own.call(value));
+  };
+  // Shown when the call returns, but where a value has to be waited for.
   const display = async (value, { id, update = false, mime } = {}) => {
     if (update && id === undefined) throw new TypeError('only what was shown with an `id` can be updated');
-    const found = mime === undefined ? await represent(value) : pairs(value, { [mime]: value });
-    send('display', id === undefined ? '' : String(id).slice(0, 64), update ? '1' : '', ...found);
+    const name = id === undefined ? '' : String(id), size = Buffer.byteLength(name);
+    // Not cut, which could make two names the same.
+    if (id !== undefined && (size === 0 || size > NAME)) throw new RangeError(`an \`id\` has 1 to ${NAME} bytes`);
+    const given = mime !== undefined ? { [mime]: value } : method(value) === null ? {} : undefined;
+    show([name, update ? '1' : '', ...given === undefined ? await represent(value) : pairs(value, given)]);
   };
   for (const [kind, mime] of Object.entries({
     html: 'text/html', markdown: 'text/markdown', svg: 'image/svg+xml', png: 'image/png', jpeg: 'image/jpeg',
@@ -174,12 +240,16 @@
     let stop;
     const stopped = new Promise((resolve) => { stop = resolve; });
     interrupted = () => stop('interrupted');
+    // What the inspector names is kept for as long as its group is.
+    const objectGroup = `offshoot-${name}`;
+    const release = () => post('Runtime.releaseObjectGroup', { objectGroup });
+    let pending = null;
     try {
-      let pending;
       Object.defineProperty(globalThis, key, { configurable: true, enumerable: false, value: () => {
         delete globalThis[key];
         pending = post('Runtime.evaluate', {
-          expression: `${code}\n//# sourceURL=${name}`, replMode: true, awaitPromise: true, silent: true });
+          expression: `${code}\n//# sourceURL=${name}`, replMode: true, awaitPromise: true, silent: true,
+          objectGroup });
       } });
       // While the code holds the thread, a SIGINT ends it; while it awaits, the handler above.
       vm.runInThisContext(
@@ -191,20 +261,25 @@
       if (result.exceptionDetails) {
         const thrown = value, at = result.exceptionDetails;
         if (util.types.isNativeError(thrown) || thrown instanceof Error) {
-          const stack = shorten(String(thrown.stack));
-          return { answer: ['error', String(thrown.name), cut(String(thrown.message)), cut(
-            stack.includes(name) ? stack : `${stack}\n    at ${name}:${at.lineNumber + 1}:${at.columnNumber + 1}`)] };
+          const trace = () => {
+            const stack = shorten(String(thrown.stack));
+            return stack.includes(name) ? stack : `${stack}\n    at ${name}:${at.lineNumber + 1}:${at.columnNumber + 1}`;
+          };
+          return { answer: ['error', said(() => thrown.name, 200), said(() => thrown.message), said(trace)] };
         }
-        return { answer: ['error', 'Uncaught', cut(util.inspect(thrown)), ''] };
+        return { answer: ['error', 'Uncaught', said(() => util.inspect(thrown)), ''] };
       }
       if (value === undefined) return { answer: null };
       return { answer: ['value', ...await represent(value)], value };
     } catch (error) {
-      return { answer: error.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
+      return { answer: error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
         ? ['error', 'Interrupted', 'the code was interrupted', '']
-        : ['error', String(error.name), cut(String(error.message)), ''] };
+        : ['error', said(() => error.name, 200), said(() => error.message), ''] };
     } finally {
       interrupted = null;
+      // What code that was interrupted comes to later is nobody's.
+      if (pending !== null) pending.then(release, release);
+      await release();
     }
   };
 
@@ -236,16 +311,19 @@
         process.chdir(directory);
         lend(pairs);
       } catch (error) {
-        send('error', String(error.name), cut(String(error.message)), '');
+        send('error', said(() => error.name, 200), said(() => error.message), '');
       }
       send('end');
     },
     run: async () => {
       const code = fs.readFileSync(`/proc/self/fd/${CODE}`, 'utf8');
       count += 1;
+      running = true;
+      for (const texts of held.splice(0)) show(texts);
       const { answer, value } = await evaluate(code, `code-${count}`);
       giveBack();
       if (value !== undefined) globalThis._ = value;
+      running = false;
       if (answer !== null) send(...answer);
       send('end');
     },
@@ -261,14 +339,15 @@
 
   process.on('uncaughtException', (error) => { console.error(error); });
   process.on('unhandledRejection', (error) => { console.error(error); });
-  let lines = '';
   control.on('data', (data) => {
-    lines += data;
-    while (lines.includes('\n')) {
-      const line = lines.slice(0, lines.indexOf('\n'));
-      lines = lines.slice(line.length + 1);
+    lines += data.toString('latin1');
+    for (let line = nextLine(); line !== null; line = nextLine()) {
+      const [order, which] = line.split(' ');
+      // `told` is of a display that was interrupted.
+      if (!Object.hasOwn(orders, order)) continue;
+      number = Number(which);
       // One that fails in what is not the code's is of no use, and ends.
-      if (Object.hasOwn(orders, line)) orders[line]().catch(() => process.exit(1));
+      orders[order]().catch(() => process.exit(1));
     }
   });
   control.on('end', () => process.exit(0));

@@ -1,6 +1,8 @@
 # The inside of a live Python context. Descriptors given by the agent:
-#   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`; answers
-#      go out, each a line of its kind and the lengths of its texts, then those
+#   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`, each with
+#      its number; answers go out, each a line of its kind, that number and the lengths of its texts, then those. A
+#      display has a serial number too, and `told` with it comes in once what was written before it is taken: until then
+#      nothing more is written
 #   14 what the order is about, a file the agent rewrites before each: the code to run; for `lend` variables of the
 #      environment that are the next code's only, for `settle` the directory and variables that stay, all ended by NULs
 #   15 one line for each reseeding asked for by signal
@@ -25,19 +27,25 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
     running = False
-    sending = _thread.allocate_lock()
-    interrupted = False
-    own_thread = _thread.get_ident()
+    # Both are this thread's while no code runs: what another thread shows then waits for the next code, as output does.
+    # A thread goes through the gate first, so that many of them do not keep the end of the code from being told.
+    gate, sending = _thread.allocate_lock(), _thread.allocate_lock()
+    gate.acquire()
+    sending.acquire()
+    own_thread = holder = _thread.get_ident()
+    getpid, own_pid = os.getpid, os.getpid()
+    waiting = interrupted = False
+    number = serial = 0
     shown = True
     lent = None
     loop = None
     lines = b""
 
-    def interrupt(number, frame):
+    def interrupt(*_):
         # Late ones, for code that has ended meanwhile, are nobody's; one in the middle of an answer waits for its end.
         nonlocal interrupted
         if running:
-            interrupted = sending.locked()
+            interrupted = holder == own_thread and not waiting
             if not interrupted:
                 raise KeyboardInterrupt
 
@@ -52,7 +60,7 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
             modules["numpy.random"].seed(
                 [int.from_bytes(words[at:at + 4], "little") for at in range(0, 64, 4)])
 
-    def reseed(number, frame):
+    def reseed(*_):
         try:
             renew()
             said = "ok"
@@ -65,34 +73,61 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
 
     def packed(kind, *texts):
         blobs = [text.encode("utf-8", "backslashreplace") for text in texts]
-        return b" ".join([kind.encode()] + [b"%d" % len(blob) for blob in blobs]) + b"\n" + b"".join(blobs)
+        head = "%s %s" % (kind, " ".join(str(len(blob)) for blob in blobs))
+        return head.encode() + b"\n" + b"".join(blobs)
 
     def send(data):
-        with sending:
-            while data:
-                data = data[os.write(CONTROL, data):]
+        while data:
+            data = data[os.write(CONTROL, data):]
 
+    # By the bytes it is sent as.
     def cut(text):
-        return text if len(text) <= TEXT else "%s... (%d more characters)" % (text[:TEXT], len(text) - TEXT)
+        said = text[:TEXT].encode("utf-8", "backslashreplace")
+        if len(text) <= TEXT and len(said) <= TEXT:
+            return text
+        return "%s... (%d characters in all)" % (said[:TEXT].decode("utf-8", "ignore"), len(text))
 
-    # What was written before comes before it.
+    # What was written before comes before it, and what is written after it behind it. A child that goes on with the code
+    # has nobody to show things to: the context is its parent's. Neither has a destructor in the middle of an answer.
     def emit(name, update, found):
-        nonlocal interrupted
-        if shown:
-            flush()
-            send(packed("display", name, "1" if update else "", *found))
-            if interrupted and _thread.get_ident() == own_thread:
-                interrupted = False
-                raise KeyboardInterrupt
+        nonlocal holder, interrupted, serial, waiting
+        me = _thread.get_ident()
+        if not shown or getpid() != own_pid or holder == me:
+            return
+        import select
+        flush()
+        with gate:
+            pass
+        with sending:
+            try:
+                holder = me
+                serial += 1
+                send(packed("display %d %d" % (number, serial), name, "1" if update else "", *found))
+                told = b"told %d" % serial
+                while told != next_line(False):
+                    waiting = me == own_thread
+                    if waiting and interrupted:
+                        break
+                    select.select([CONTROL], [], [])
+                    waiting = False
+                    receive()
+            finally:
+                waiting, holder = False, None
+        if interrupted and me == own_thread:
+            interrupted = False
+            raise KeyboardInterrupt
 
     library = None
+    making = _thread.RLock()
 
     def more():
         nonlocal library
-        if library is None:
-            library = types.ModuleType("offshoot_display")
-            library.__dict__.update(MAIN=main, EMIT=emit)
-            exec(compile(LIBRARY, __file__, "exec"), library.__dict__)
+        with making:
+            if library is None:
+                made = types.ModuleType("offshoot_display")
+                made.__dict__.update(MAIN=main, EMIT=emit, CUT=cut)
+                exec(compile(LIBRARY, __file__, "exec"), made.__dict__)
+                library = made
         return library
 
     def display(*objects, **options):
@@ -113,13 +148,19 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
     builtins.input = no_input
     sys.meta_path.insert(0, Finder)
 
-    def next_line():
+    def receive():
         nonlocal lines
-        while b"\n" not in lines:
-            data = os.read(CONTROL, 4096)
-            if not data:
-                os._exit(0)
-            lines += data
+        data = os.read(CONTROL, 4096)
+        if not data:
+            os._exit(0)
+        lines += data
+
+    def next_line(wait):
+        nonlocal lines
+        while wait and b"\n" not in lines:
+            receive()
+        if b"\n" not in lines:
+            return None
         line, lines = lines.split(b"\n", 1)
         return line
 
@@ -253,75 +294,115 @@ def _offshoot(CONTROL=13, CODE=14, ACKS=15):
         gc.collect()
         gc.freeze()
 
+    # What the library does with the figures that are open, where there can be any.
+    def figures(do, *given):
+        if "matplotlib.pyplot" in sys.modules:
+            getattr(more(), do)(*given)
+
+    def said_of(error):
+        return "".join(without_own_frames(traceback.TracebackException.from_exception(error)).format())
+
+    def leave(error):
+        """Ends this process as Python ends with that error, or with none."""
+        status = 0 if error is None else 1
+        try:
+            flush()
+            if isinstance(error, SystemExit):
+                code = error.code
+                status = code & 255 if isinstance(code, int) else 0 if code is None else 1
+                if isinstance(code, str):
+                    print(code, file=sys.stderr, flush=True)
+            elif error is not None:
+                sys.stderr.write(said_of(error))
+                flush()
+        finally:
+            os._exit(status)
+
     orders = {b"warm": warm, b"renew": renew, b"settle": lambda: settle(*words())}
     count = 0
     while True:
-        order = next_line()
+        order, _, number = next_line(True).partition(b" ")
+        # An answer that the code's end came before.
+        if order == b"told":
+            continue
+        number = int(number)
+        end = b"end %d\n" % number
         if order in orders:
             # One that fails in this is of no use, and is ended.
             try:
                 orders[order]()
                 said = b""
             except BaseException as error:
-                said = packed("error", type(error).__name__, cut(str(error)), "")
-            send(said + b"end\n")
+                said = packed("error %d" % number, cut(type(error).__name__), cut(str(error)), "")
+            send(said + end)
             continue
         if order == b"lend":
             lent = lend(words())
-            send(b"end\n")
+            send(end)
             continue
         if order != b"run":
             continue
         count += 1
         name = "<code %d>" % count
-        value, failed, interrupted = None, None, False
+        value = failed = answer = None
+        interrupted, holder = False, None
+        sending.release()
+        gate.release()
         try:
             running = True
-            source = read_code()
-            linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-            if library is not None:
-                library.counted(count)
-            value = execute(source, name, main.__dict__)
-            answer = None
-            if value is not None:
-                builtins._ = value
-                answer = represent(value)
-            if "matplotlib.pyplot" in sys.modules:
-                more().flush_figures(value)
+            try:
+                source = read_code()
+                linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+                if library is not None:
+                    library.counted(count)
+                value = execute(source, name, main.__dict__)
+                if value is not None and getpid() == own_pid:
+                    builtins._ = value
+                    answer = represent(value)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                failed = error
+            if getpid() == own_pid:
+                try:
+                    figures("flush_figures", value)
+                except Exception as error:
+                    if failed is None:
+                        raise
+                    print("A figure cannot be shown: %r" % error, file=sys.stderr)
             running = False
         except BaseException as error:
             running = False
             failed = error
-            if "matplotlib.pyplot" in sys.modules:
+            if isinstance(error, KeyboardInterrupt) and getpid() == own_pid:
                 try:
-                    more().flush_figures()
+                    figures("drop_figures")
                 except Exception as another:
-                    print("A figure cannot be shown: %r" % another, file=sys.stderr)
+                    print("Figures cannot be put away: %r" % another, file=sys.stderr)
+        # A child of the code that has come to the code's end has nothing to do here.
+        if getpid() != own_pid or isinstance(failed, SystemExit):
+            leave(failed)
         conclusion = b""
         if lent is not None:
             give_back(lent)
             lent = None
         try:
-            if isinstance(failed, SystemExit):
-                flush()
-                code = failed.code
-                if isinstance(code, str):
-                    print(code, file=sys.stderr, flush=True)
-                os._exit(code & 255 if isinstance(code, int) else 0 if code is None else 1)
             if failed is not None:
-                shown = traceback.TracebackException.from_exception(failed)
-                text = "".join(without_own_frames(shown).format())
+                text = said_of(failed)
                 message = "".join(traceback.format_exception_only(type(failed), failed)[-1:]).strip()
                 kind = type(failed).__name__
                 message = message[len(kind) + 2:] if message.startswith(kind + ": ") else str(failed)
-                conclusion = packed("error", cut(kind)[:200], cut(message), cut(text))
+                conclusion = packed("error %d" % number, cut(kind)[:200], cut(message), cut(text))
             elif answer is not None:
-                conclusion = packed("value", *answer)
+                conclusion = packed("value %d" % number, *answer)
         except Exception as error:
-            conclusion = packed("error", type(error).__name__, "the error itself cannot be shown", "")
+            kind = cut(type(error).__name__)[:200]
+            conclusion = packed("error %d" % number, kind, "the error itself cannot be shown", "")
         flush()
         failed = value = answer = None
-        send(conclusion + b"end\n")
-
+        gate.acquire()
+        sending.acquire()
+        holder = own_thread
+        send(conclusion + end)
 
 _offshoot()

@@ -1,6 +1,6 @@
 # The inside of a live bash context. Descriptors given by the agent:
-#   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`; a line
-#      `end STATUS` goes out
+#   13 control: a line comes in, `run`, ahead of one `lend`, or before the first one `warm`, `renew` and `settle`, each with
+#      its number; a line `end NUMBER STATUS` goes out
 #   14 what the order is about, a file the agent rewrites before each: the code to run; for `lend` variables of the
 #      environment that are the next code's only, for `settle` the directory and variables that stay, all ended by NULs
 #   15 one line for each reseeding asked for by signal
@@ -22,7 +22,7 @@ __offshoot_lend() {
     name=${pair%%=*}
     [[ $name =~ ^[A-Za-z_][A-Za-z_0-9]*$ ]] || builtin continue
     if [[ ! -v $name ]]; then __offshoot_gone+=("$name")
-    elif [[ $(builtin declare -p "$name") == 'declare -'*x* ]]; then __offshoot_old+=("$name=${!name}")
+    elif [[ $(builtin declare -p "$name") =~ ^declare\ -[A-Za-z]*x ]]; then __offshoot_old+=("$name=${!name}")
     else __offshoot_hidden+=("$name=${!name}"); fi
     builtin export -- "$pair"
   done
@@ -38,21 +38,22 @@ __offshoot_lent=
 trap 'RANDOM=$SRANDOM; builtin printf "ok\n" >&15' RTMAX-3
 trap : INT
 while IFS= builtin read -r -u 13 __offshoot_line; do
-  case $__offshoot_line in
+  __offshoot_number=${__offshoot_line#* }
+  case ${__offshoot_line%% *} in
     run) ;;
-    warm) builtin source /proc/self/fd/14; builtin printf 'end 0\n' >&13; continue ;;
-    renew) RANDOM=$SRANDOM; builtin printf 'end 0\n' >&13; continue ;;
+    warm) builtin source /proc/self/fd/14; builtin printf 'end %d 0\n' "$__offshoot_number" >&13; continue ;;
+    renew) RANDOM=$SRANDOM; builtin printf 'end %d 0\n' "$__offshoot_number" >&13; continue ;;
     lend)
       builtin mapfile -d '' -t __offshoot_words </proc/self/fd/14
       __offshoot_lend "${__offshoot_words[@]}"
       __offshoot_lent=1
-      builtin printf 'end 0\n' >&13; continue ;;
+      builtin printf 'end %d 0\n' "$__offshoot_number" >&13; continue ;;
     settle)
       builtin mapfile -d '' -t __offshoot_words </proc/self/fd/14
       builtin cd -- "${__offshoot_words[0]}" 2>/dev/null
       __offshoot_status=$?
       __offshoot_lend "${__offshoot_words[@]:1}"
-      builtin printf 'end %d\n' "$__offshoot_status" >&13; continue ;;
+      builtin printf 'end %d %d\n' "$__offshoot_number" "$__offshoot_status" >&13; continue ;;
     *) continue ;;
   esac
   trap __offshoot_interrupt INT
@@ -62,5 +63,5 @@ while IFS= builtin read -r -u 13 __offshoot_line; do
   trap : INT
   shopt -u extdebug
   [[ -z $__offshoot_lent ]] || __offshoot_give_back
-  builtin printf 'end %d\n' "$__offshoot_status" >&13
+  builtin printf 'end %d %d\n' "$__offshoot_number" "$__offshoot_status" >&13
 done
