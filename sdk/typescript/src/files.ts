@@ -70,9 +70,11 @@ export class Files {
       await this.stat(path, options);
       return true;
     } catch (error) {
-      if (error instanceof OffshootError && error.code === "not_found") return false;
-      throw error;
+      if (!(error instanceof OffshootError && error.code === "not_found")) throw error;
     }
+    // The VM and the user could be what was not found.
+    await this.stat("/", options);
+    return false;
   }
 
   /** With `parents` (the default), a directory that exists is fine. */

@@ -1,9 +1,9 @@
 /** Where the daemon is, and how it is started: the rules of the command line. */
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { accessSync, constants, realpathSync } from "node:fs";
+import { accessSync, constants, mkdirSync, realpathSync } from "node:fs";
 import { homedir } from "node:os";
-import { delimiter, join, resolve } from "node:path";
+import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
 import { OffshootError } from "./errors.js";
 
@@ -35,7 +35,7 @@ export function find(options: ClientOptions): Place {
     const key = options.apiKey ?? process.env["OFFSHOOT_API_KEY"];
     return { url: url.replace(/\/+$/, ""), headers: key ? { authorization: `Bearer ${key}` } : {} };
   }
-  const stateDir = options.stateDir ?? process.env["OFFSHOOT_HOME"] ?? defaultStateDir();
+  const stateDir = prepared(options.stateDir || process.env["OFFSHOOT_HOME"] || defaultStateDir());
   const place: Place = { url: "http://offshoot", socketPath: socketOf(stateDir), headers: {} };
   const program = options.autostart === false ? undefined : findProgram();
   if (program) place.start = () => start(program, stateDir);
@@ -43,12 +43,12 @@ export function find(options: ClientOptions): Place {
 }
 
 function defaultStateDir(): string {
-  return join(process.env["XDG_DATA_HOME"] || join(homedir(), ".local", "share"), "offshoot");
+  return join(homedir(), ".local", "share", "offshoot");
 }
 
-/** The API socket of the daemon that serves `stateDir`; see ARCHITECTURE.md, "Storage". */
+/** The API socket of the daemon that serves `stateDir`, a directory under its one name; see ARCHITECTURE.md, "Storage". */
 export function socketOf(stateDir: string): string {
-  const leaf = createHash("sha256").update(canonical(stateDir)).digest("hex").slice(0, 8);
+  const leaf = createHash("sha256").update(stateDir).digest("hex").slice(0, 8);
   const xdg = process.env["XDG_RUNTIME_DIR"];
   if (xdg?.startsWith("/")) {
     const directory = join(xdg, "offshoot", leaf);
@@ -58,11 +58,15 @@ export function socketOf(stateDir: string): string {
   return join(uid === 0 ? "/run/offshoot" : `/tmp/offshoot-${uid}`, leaf, "offshoot.sock");
 }
 
-function canonical(path: string): string {
+/** The state directory, made and canonical, so that its socket has one name. */
+function prepared(stateDir: string): string {
   try {
-    return realpathSync(path);
-  } catch {
-    return resolve(path);
+    mkdirSync(stateDir, { recursive: true, mode: 0o700 });
+    return realpathSync(stateDir);
+  } catch (cause) {
+    const hint = "give another place with `stateDir` or OFFSHOOT_HOME";
+    const more = { code: "invalid_argument", hint } as const;
+    throw new OffshootError(`the state directory \`${stateDir}\` cannot be made`, more, { cause });
   }
 }
 

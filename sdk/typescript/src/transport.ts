@@ -1,5 +1,5 @@
 /** Requests and WebSockets to one daemon. */
-import type { Readable } from "node:stream";
+import { Readable } from "node:stream";
 import { Agent, request } from "undici";
 import WebSocket from "ws";
 import { OffshootError } from "./errors.js";
@@ -36,7 +36,10 @@ export class Transport {
 
   /** The body of a successful answer. */
   async send(method: string, path: string, asked: Asked = {}) {
-    const answer = await this.#restarting(() => this.#request(method, path, asked));
+    const { content } = asked;
+    // Its bytes can be sent but once: a daemon that has to be started is started before.
+    if (content instanceof Readable && this.place.start) await this.json("GET", "/v1/daemon");
+    const answer = await this.#restarting(() => this.#request(method, path, asked), content);
     if (answer.statusCode >= 400) throw OffshootError.of(await answer.body.text(), answer.statusCode);
     return answer.body;
   }
@@ -79,13 +82,14 @@ export class Transport {
     });
   }
 
-  /** Does `work`; where no daemon answers, once more after it was started. Nothing was sent then. */
-  async #restarting<T>(work: () => Promise<T>): Promise<T> {
+  /** Does `work`; where no daemon answers, once more after it was started. Nothing was sent then, except of a stream. */
+  async #restarting<T>(work: () => Promise<T>, content?: Asked["content"]): Promise<T> {
     try {
       return await work();
     } catch (error) {
+      if (content instanceof Readable && content.errored === error) throw error;
       if (!refused(error)) throw interrupted(error);
-      if (!this.place.start) throw this.#unreachable(error);
+      if (!this.place.start || content instanceof Readable) throw this.#unreachable(error);
     }
     await this.place.start();
     try {
@@ -105,8 +109,10 @@ export class Transport {
 }
 
 function refused(error: unknown): boolean {
-  const code = (error as { code?: string } | null)?.code;
-  return code === "ECONNREFUSED" || code === "ENOENT";
+  // A file that is to be sent and is not there has an ENOENT too. Of several addresses each has an error.
+  const first: unknown = error instanceof AggregateError ? error.errors[0] : error;
+  const { code, syscall } = (first ?? {}) as { code?: string; syscall?: string };
+  return syscall === "connect" && (code === "ECONNREFUSED" || code === "ENOENT");
 }
 
 function interrupted(error: unknown): unknown {

@@ -101,7 +101,12 @@ export class Vm implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.destroy();
+    try {
+      await this.destroy();
+    } catch (error) {
+      // It is gone, as it was to be.
+      if (!(error instanceof OffshootError && error.code === "not_found")) throw error;
+    }
   }
 
   #path(verb = ""): string {

@@ -9,11 +9,17 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from .errors import ConnectionFailed
 
 #: A longer runtime directory leaves no room for the names of sockets below it.
 MAX_RUNTIME_DIR = 64
+
+
+def segment(name: str) -> str:
+    """One segment of a URL's path."""
+    return quote(name, safe="")
 
 
 def socket_of(state_dir: Path) -> Path:
@@ -31,10 +37,7 @@ def socket_of(state_dir: Path) -> Path:
 
 def default_state_dir() -> Path:
     home = os.environ.get("OFFSHOOT_HOME")
-    if home:
-        return Path(home)
-    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(data) / "offshoot"
+    return Path(home) if home else Path.home() / ".local" / "share" / "offshoot"
 
 
 @dataclass(frozen=True)

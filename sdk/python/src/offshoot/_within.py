@@ -6,17 +6,22 @@ to it too, other threads do not, and are told `in_transaction`.
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 
 _open: ContextVar[dict[str, str]] = ContextVar("offshoot_transactions", default={})  # noqa: B039 (never changed)
 
 
-def enter(vm: str, transaction: str) -> Token[dict[str, str]]:
-    return _open.set({**_open.get(), vm: transaction})
+def enter(vm: str, transaction: str) -> str | None:
+    """Answers which one of that VM the calling code was in before: for `leave`."""
+    outer = current(vm)
+    _open.set({**_open.get(), vm: transaction})
+    return outer
 
 
-def leave(token: Token[dict[str, str]]) -> None:
-    _open.reset(token)
+def leave(vm: str, outer: str | None) -> None:
+    """Without a token of `enter`'s: those of other VMs may begin and end in any order, and in other tasks."""
+    others = {name: transaction for name, transaction in _open.get().items() if name != vm}
+    _open.set(others if outer is None else {**others, vm: outer})
 
 
 def current(vm: str) -> str | None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import types
-from .._place import Place
+from .._place import Place, segment
 from .transport import AsyncTransport
 from .vm import AsyncVm
 
@@ -82,7 +82,7 @@ class AsyncClient:
 
     async def vm(self, name: str) -> AsyncVm:
         """A VM that is there, by name or id."""
-        return AsyncVm.of(self._transport, await self._transport.json("GET", f"/v1/vms/{name}"))
+        return AsyncVm.of(self._transport, await self._transport.json("GET", f"/v1/vms/{segment(name)}"))
 
     async def vms(self) -> list[types.Vm]:
         """What there is of each VM."""
@@ -101,17 +101,17 @@ class AsyncClient:
 
     async def snapshot(self, snapshot: str) -> types.Snapshot:
         """By id or `VM@NAME`."""
-        return cast(types.Snapshot, await self._transport.json("GET", f"/v1/snapshots/{snapshot}"))
+        return cast(types.Snapshot, await self._transport.json("GET", f"/v1/snapshots/{segment(snapshot)}"))
 
     async def remove_snapshot(self, snapshot: str, *, prune: bool = False) -> list[str]:
         """The ids of what was removed. With `prune` it is merged into what depends on it, else that is refused."""
         query = {"prune": "true" if prune else None}
-        removed = await self._transport.json("DELETE", f"/v1/snapshots/{snapshot}", query=query)
+        removed = await self._transport.json("DELETE", f"/v1/snapshots/{segment(snapshot)}", query=query)
         return cast("list[str]", removed["removed"])
 
     async def verify_snapshot(self, snapshot: str) -> types.SnapshotVerified:
         """Reads every byte of it."""
-        verified = await self._transport.json("POST", f"/v1/snapshots/{snapshot}/verify")
+        verified = await self._transport.json("POST", f"/v1/snapshots/{segment(snapshot)}/verify")
         return cast(types.SnapshotVerified, verified)
 
     async def diff(self, to: str, since: str | None = None, *, kinds: list[types.DiffKind] | None = None) -> types.Diff:

@@ -35,7 +35,7 @@ class AsyncFiles:
         """Its bytes in pieces, as they come."""
         query = {"path": path, "user": user}
         async with self._transport.stream("GET", self._path(), vm=self._vm, query=query) as response:
-            yield response.aiter_bytes()
+            yield self._transport.pieces(response)
 
     async def write(
         self,
@@ -72,10 +72,13 @@ class AsyncFiles:
         try:
             await self.stat(path, user=user)
         except OffshootError as error:
-            if error.code == "not_found":
-                return False
-            raise
-        return True
+            if error.code != "not_found":
+                raise
+        else:
+            return True
+        # The VM and the user could be what was not found.
+        await self.stat("/", user=user)
+        return False
 
     async def mkdir(self, path: str, *, parents: bool = True, mode: int | None = None, user: str | None = None) -> None:
         """With `parents`, a directory that exists is fine."""

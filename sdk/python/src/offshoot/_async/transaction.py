@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import Token
 from types import TracebackType
 
 from .. import _within, types
@@ -21,7 +20,8 @@ class AsyncTransaction:
         self._transport = transport
         self._vm = vm
         self._deadline = deadline
-        self._token: Token[dict[str, str]] | None = None
+        self._within = False
+        self._outer: str | None = None
         #: Once it is open.
         self.id: str | None = None
         #: The snapshot of its beginning.
@@ -35,7 +35,7 @@ class AsyncTransaction:
             "POST", f"/v1/vms/{self._vm}/transactions", vm=self._vm, body=body
         )
         self.id, self.snapshot = begun["id"], begun["snapshot"]
-        self._token = _within.enter(self._vm, begun["id"])
+        self._outer, self._within = _within.enter(self._vm, begun["id"]), True
         return self
 
     async def commit(self) -> None:
@@ -53,9 +53,9 @@ class AsyncTransaction:
         self._leave()
 
     def _leave(self) -> None:
-        if self._token is not None:
-            _within.leave(self._token)
-            self._token = None
+        if self._within:
+            _within.leave(self._vm, self._outer)
+            self._within = False
 
     async def __aenter__(self) -> AsyncTransaction:
         return await self.begin()

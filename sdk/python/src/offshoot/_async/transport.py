@@ -93,14 +93,22 @@ class AsyncTransport:
             if not self.place.startable:
                 raise self.place.unreachable(error) from error
         except httpx.TransportError as error:
-            raise OffshootError(
-                "the connection to the daemon broke off", code="interrupted", cause=str(error) or repr(error)
-            ) from error
+            raise broke_off(error) from error
         await in_thread(self.place)
         try:
             return await self._http.send(request, stream=stream)
         except httpx.ConnectError as error:
             raise self.place.unreachable(error) from error
+        except httpx.TransportError as error:
+            raise broke_off(error) from error
+
+    async def pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        """The body of an answer, as it comes."""
+        try:
+            async for piece in response.aiter_bytes():
+                yield piece
+        except httpx.TransportError as error:
+            raise broke_off(error) from error
 
     async def connect(self, path: str, vm: str) -> AsyncConnection:
         """A WebSocket of the API."""
@@ -110,7 +118,10 @@ class AsyncTransport:
             if not self.place.startable:
                 raise self.place.unreachable(error) from error
         await in_thread(self.place)
-        return await self._open(path, vm)
+        try:
+            return await self._open(path, vm)
+        except OSError as error:
+            raise self.place.unreachable(error) from error
 
     async def _open(self, path: str, vm: str) -> AsyncConnection:
         uri = self.place.websocket(path)
@@ -120,6 +131,9 @@ class AsyncTransport:
             "compression": None,
             "max_size": MAX_MESSAGE,
             "open_timeout": 60,
+            # The daemon asks whether we are there. An answer to us would wait behind output that nobody takes yet.
+            "ping_interval": None,
+            "close_timeout": 5,
         }
         try:
             if self.place.socket is not None:
@@ -173,6 +187,10 @@ class AsyncConnection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def broke_off(error: httpx.TransportError) -> OffshootError:
+    return OffshootError("the connection to the daemon broke off", code="interrupted", cause=str(error) or repr(error))
 
 
 def broken(error: ConnectionClosed) -> OffshootError:

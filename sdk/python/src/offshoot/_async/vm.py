@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import _frames, types
+from ..errors import OffshootError
 from ..results import CodeError, CodeResult, ExecResult, Racer, RaceResult, TryResult
 from .files import AsyncFiles
 from .process import AsyncProcess
@@ -67,7 +68,17 @@ class AsyncVm:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.destroy()
+        try:
+            await self.destroy()
+        except OffshootError as failed:
+            if failed.code == "not_found":
+                # It is gone, as it was to be.
+                return
+            if error is None:
+                raise
+            # What went wrong inside matters more.
+            if hasattr(error, "add_note"):
+                error.add_note(f"the VM was not destroyed: {failed}")
 
     def _path(self, verb: str = "") -> str:
         return f"/v1/vms/{self.id}{verb}"

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import types
-from .._place import Place
+from .._place import Place, segment
 from .transport import Transport
 from .vm import Vm
 
@@ -83,7 +83,7 @@ class Client:
 
     def vm(self, name: str) -> Vm:
         """A VM that is there, by name or id."""
-        return Vm.of(self._transport, self._transport.json("GET", f"/v1/vms/{name}"))
+        return Vm.of(self._transport, self._transport.json("GET", f"/v1/vms/{segment(name)}"))
 
     def vms(self) -> list[types.Vm]:
         """What there is of each VM."""
@@ -102,17 +102,17 @@ class Client:
 
     def snapshot(self, snapshot: str) -> types.Snapshot:
         """By id or `VM@NAME`."""
-        return cast(types.Snapshot, self._transport.json("GET", f"/v1/snapshots/{snapshot}"))
+        return cast(types.Snapshot, self._transport.json("GET", f"/v1/snapshots/{segment(snapshot)}"))
 
     def remove_snapshot(self, snapshot: str, *, prune: bool = False) -> list[str]:
         """The ids of what was removed. With `prune` it is merged into what depends on it, else that is refused."""
         query = {"prune": "true" if prune else None}
-        removed = self._transport.json("DELETE", f"/v1/snapshots/{snapshot}", query=query)
+        removed = self._transport.json("DELETE", f"/v1/snapshots/{segment(snapshot)}", query=query)
         return cast("list[str]", removed["removed"])
 
     def verify_snapshot(self, snapshot: str) -> types.SnapshotVerified:
         """Reads every byte of it."""
-        verified = self._transport.json("POST", f"/v1/snapshots/{snapshot}/verify")
+        verified = self._transport.json("POST", f"/v1/snapshots/{segment(snapshot)}/verify")
         return cast(types.SnapshotVerified, verified)
 
     def diff(self, to: str, since: str | None = None, *, kinds: list[types.DiffKind] | None = None) -> types.Diff:

@@ -36,7 +36,7 @@ class Files:
         """Its bytes in pieces, as they come."""
         query = {"path": path, "user": user}
         with self._transport.stream("GET", self._path(), vm=self._vm, query=query) as response:
-            yield response.iter_bytes()
+            yield self._transport.pieces(response)
 
     def write(
         self,
@@ -73,10 +73,13 @@ class Files:
         try:
             self.stat(path, user=user)
         except OffshootError as error:
-            if error.code == "not_found":
-                return False
-            raise
-        return True
+            if error.code != "not_found":
+                raise
+        else:
+            return True
+        # The VM and the user could be what was not found.
+        self.stat("/", user=user)
+        return False
 
     def mkdir(self, path: str, *, parents: bool = True, mode: int | None = None, user: str | None = None) -> None:
         """With `parents`, a directory that exists is fine."""

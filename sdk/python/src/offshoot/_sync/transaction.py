@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextvars import Token
 from types import TracebackType
 
 from .. import _within, types
@@ -22,7 +21,8 @@ class Transaction:
         self._transport = transport
         self._vm = vm
         self._deadline = deadline
-        self._token: Token[dict[str, str]] | None = None
+        self._within = False
+        self._outer: str | None = None
         #: Once it is open.
         self.id: str | None = None
         #: The snapshot of its beginning.
@@ -36,7 +36,7 @@ class Transaction:
             "POST", f"/v1/vms/{self._vm}/transactions", vm=self._vm, body=body
         )
         self.id, self.snapshot = begun["id"], begun["snapshot"]
-        self._token = _within.enter(self._vm, begun["id"])
+        self._outer, self._within = _within.enter(self._vm, begun["id"]), True
         return self
 
     def commit(self) -> None:
@@ -54,9 +54,9 @@ class Transaction:
         self._leave()
 
     def _leave(self) -> None:
-        if self._token is not None:
-            _within.leave(self._token)
-            self._token = None
+        if self._within:
+            _within.leave(self._vm, self._outer)
+            self._within = False
 
     def __enter__(self) -> Transaction:
         return self.begin()

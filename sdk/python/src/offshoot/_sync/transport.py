@@ -94,14 +94,22 @@ class Transport:
             if not self.place.startable:
                 raise self.place.unreachable(error) from error
         except httpx.TransportError as error:
-            raise OffshootError(
-                "the connection to the daemon broke off", code="interrupted", cause=str(error) or repr(error)
-            ) from error
+            raise broke_off(error) from error
         in_place(self.place)
         try:
             return self._http.send(request, stream=stream)
         except httpx.ConnectError as error:
             raise self.place.unreachable(error) from error
+        except httpx.TransportError as error:
+            raise broke_off(error) from error
+
+    def pieces(self, response: httpx.Response) -> Iterator[bytes]:
+        """The body of an answer, as it comes."""
+        try:
+            for piece in response.iter_bytes():
+                yield piece
+        except httpx.TransportError as error:
+            raise broke_off(error) from error
 
     def connect(self, path: str, vm: str) -> Connection:
         """A WebSocket of the API."""
@@ -111,7 +119,10 @@ class Transport:
             if not self.place.startable:
                 raise self.place.unreachable(error) from error
         in_place(self.place)
-        return self._open(path, vm)
+        try:
+            return self._open(path, vm)
+        except OSError as error:
+            raise self.place.unreachable(error) from error
 
     def _open(self, path: str, vm: str) -> Connection:
         uri = self.place.websocket(path)
@@ -121,6 +132,9 @@ class Transport:
             "compression": None,
             "max_size": MAX_MESSAGE,
             "open_timeout": 60,
+            # The daemon asks whether we are there. An answer to us would wait behind output that nobody takes yet.
+            "ping_interval": None,
+            "close_timeout": 5,
         }
         try:
             if self.place.socket is not None:
@@ -174,6 +188,10 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def broke_off(error: httpx.TransportError) -> OffshootError:
+    return OffshootError("the connection to the daemon broke off", code="interrupted", cause=str(error) or repr(error))
 
 
 def broken(error: ConnectionClosed) -> OffshootError:

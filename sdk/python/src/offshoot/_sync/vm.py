@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import _frames, types
+from ..errors import OffshootError
 from ..results import CodeError, CodeResult, ExecResult, Racer, RaceResult, TryResult
 from .files import Files
 from .process import Process
@@ -68,7 +69,17 @@ class Vm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.destroy()
+        try:
+            self.destroy()
+        except OffshootError as failed:
+            if failed.code == "not_found":
+                # It is gone, as it was to be.
+                return
+            if error is None:
+                raise
+            # What went wrong inside matters more.
+            if hasattr(error, "add_note"):
+                error.add_note(f"the VM was not destroyed: {failed}")
 
     def _path(self, verb: str = "") -> str:
         return f"/v1/vms/{self.id}{verb}"
