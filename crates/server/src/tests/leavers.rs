@@ -125,7 +125,9 @@ async fn a_cold_start_goes_on_when_whoever_asked_for_it_has_left() {
     assert_eq!(paused, 204);
     let connect = format!("POST /v2/sandboxes/{id}/connect");
     let leaver = begin(&place, &connect, "", &json!({"timeout": 60, "memory": false})).await;
-    daemon.until_vms(|vms| vms[0].state != VmStateName::Suspended).await;
+    // Its first step is done, and the others are not; no event tells of it.
+    let begun = async { while daemon.client.vms().await.unwrap().vms[0].life.timeout_ms != Some(60_000) {} };
+    timeout(PATIENCE, begun).await.unwrap();
     drop(leaver);
     daemon.until_vms(|vms| runs_for(&vms[0], 60)).await;
     daemon.stop().await;
