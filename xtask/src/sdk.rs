@@ -1,4 +1,5 @@
-//! `cargo xtask sdk`: the SDKs of this project, and those of E2B, checked and run against a real daemon and real VMs.
+//! `cargo xtask sdk`: the SDKs of this project, those of E2B, and a client made of the OpenAPI document, checked and run
+//! against a real daemon and real VMs.
 //!
 //! What they need is installed from PyPI and npm: into a virtual environment below `target/`, and into `node_modules`
 //! beside each `package.json`. Nothing of the host's own Python or Node is changed.
@@ -29,9 +30,11 @@ pub enum Suite {
     Typescript,
     /// `sdk/e2b`: E2B's own SDKs, unmodified.
     E2b,
+    /// `openapi/conformance`: requests made from the OpenAPI document, and answers held to it.
+    Openapi,
 }
 
-const ALL: &[Suite] = &[Suite::Python, Suite::Typescript, Suite::E2b];
+const ALL: &[Suite] = &[Suite::Python, Suite::Typescript, Suite::E2b, Suite::Openapi];
 
 pub fn run(args: &Args) -> Result<()> {
     packages::ensure()?;
@@ -58,6 +61,7 @@ fn test(built: &Built, suites: &[Suite]) -> u64 {
             Suite::Python => python(built),
             Suite::Typescript => typescript(built),
             Suite::E2b => e2b(built),
+            Suite::Openapi => openapi(built),
         };
         if let Err(error) = outcome {
             eprintln!("error: {error:#}");
@@ -102,6 +106,14 @@ fn e2b(built: &Built) -> Result<()> {
     checked(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir))?;
     let mut pytest = Command::new(venv.join("bin/pytest"));
     checked(pytest.arg("-q").current_dir(&dir).env("OFFSHOOT_BIN", &built.offshoot))
+}
+
+fn openapi(built: &Built) -> Result<()> {
+    let dir = root().join("openapi/conformance");
+    let venv = virtual_environment("openapi", &["-r", "requirements.txt"], &dir)?;
+    let mut pytest = Command::new(venv.join("bin/pytest"));
+    // What it found is in its output, which pytest would keep to itself.
+    checked(pytest.args(["-q", "--capture=no"]).current_dir(&dir).env("OFFSHOOT_BIN", &built.offshoot))
 }
 
 /// A Python of our own with `packages`, which pip is asked for in `dir`.

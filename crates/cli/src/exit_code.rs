@@ -42,14 +42,20 @@ pub enum ExitCode {
 impl From<ErrorCode> for ExitCode {
     fn from(code: ErrorCode) -> Self {
         match code {
-            ErrorCode::InvalidArgument => Self::Usage,
+            ErrorCode::InvalidArgument
+            | ErrorCode::MethodNotAllowed
+            | ErrorCode::TooLarge
+            | ErrorCode::UnsupportedMediaType
+            | ErrorCode::KeyReused => Self::Usage,
             ErrorCode::NotFound => Self::NotFound,
             ErrorCode::AlreadyExists
             | ErrorCode::WrongState
             | ErrorCode::StaleGeneration
             | ErrorCode::Busy
             | ErrorCode::InTransaction
-            | ErrorCode::InUse => Self::Conflict,
+            | ErrorCode::InUse
+            | ErrorCode::AlreadyDone
+            | ErrorCode::OutcomeUnknown => Self::Conflict,
             ErrorCode::Denied | ErrorCode::Unauthenticated => Self::Denied,
             ErrorCode::Timeout => Self::Timeout,
             ErrorCode::NoResource | ErrorCode::RateLimited => Self::NoResource,

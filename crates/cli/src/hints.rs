@@ -35,8 +35,15 @@ const fn for_code(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::ExecFailed => Some("it has to be in the VM: `offshoot shell NAME` lets you look"),
         ErrorCode::Unauthenticated => Some("`offshoot key list` shows the keys there are"),
         ErrorCode::RateLimited => Some("wait a moment, or ask for a key with a higher rate"),
+        ErrorCode::KeyReused => Some("use a new key for a new request"),
+        ErrorCode::AlreadyDone | ErrorCode::OutcomeUnknown => {
+            Some("look at what came of the operations named, then send what is still wanted with a new key")
+        }
         // Whoever did not find it knows best what it was.
         ErrorCode::NotFound
+        | ErrorCode::MethodNotAllowed
+        | ErrorCode::TooLarge
+        | ErrorCode::UnsupportedMediaType
         | ErrorCode::InvalidArgument
         | ErrorCode::Denied
         | ErrorCode::Unsupported

@@ -7,6 +7,7 @@ use crate::{
     operations::{Operations, Ticket},
     pool::Pool,
     reaper::Reap,
+    requests::Requests,
     snapshots::Snapshots,
     state_dir::{Layout, StateDirLock},
     tasks::{TaskKind, Tasks},
@@ -40,6 +41,7 @@ pub(crate) struct Core {
     pub snapshots: Snapshots,
     pub pool: Pool,
     pub keys: Keys,
+    pub requests: Requests,
     pub unwritten: Unwritten,
     /// Held while unused disk layers are removed.
     pub collecting: tokio::sync::Mutex<()>,
@@ -106,6 +108,10 @@ impl Core {
         reason: String,
     ) -> NewOperation {
         let actor = authority.actor();
+        let request = match authority {
+            Authority::Granted(grant) => grant.request(),
+            Authority::Daemon => None,
+        };
         let target = vm.map_or_else(|| "daemon".into(), |(id, _)| id.to_string());
         let detail = match vm {
             Some((_, name)) => format!("{kind} `{name}`: {reason}"),
@@ -130,6 +136,7 @@ impl Core {
             reason,
             obligation: None,
             idempotency: None,
+            request,
             audit: AuditEntry { actor, action: kind.to_string(), target, decision, rules, revision, detail },
         }
     }

@@ -97,6 +97,7 @@ pub(crate) async fn start(
         snapshots: Snapshots::default(),
         pool,
         keys: Keys::default(),
+        requests: Default::default(),
         unwritten: Unwritten::default(),
         collecting: tokio::sync::Mutex::default(),
         census: watch::Sender::default(),

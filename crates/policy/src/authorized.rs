@@ -2,7 +2,7 @@
 //! neither `Clone` nor `Deserialize`: one decision, one use.
 
 use crate::{PolicyRevision, RuleId};
-use offshoot_types::{Action, Actor, Generation, VmId};
+use offshoot_types::{Action, Actor, Generation, RequestId, VmId};
 
 /// A `T` that policy permitted, with the evidence. Minted by [`crate::Policy::decide`] alone.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,6 +18,11 @@ impl<T> Authorized<T> {
     }
     pub const fn get(&self) -> &T {
         &self.inner
+    }
+    /// The permit, of a request that is known by its idempotency key: whatever is done by it is recorded in its name.
+    pub fn in_name_of(mut self, request: Option<RequestId>) -> Self {
+        self.grant.request = request;
+        self
     }
     pub const fn grant(&self) -> &Grant {
         &self.grant
@@ -36,6 +41,7 @@ pub struct Grant {
     revision: PolicyRevision,
     rules: Vec<RuleId>,
     judged: Option<(VmId, Generation)>,
+    request: Option<RequestId>,
 }
 
 impl Grant {
@@ -46,7 +52,11 @@ impl Grant {
         rules: Vec<RuleId>,
         judged: Option<(VmId, Generation)>,
     ) -> Self {
-        Self { actor, action, revision, rules, judged }
+        Self { actor, action, revision, rules, judged, request: None }
+    }
+    /// The request with an idempotency key that it was given for.
+    pub const fn request(&self) -> Option<RequestId> {
+        self.request
     }
     pub const fn actor(&self) -> &Actor {
         &self.actor

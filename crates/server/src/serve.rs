@@ -172,6 +172,7 @@ impl Daemon {
     async fn run(self, options: &ServeOptions) {
         let Self { app, unix, tcp, signals, _record } = self;
         let (activity, shutdown, tasks) = (app.activity.clone(), app.shutdown.clone(), app.tasks.clone());
+        let _serving = tasks.while_serving();
         tasks.spawn(TaskKind::Signals, signals.turn_into(shutdown.clone()));
         if options.mode == DaemonMode::Autostarted {
             tasks.spawn(TaskKind::Idle, leave_when_idle(app.clone(), options.idle_timeout));

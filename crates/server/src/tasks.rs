@@ -1,6 +1,9 @@
 //! The tasks of this crate; nothing is spawned outside this file.
 
-use tokio_util::task::TaskTracker;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 /// Each kind ends by itself, or with the shutdown it watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +32,27 @@ pub enum TaskKind {
 
 /// Cheap to clone; clones track together.
 #[derive(Debug, Clone, Default)]
-pub struct Tasks(TaskTracker);
+pub struct Tasks {
+    tracker: TaskTracker,
+    /// Nobody serves any more.
+    over: CancellationToken,
+}
 
 impl Tasks {
     pub fn spawn(&self, kind: TaskKind, task: impl Future<Output = ()> + Send + 'static) {
         use tracing::Instrument;
-        self.0.spawn(task.instrument(tracing::debug_span!("task", ?kind)));
+        let task = task.instrument(tracing::debug_span!("task", ?kind));
+        if kind == TaskKind::Request {
+            // No connection ends it, so the daemon does.
+            let over = self.over.clone();
+            self.tracker.spawn(async move { over.run_until_cancelled(task).await });
+        } else {
+            self.tracker.spawn(task);
+        }
+    }
+
+    /// Ends what no connection ends once it is dropped.
+    pub fn while_serving(&self) -> DropGuard {
+        self.over.clone().drop_guard()
     }
 }

@@ -28,6 +28,7 @@ fn operation() -> NewOperation {
         reason: "measuring".into(),
         obligation: None,
         idempotency: None,
+        request: None,
         audit: AuditEntry {
             actor,
             action: "exec".into(),

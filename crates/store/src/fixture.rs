@@ -237,6 +237,7 @@ pub(crate) fn operation(kind: OperationKind, vm: Option<VmId>) -> NewOperation {
         reason: "asked for by a test".into(),
         obligation: None,
         idempotency: None,
+        request: None,
         audit: entry(&kind.to_string()),
     }
 }

@@ -23,6 +23,7 @@ migrations! {
     3 => "0003_life.sql",
     4 => "0004_starts.sql",
     5 => "0005_keys.sql",
+    6 => "0006_requests.sql",
 }
 
 /// The newest schema this program knows.

@@ -11,7 +11,7 @@ use crate::{
 };
 use offshoot_types::{
     Actor, EventKind, Labels, NodeName, Operation, OperationId, OperationKind, OperationOutcome,
-    OperationState, Owner, VmId, VmName,
+    OperationState, Owner, RequestId, VmId, VmName,
 };
 use rusqlite::{Row, params};
 use serde::Serialize;
@@ -30,6 +30,8 @@ pub struct NewOperation {
     /// Begins as `Waiting` for this instead of `Pending`.
     pub obligation: Option<String>,
     pub idempotency: Option<Idempotency>,
+    /// The request with an idempotency key in whose name it is done.
+    pub request: Option<RequestId>,
     pub audit: AuditEntry,
 }
 
@@ -89,11 +91,11 @@ pub struct OperationFilter {
     pub before: Option<OperationId>,
 }
 
-const COLUMNS: &str =
+pub(crate) const COLUMNS: &str =
     "id, kind, vm, actor, reason, state, created, updated, (SELECT undone_by FROM undone_operations
      WHERE operation = operations.id AND until IS NULL) AS undone_by";
 
-fn from_row(row: &Row<'_>) -> Result<Operation, rusqlite::Error> {
+pub(crate) fn from_row(row: &Row<'_>) -> Result<Operation, rusqlite::Error> {
     Ok(Operation {
         id: parsed(row, "id")?,
         kind: named(row, "kind")?,
@@ -246,8 +248,8 @@ impl Tx<'_> {
             Some(obligation) => OperationState::Waiting { obligation: obligation.clone() },
         };
         let sql = "INSERT INTO operations (id, owner, labels, node, kind, vm, actor, reason, phase, state,
-                request_key, request_digest, created, updated)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?13)";
+                request_key, request_digest, created, updated, request)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?13, ?14)";
         let params = params![
             new.id.to_string(),
             new.owner.as_str(),
@@ -262,6 +264,7 @@ impl Tx<'_> {
             new.idempotency.as_ref().map(|idempotency| &idempotency.key),
             new.idempotency.as_ref().map(|idempotency| idempotency.request),
             self.now_micros(),
+            new.request.map(|request| request.to_string()),
         ];
         self.execute("record an operation", sql, params)?;
         self.append_audit(&new.audit, Some(new.id))?;

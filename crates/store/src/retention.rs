@@ -46,6 +46,7 @@ pub struct Pruned {
     pub operations: u64,
     pub vms: u64,
     pub audit: u64,
+    pub requests: u64,
 }
 
 impl Pruned {
@@ -54,6 +55,7 @@ impl Pruned {
         self.operations += other.operations;
         self.vms += other.vms;
         self.audit += other.audit;
+        self.requests += other.requests;
     }
 }
 
@@ -93,6 +95,7 @@ impl Tx<'_> {
             operations: self.prune_operations(retention.operations)?,
             vms: self.prune_vms()?,
             audit: self.prune_audit(cut)?,
+            requests: self.prune_requests(BATCH)?,
         })
     }
 

@@ -24,6 +24,18 @@ macro_rules! codes {
 codes! {
     /// The request is malformed or names an impossible value.
     InvalidArgument = "invalid_argument", 400, 2, false;
+    /// The route has no such method.
+    MethodNotAllowed = "method_not_allowed", 405, 2, false;
+    /// The body is larger than such a request may be.
+    TooLarge = "too_large", 413, 2, false;
+    /// The body is of a kind that this route does not read.
+    UnsupportedMediaType = "unsupported_media_type", 415, 2, false;
+    /// The idempotency key was sent with another request before.
+    KeyReused = "key_reused", 422, 2, false;
+    /// The request was carried out before, with this idempotency key, and its answer was not kept.
+    AlreadyDone = "already_done", 409, 4, false;
+    /// The daemon ended in the middle of the request, or could not keep its outcome. It is not carried out again.
+    OutcomeUnknown = "outcome_unknown", 409, 4, false;
     /// No such VM, operation, image or exec.
     NotFound = "not_found", 404, 3, false;
     /// The name is taken.

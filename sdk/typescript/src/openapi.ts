@@ -1041,7 +1041,7 @@ export interface components {
              */
             clock_offset_ns: number;
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Connections of the state before that were cut.
              */
             connections_dropped: number;
@@ -1054,14 +1054,14 @@ export interface components {
             kernel_random: components["schemas"]["Reseeded"];
             machine_id: string;
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Other processes, whose own random state nobody can renew for them.
              */
             processes_not_reseeded: number;
             /** @description `SHA256:...` of each new host key; empty if the identity was kept or the guest has no SSH server. */
             ssh_host_keys: string[];
             /**
-             * Format: int64
+             * Format: u-int64
              * @description From the host's request to the guest's answer, in microseconds.
              */
             took_us: number;
@@ -1072,7 +1072,7 @@ export interface components {
         /** @description Begin a transaction, or a savepoint within the one that is open. */
         BeginTransaction: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description It is rolled back after this long, at most a week; 10 minutes if absent.
              */
             deadline_ms?: number | null;
@@ -1082,7 +1082,7 @@ export interface components {
         /** @description Options of `start`, `stop`, `restart`, `pause` and `resume`. */
         Change: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description `stop` and `restart`: how long the guest may take to shut down before it is ended by force.
              */
             grace_ms?: number | null;
@@ -1101,9 +1101,9 @@ export interface components {
             /** @enum {string} */
             type: "stdin-end";
         } | {
-            /** Format: int32 */
+            /** Format: u-int16 */
             cols: number;
-            /** Format: int32 */
+            /** Format: u-int16 */
             rows: number;
             /** @enum {string} */
             type: "resize";
@@ -1127,7 +1127,7 @@ export interface components {
         /** @description Text frames from the server. */
         CodeMessage: {
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Pieces of code it was given, this one included.
              */
             count?: number;
@@ -1138,7 +1138,7 @@ export interface components {
             /** @enum {string} */
             language: "python" | "javascript" | "bash";
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Of the interpreter, inside the guest.
              */
             pid: number;
@@ -1171,7 +1171,7 @@ export interface components {
             /** @description By the time limit, by request, or because the caller left. */
             interrupted: boolean;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description As measured inside the guest, in microseconds.
              */
             wall_us: number;
@@ -1203,7 +1203,7 @@ export interface components {
              */
             language?: string | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description After this the code is interrupted; variables survive.
              */
             timeout_ms?: number | null;
@@ -1230,7 +1230,7 @@ export interface components {
         /** @description What a new key is to be good for. Whatever is absent is as whoever makes it has it. */
         CreateKey: {
             /**
-             * Format: int32
+             * Format: u-int32
              * @description VMs that exist at once of those made with it; 1 or more.
              */
             max_vms?: number | null;
@@ -1239,14 +1239,14 @@ export interface components {
             /** @description It makes VMs on this one only. */
             provider?: string | null;
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Requests a second, in bursts of as many; 1 or more.
              */
             rate?: number | null;
             /** @description Of `vms:read`, `vms:write`, `exec`, `files`, `snapshots`, `images`, `keys`, `daemon`, and `*` for all. */
             scopes?: string[] | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description After this nobody is known by it any more; 1000 or more.
              */
             ttl_ms?: number | null;
@@ -1255,9 +1255,9 @@ export interface components {
         };
         /** @description Define a VM. */
         CreateVm: {
-            /** Format: int64 */
+            /** Format: u-int64 */
             cpus?: number | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             disk_mib?: number | null;
             /** @description What every process in it finds in its environment, unless it is given another value. Never shown again. */
             env?: components["schemas"]["BTreeMap"];
@@ -1268,7 +1268,7 @@ export interface components {
             labels?: components["schemas"]["BTreeMap"];
             life?: components["schemas"]["SetLife"] | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description The image's default if absent.
              */
             memory_mib?: number | null;
@@ -1285,29 +1285,29 @@ export interface components {
         /** @description The daemon and what keeps it busy. */
         Daemon: components["schemas"]["DaemonRecord"] & {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Open connections, this one included.
              */
             connections: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Processes under way that a caller follows or may attach to.
              */
             execs: number;
             images_dir: string;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description VMs that have a process.
              */
             live_vms: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Operations under way.
              */
             operations: number;
             pool?: components["schemas"]["Pool"];
             /**
-             * Format: int64
+             * Format: u-int64
              * @description VMs in any state.
              */
             vms: number;
@@ -1319,7 +1319,7 @@ export interface components {
             /** @description TCP ports it listens on. */
             listen?: string[];
             mode: components["schemas"]["DaemonMode"];
-            /** Format: int32 */
+            /** Format: u-int32 */
             pid: number;
             socket: string;
             /** Format: date-time */
@@ -1344,21 +1344,21 @@ export interface components {
         };
         /** @description How many there are. */
         DiffCounts: {
-            /** Format: int64 */
+            /** Format: u-int64 */
             added: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description What could not be told, in either state, because its path is longer than paths are.
              */
             left_out: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             modified: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description How many of them are counted and not told.
              */
             more: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             removed: number;
             /** @description Why it is not known what differs; then nothing is told. */
             unknown?: string | null;
@@ -1376,7 +1376,7 @@ export interface components {
             /** @description What is compared; everything if absent or empty. */
             kinds?: components["schemas"]["DiffKind"][];
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Most differences of each kind that are told, the first ones; the others are counted. At most 100000; 1000 if
              *     absent.
              */
@@ -1410,21 +1410,21 @@ export interface components {
         DiskKind: "file" | "directory" | "symlink" | "fifo" | "socket" | "char-device" | "block-device";
         /** @description How long things took, as the daemon saw it; `guest_*` as measured inside the guest. */
         Durations: {
-            /** Format: int64 */
+            /** Format: u-int64 */
             boot_ms?: number | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             create_ms?: number | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description From asking the guest to the end of the process.
              */
             exec_ms: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             guest_system_us: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             guest_user_us: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description From before fork to the reaping of the process.
              */
             guest_wall_us: number;
@@ -1446,7 +1446,7 @@ export interface components {
             /** @description The chain of underlying errors, outermost first. */
             cause?: string | null;
             /** @enum {string} */
-            code: "invalid_argument" | "not_found" | "already_exists" | "wrong_state" | "stale_generation" | "busy" | "in_transaction" | "in_use" | "snapshot" | "thaw" | "unauthenticated" | "rate_limited" | "denied" | "timeout" | "no_resource" | "unavailable" | "backend" | "image" | "guest" | "exec_failed" | "unsupported" | "interrupted" | "internal";
+            code: "invalid_argument" | "method_not_allowed" | "too_large" | "unsupported_media_type" | "key_reused" | "already_done" | "outcome_unknown" | "not_found" | "already_exists" | "wrong_state" | "stale_generation" | "busy" | "in_transaction" | "in_use" | "snapshot" | "thaw" | "unauthenticated" | "rate_limited" | "denied" | "timeout" | "no_resource" | "unavailable" | "backend" | "image" | "guest" | "exec_failed" | "unsupported" | "interrupted" | "internal";
             /** @description What to do next. */
             hint?: string | null;
             /** @description What went wrong, for people. */
@@ -1461,7 +1461,7 @@ export interface components {
             /** Format: date-time */
             at: string;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Strictly increasing, never reused.
              */
             id: number;
@@ -1478,7 +1478,7 @@ export interface components {
             failure?: components["schemas"]["VmFailure"] | null;
             /** @enum {string} */
             from?: "creating" | "stopped" | "starting" | "running" | "paused" | "suspending" | "suspended" | "stopping" | "migrating" | "failed" | "destroyed";
-            /** Format: int64 */
+            /** Format: u-int64 */
             generation: number;
             reason: string;
             /** @enum {string} */
@@ -1522,7 +1522,7 @@ export interface components {
         } | {
             /** @enum {string} */
             event: "rolled-back";
-            /** Format: int64 */
+            /** Format: u-int64 */
             generation: number;
             /** Format: uuid */
             to: string;
@@ -1531,7 +1531,7 @@ export interface components {
         } | {
             /** @enum {string} */
             event: "rebased";
-            /** Format: int64 */
+            /** Format: u-int64 */
             generation: number;
             /** Format: uuid */
             onto: string;
@@ -1559,32 +1559,32 @@ export interface components {
         EventPage: {
             events: components["schemas"]["Event"][];
             /**
-             * Format: int64
+             * Format: u-int64
              * @description What to ask for `after` next.
              */
             next_after: number;
         };
         ExecLimits: {
-            /** Format: int64 */
+            /** Format: u-int64 */
             max_address_space_bytes?: number | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             max_cpu_seconds?: number | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             max_file_size_bytes?: number | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             max_open_files?: number | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Bytes of stdout and stderr together; the rest is dropped and marked `truncated`.
              */
             max_output_bytes?: number | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Processes and threads in the tree.
              */
             max_processes?: number | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description After this the whole process tree is killed inside the guest.
              */
             timeout_ms?: number | null;
@@ -1614,7 +1614,7 @@ export interface components {
         ExecResult: {
             /** Format: uuid */
             exec: string;
-            /** Format: int64 */
+            /** Format: u-int64 */
             exec_ms: number;
             /** Format: uuid */
             operation: string;
@@ -1635,7 +1635,7 @@ export interface components {
             /** Format: uuid */
             operation: string;
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Inside the guest.
              */
             pid?: number | null;
@@ -1675,20 +1675,20 @@ export interface components {
         };
         FileFacts: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description The number of a device.
              */
             device?: number | null;
-            /** Format: int32 */
+            /** Format: u-int32 */
             gid: number;
             kind: components["schemas"]["DiskKind"];
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Permission bits.
              */
             mode: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description In bytes; 0 of everything but files.
              */
             size: number;
@@ -1696,18 +1696,18 @@ export interface components {
             target?: string | null;
             /** @description The very bytes in base64, of a target that is not UTF-8. */
             target_base64?: string | null;
-            /** Format: int32 */
+            /** Format: u-int32 */
             uid: number;
         };
         /** @enum {string} */
         FileKind: "file" | "directory" | "symlink" | "other";
         /** @description Metadata of a file inside a VM. Guest data: never trusted. */
         FileStat: {
-            /** Format: int32 */
+            /** Format: u-int32 */
             gid: number;
             kind: components["schemas"]["FileKind"];
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Permission bits.
              */
             mode: number;
@@ -1716,16 +1716,16 @@ export interface components {
              * @description Nanoseconds since 1970.
              */
             modified_ns: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             size: number;
             symlink_target?: string | null;
-            /** Format: int32 */
+            /** Format: u-int32 */
             uid: number;
         };
         /** @description Make VMs that continue from a VM's present state or from a snapshot. */
         ForkRequest: {
             /**
-             * Format: int32
+             * Format: u-int32
              * @description How many, at most 1000; 1 if absent.
              */
             count?: number | null;
@@ -1740,7 +1740,7 @@ export interface components {
             /** Format: uuid */
             operation: string;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description How long a running source stood still, in microseconds.
              */
             paused_us?: number | null;
@@ -1749,7 +1749,7 @@ export interface components {
         };
         ForkedVm: {
             attestations?: components["schemas"]["Attestations"] | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             generation: number;
             name: string;
             /** Format: uuid */
@@ -1762,7 +1762,7 @@ export interface components {
             /** @description Its kernel's release. */
             kernel: string;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description From kernel start to agent ready.
              */
             ready_ms: number;
@@ -1771,7 +1771,7 @@ export interface components {
         GuestHealth: "responsive" | "silent" | "reconnecting";
         /** @description Answered from memory, without touching disk or guests: the cheapest round trip there is. */
         Health: {
-            /** Format: int32 */
+            /** Format: u-int32 */
             pid: number;
             /** @description Always `ok`: the socket appears only once the engine has brought record and world together. */
             status: string;
@@ -1780,11 +1780,11 @@ export interface components {
         Image: {
             /** Format: date-time */
             created?: string;
-            /** Format: int64 */
+            /** Format: u-int64 */
             default_memory_mib: number;
             digest: string;
             kernel?: string | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             size_bytes: number;
             tags: string[];
         };
@@ -1793,7 +1793,7 @@ export interface components {
             name: string;
             /** @description SHA-256, hexadecimal. */
             sha256: string;
-            /** Format: int64 */
+            /** Format: u-int64 */
             size_bytes: number;
         };
         ImageList: {
@@ -1830,13 +1830,13 @@ export interface components {
             expires?: string;
             /** Format: uuid */
             id: string;
-            /** Format: int32 */
+            /** Format: u-int32 */
             max_vms?: number | null;
             name: string;
             /** Format: uuid */
             parent?: string;
             provider?: string | null;
-            /** Format: int32 */
+            /** Format: u-int32 */
             rate?: number | null;
             /** @description `*`: all there are and will be. */
             scopes: string[];
@@ -1866,7 +1866,7 @@ export interface components {
             /** Format: date-time */
             deadline?: string;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Suspended once nothing was asked of it for so long: no open stream, running process or code, file access,
              *     connection or transaction. Absent: never.
              */
@@ -1874,7 +1874,7 @@ export interface components {
             /** @enum {string} */
             on_timeout: "suspend" | "stop" | "destroy";
             /**
-             * Format: int64
+             * Format: u-int64
              * @description How long it may run after each start. Absent: for ever.
              */
             timeout_ms?: number | null;
@@ -1884,7 +1884,7 @@ export interface components {
         /** @description An interpreter that lives in a VM. */
         LiveContext: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description By the guest's clock.
              */
             age_ms: number;
@@ -1896,7 +1896,7 @@ export interface components {
             /** @enum {string} */
             language: "python" | "javascript" | "bash";
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Inside the guest; absent while there is no interpreter: it has died, or the VM does not run.
              */
             pid?: number | null;
@@ -1911,14 +1911,14 @@ export interface components {
         /** @description Output that was overwritten before anyone read it. */
         Lost: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description The next data of this stream begins here.
              */
             bytes: number;
             stream: components["schemas"]["Stream"];
         };
         MakeDirectory: {
-            /** Format: int32 */
+            /** Format: u-int32 */
             mode?: number | null;
             /** @description Make missing parents; an existing directory is fine. */
             parents?: boolean;
@@ -1991,7 +1991,7 @@ export interface components {
             /** @description Whether it keeps so many always, rather than as many as were wanted lately. */
             fixed: boolean;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Instances it keeps of one kind at most; 0: it is off.
              */
             most: number;
@@ -2006,32 +2006,32 @@ export interface components {
         /** @description What is kept for VMs of one image in one size. */
         PoolShelf: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Starts that got an instance, and that found none, since the daemon started.
              */
             claimed: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             cpus: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             disk_mib: number;
             image_digest: string;
             /** @enum {string} */
             isolation: "hardware-vm" | "emulated-vm" | "user-space-kernel";
             /** @description Whether the template or an instance is being made. */
             making: boolean;
-            /** Format: int64 */
+            /** Format: u-int64 */
             memory_mib: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             missed: number;
             /** @enum {string} */
             provider: "qemu" | "gvisor" | "firecracker" | "cloud-hypervisor" | "fake";
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Instances that can be claimed.
              */
             ready: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description How many there are to be.
              */
             target: number;
@@ -2044,7 +2044,7 @@ export interface components {
         Problem: {
             cause?: string | null;
             /** @enum {string} */
-            code: "invalid_argument" | "not_found" | "already_exists" | "wrong_state" | "stale_generation" | "busy" | "in_transaction" | "in_use" | "snapshot" | "thaw" | "unauthenticated" | "rate_limited" | "denied" | "timeout" | "no_resource" | "unavailable" | "backend" | "image" | "guest" | "exec_failed" | "unsupported" | "interrupted" | "internal";
+            code: "invalid_argument" | "method_not_allowed" | "too_large" | "unsupported_media_type" | "key_reused" | "already_done" | "outcome_unknown" | "not_found" | "already_exists" | "wrong_state" | "stale_generation" | "busy" | "in_transaction" | "in_use" | "snapshot" | "thaw" | "unauthenticated" | "rate_limited" | "denied" | "timeout" | "no_resource" | "unavailable" | "backend" | "image" | "guest" | "exec_failed" | "unsupported" | "interrupted" | "internal";
             hint?: string | null;
             message: string;
         };
@@ -2059,11 +2059,11 @@ export interface components {
             command_base64?: string | null;
             difference: components["schemas"]["Difference"];
             /**
-             * Format: int64
+             * Format: u-int64
              * @description How many ran.
              */
             from: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             to: number;
             user: string;
         };
@@ -2073,9 +2073,9 @@ export interface components {
         /** @enum {string} */
         ProgressState: "begun" | "done";
         PtySize: {
-            /** Format: int32 */
+            /** Format: u-int16 */
             cols: number;
-            /** Format: int32 */
+            /** Format: u-int16 */
             rows: number;
         };
         /** @description Text frames from the server. Racers are counted from 1. */
@@ -2083,20 +2083,20 @@ export interface components {
             /** @enum {string} */
             event: "started";
             name: string;
-            /** Format: int32 */
+            /** Format: u-int32 */
             racer: number;
         } | {
-            /** Format: int64 */
+            /** Format: u-int64 */
             bytes: number;
             /** @enum {string} */
             event: "lost";
-            /** Format: int32 */
+            /** Format: u-int32 */
             racer: number;
             stream: components["schemas"]["Stream"];
         } | {
             /** @enum {string} */
             event: "finished";
-            /** Format: int32 */
+            /** Format: u-int32 */
             racer: number;
             status: components["schemas"]["ExitStatus"];
             /** @description Output beyond the limit was dropped. */
@@ -2105,12 +2105,12 @@ export interface components {
             /** @enum {string} */
             event: "gave-up";
             problem: components["schemas"]["Problem"];
-            /** Format: int32 */
+            /** Format: u-int32 */
             racer: number;
         } | {
             /** @enum {string} */
             event: "scored";
-            /** Format: int32 */
+            /** Format: u-int32 */
             racer: number;
             /** Format: double */
             score: number;
@@ -2124,7 +2124,7 @@ export interface components {
         };
         RaceOutcome: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Of the VM now.
              */
             generation: number;
@@ -2133,7 +2133,7 @@ export interface components {
             /** Format: uuid */
             undo?: string;
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Absent if no racer succeeded: the VM is then as it was.
              */
             winner?: number | null;
@@ -2141,7 +2141,7 @@ export interface components {
         /** @description First text frame. */
         RaceRequest: {
             /**
-             * Format: int32
+             * Format: u-int32
              * @description How many forks run it, 1 to 64.
              */
             count: number;
@@ -2150,7 +2150,7 @@ export interface components {
             score?: components["schemas"]["CommandLine"] | null;
         };
         RacerScore: {
-            /** Format: int32 */
+            /** Format: u-int32 */
             racer: number;
             /** Format: double */
             score: number;
@@ -2191,7 +2191,7 @@ export interface components {
         /** @description The VM continues from `to`. */
         RolledBack: {
             attestations?: components["schemas"]["Attestations"] | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             generation: number;
             /** Format: uuid */
             operation: string;
@@ -2210,7 +2210,7 @@ export interface components {
         RunFile: {
             content: components["schemas"]["Output"];
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Permission bits as a decimal number; 0644 if absent.
              */
             mode?: number | null;
@@ -2219,9 +2219,9 @@ export interface components {
         };
         /** @description First text frame on `/v1/run`. */
         RunRequest: {
-            /** Format: int64 */
+            /** Format: u-int64 */
             cpus?: number | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             disk_mib?: number | null;
             exec: components["schemas"]["ExecRequest"];
             /** @description Written as root, in this order, once the VM runs and before the process starts. */
@@ -2235,7 +2235,7 @@ export interface components {
             labels?: components["schemas"]["BTreeMap"];
             life?: components["schemas"]["SetLife"] | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description The image's default if absent.
              */
             memory_mib?: number | null;
@@ -2269,14 +2269,14 @@ export interface components {
         /** @description What is to be another than before; of a new VM, than no limits, `auto` and `suspend`. */
         SetLife: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description 1000 or more; 0 is never. As it was if absent.
              */
             idle_suspend_ms?: number | null;
             /** @description As it was if absent. */
             on_timeout?: string | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description 1000 or more; 0 is no limit. Of a VM that runs it counts from now, which extends or shortens its time. As it was if
              *     absent.
              */
@@ -2285,7 +2285,7 @@ export interface components {
             wake?: string | null;
         };
         SetMode: {
-            /** Format: int32 */
+            /** Format: u-int32 */
             mode: number;
             path: string;
             /** @description `root` if absent. */
@@ -2309,7 +2309,7 @@ export interface components {
             /** @enum {string} */
             kind: "full" | "disk-only";
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Of the VM; a `full` one restores all of it.
              */
             memory_mib: number;
@@ -2322,14 +2322,14 @@ export interface components {
             /** Format: uuid */
             parent?: string;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description How long the VM stood still for it, in microseconds; only in the answer to whoever took it.
              */
             paused_us?: number | null;
             /** @description False if the guest did not hold its processes still while it was taken: it cannot be forked. */
             quiesced: boolean;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description What it alone takes on the host's disk: device state, pages and disk layer.
              */
             size_bytes: number;
@@ -2354,7 +2354,7 @@ export interface components {
         };
         /** @description What reading every byte of a snapshot found. */
         SnapshotVerified: {
-            /** Format: int64 */
+            /** Format: u-int64 */
             bytes: number;
             /** @description What is missing or differs, one sentence each; empty: every byte is as it was written. */
             faults: string[];
@@ -2377,7 +2377,7 @@ export interface components {
             /** Format: uuid */
             operation: string;
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Inside the guest.
              */
             pid: number;
@@ -2390,7 +2390,7 @@ export interface components {
         /** @description One step towards the process. */
         StepProgress: {
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Once done.
              */
             duration_ms?: number | null;
@@ -2407,7 +2407,7 @@ export interface components {
         };
         /** @description The daemon ends once open requests have drained; its lock is free when it has. */
         Stopping: {
-            /** Format: int32 */
+            /** Format: u-int32 */
             pid: number;
         };
         /** @enum {string} */
@@ -2498,12 +2498,12 @@ export interface components {
             event: "started";
             part: components["schemas"]["TryPart"];
             /**
-             * Format: int32
+             * Format: u-int32
              * @description Inside the guest.
              */
             pid: number;
         } | {
-            /** Format: int64 */
+            /** Format: u-int64 */
             bytes: number;
             /** @enum {string} */
             event: "lost";
@@ -2549,40 +2549,40 @@ export interface components {
              */
             exec: components["schemas"]["ExecRequest"];
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Of command and check together.
              */
             timeout_ms?: number | null;
         };
         /** @description Measured figures of the VM's process. */
         Usage: {
-            /** Format: int64 */
+            /** Format: u-int64 */
             cpu_ms: number;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Of the guest's memory, what is the process's own: what a snapshot copies, and no other VM shares. Absent where a
              *     snapshot's cost does not follow from it.
              */
             own_memory_bytes?: number | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             pss_bytes: number;
-            /** Format: int64 */
+            /** Format: u-int64 */
             rss_bytes: number;
         };
         /** @description A virtual machine. */
         Vm: {
             attestations?: components["schemas"]["Attestations"] | null;
-            /** Format: int64 */
+            /** Format: u-int64 */
             cpus: number;
             /** Format: date-time */
             created: string;
-            /** Format: int64 */
+            /** Format: u-int64 */
             disk_mib: number;
             /** @description Destroyed with the request that made it. */
             ephemeral: boolean;
             failure?: components["schemas"]["VmFailure"] | null;
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Counts the moves of this VM.
              */
             generation: number;
@@ -2598,7 +2598,7 @@ export interface components {
             labels?: components["schemas"]["BTreeMap"];
             last_start?: components["schemas"]["LastStart"] | null;
             life: components["schemas"]["Life"];
-            /** Format: int64 */
+            /** Format: u-int64 */
             memory_mib: number;
             name: string;
             node: string;
@@ -2611,7 +2611,7 @@ export interface components {
             provider: "qemu" | "gvisor" | "firecracker" | "cloud-hypervisor" | "fake";
             snapshot_policy: components["schemas"]["SnapshotPolicy"];
             /**
-             * Format: int64
+             * Format: u-int64
              * @description Kept states of it; only in the answers of `list` and `show`.
              */
             snapshots?: number | null;
@@ -2662,6 +2662,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2681,6 +2683,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2700,6 +2704,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2709,6 +2715,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2718,6 +2726,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2727,6 +2737,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2736,6 +2748,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2745,6 +2761,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2756,11 +2774,14 @@ export interface operations {
     stop_daemon: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path?: never;
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["StopDaemon"];
             };
@@ -2768,6 +2789,10 @@ export interface operations {
         responses: {
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2777,6 +2802,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2786,6 +2813,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2795,15 +2824,52 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `busy` */
+            /** @description `already_done`, `outcome_unknown`, `busy` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2813,6 +2879,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2822,6 +2892,30 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unavailable` */
+            503: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `no_resource` */
+            507: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2833,7 +2927,10 @@ export interface operations {
     diff: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2845,6 +2942,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2854,6 +2955,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2863,6 +2966,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2872,6 +2977,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2881,15 +2988,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2899,6 +3043,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2908,6 +3056,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2917,6 +3067,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2926,15 +3078,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2944,6 +3100,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2953,6 +3111,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2962,6 +3122,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2989,6 +3151,8 @@ export interface operations {
             /** @description A page, or a stream of `Event`s */
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2999,6 +3163,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3008,6 +3174,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3017,6 +3185,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3026,6 +3196,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3035,6 +3207,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3044,6 +3220,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3055,7 +3233,10 @@ export interface operations {
     fork: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3067,6 +3248,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3076,6 +3261,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3085,6 +3272,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3094,6 +3283,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3103,15 +3294,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3121,6 +3349,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3130,6 +3362,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3139,6 +3373,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3148,15 +3384,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3166,6 +3406,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3175,6 +3417,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3184,6 +3428,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3203,6 +3449,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3212,6 +3460,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3221,6 +3471,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3230,6 +3482,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3239,6 +3493,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3248,6 +3506,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3267,6 +3527,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3276,6 +3538,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3285,6 +3549,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3294,6 +3560,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3303,6 +3571,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3312,6 +3582,8 @@ export interface operations {
             /** @description `wrong_state` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3321,6 +3593,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3330,6 +3606,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3339,6 +3617,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3348,6 +3628,8 @@ export interface operations {
             /** @description `image` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3357,6 +3639,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3366,6 +3650,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3377,7 +3663,10 @@ export interface operations {
     remove_image: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Tag or `sha256:` digest */
                 image: string;
@@ -3389,6 +3678,10 @@ export interface operations {
             /** @description Removed */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -3396,6 +3689,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3405,6 +3700,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3414,6 +3711,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3423,15 +3722,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `busy` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3441,6 +3755,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3450,6 +3768,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3459,6 +3779,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3468,6 +3790,8 @@ export interface operations {
             /** @description `image` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3477,6 +3801,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3486,6 +3812,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3497,7 +3825,10 @@ export interface operations {
     verify_image: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Tag or `sha256:` digest */
                 image: string;
@@ -3508,6 +3839,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3517,6 +3852,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3526,6 +3863,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3535,6 +3874,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3544,15 +3885,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `busy` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3562,6 +3918,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3571,6 +3931,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3580,6 +3942,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3589,6 +3953,8 @@ export interface operations {
             /** @description `image` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3598,6 +3964,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3607,6 +3975,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3626,6 +3996,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3635,6 +4007,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3644,6 +4018,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3653,6 +4029,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3662,6 +4040,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3671,6 +4053,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3682,11 +4066,14 @@ export interface operations {
     create_key: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path?: never;
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["CreateKey"];
             };
@@ -3694,6 +4081,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3703,6 +4094,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3712,6 +4105,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3721,6 +4116,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3730,15 +4127,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `busy` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3748,6 +4182,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3757,6 +4195,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3766,6 +4206,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3775,6 +4217,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3784,6 +4228,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3795,7 +4241,10 @@ export interface operations {
     remove_key: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Id */
                 key: string;
@@ -3806,6 +4255,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3815,6 +4268,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3824,6 +4279,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3833,6 +4290,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3842,15 +4301,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `busy` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3860,6 +4334,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3869,6 +4347,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3878,6 +4358,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3887,6 +4369,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3896,6 +4380,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3916,6 +4402,8 @@ export interface operations {
             /** @description OpenAPI 3.1 */
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3925,6 +4413,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3934,6 +4424,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3943,6 +4435,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3952,6 +4446,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3961,6 +4459,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3985,6 +4485,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -3994,6 +4496,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4003,6 +4507,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4012,6 +4518,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4021,6 +4529,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4030,6 +4542,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4055,6 +4569,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4064,6 +4580,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4073,6 +4591,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4082,6 +4602,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4091,6 +4613,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4100,6 +4624,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4109,6 +4637,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4120,7 +4650,10 @@ export interface operations {
     run: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -4136,6 +4669,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4145,6 +4680,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4154,6 +4691,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4163,15 +4702,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `busy` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4181,6 +4735,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4190,6 +4748,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4199,6 +4759,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4208,15 +4770,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `image`, `backend`, `guest` */
+            /** @description `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4226,6 +4792,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4235,6 +4803,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4244,6 +4814,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4268,6 +4840,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4277,6 +4851,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4286,6 +4862,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4295,6 +4873,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4304,6 +4884,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4313,6 +4897,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4331,7 +4917,10 @@ export interface operations {
                 /** @description Leave memory and device state out: the VM boots from the disk. */
                 disk_only?: boolean;
             };
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -4344,6 +4933,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4353,6 +4946,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4362,6 +4957,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4371,6 +4968,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4380,15 +4979,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4398,6 +5034,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4407,6 +5047,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4416,6 +5058,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4425,15 +5069,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4443,6 +5091,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4452,6 +5102,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4461,6 +5113,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4483,6 +5137,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4492,6 +5148,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4501,6 +5159,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4510,6 +5170,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4519,6 +5181,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4528,6 +5192,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4537,6 +5205,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4551,7 +5221,10 @@ export interface operations {
                 /** @description Merge it into what depends on it, rather than refuse. */
                 prune?: boolean;
             };
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description `VM@NAME` or id */
                 snapshot: string;
@@ -4562,6 +5235,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4571,6 +5248,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4580,6 +5259,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4589,6 +5270,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4598,15 +5281,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4616,6 +5314,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4625,6 +5327,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4634,6 +5338,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4643,15 +5349,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4661,6 +5371,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4670,6 +5382,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4679,6 +5393,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4704,6 +5420,8 @@ export interface operations {
                 headers: {
                     /** @description 64 hex digits */
                     "x-offshoot-hash"?: string;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4713,6 +5431,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4722,6 +5442,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4731,6 +5453,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4740,6 +5464,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4749,6 +5475,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4758,6 +5486,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4767,6 +5499,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4776,6 +5510,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4785,6 +5521,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4794,6 +5532,8 @@ export interface operations {
             /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4803,6 +5543,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4812,6 +5554,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4821,6 +5565,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4832,7 +5578,10 @@ export interface operations {
     verify_snapshot: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description `VM@NAME` or id */
                 snapshot: string;
@@ -4843,6 +5592,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4852,6 +5605,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4861,6 +5616,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4870,6 +5627,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4879,15 +5638,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4897,6 +5671,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4906,6 +5684,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4915,6 +5695,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4924,15 +5706,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4942,6 +5728,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4951,6 +5739,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4960,6 +5750,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4984,6 +5776,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -4993,6 +5787,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5002,6 +5798,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5011,6 +5809,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5020,6 +5820,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5029,6 +5833,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5040,7 +5846,10 @@ export interface operations {
     create_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -5052,6 +5861,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5060,6 +5873,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5069,6 +5886,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5078,6 +5897,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5087,6 +5908,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5096,15 +5919,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `busy` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5114,6 +5974,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5123,6 +5987,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5132,6 +5998,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5141,15 +6009,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `image`, `backend`, `guest` */
+            /** @description `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5159,6 +6031,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5168,6 +6042,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5177,6 +6053,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5199,6 +6077,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5208,6 +6088,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5217,6 +6099,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5226,6 +6110,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5235,6 +6121,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5244,6 +6132,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5253,6 +6145,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5269,7 +6163,10 @@ export interface operations {
                 /** @description Remove the snapshots of it that somebody asked for, too; without this they outlive it. */
                 snapshots?: boolean;
             };
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -5280,6 +6177,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5288,6 +6189,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5297,6 +6202,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5306,6 +6213,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5315,6 +6224,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5324,15 +6235,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5342,6 +6268,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5351,6 +6281,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5360,6 +6292,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5369,15 +6303,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5387,6 +6325,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5396,6 +6336,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5405,6 +6347,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5416,14 +6360,17 @@ export interface operations {
     describe_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["DescribeVm"];
             };
@@ -5432,6 +6379,10 @@ export interface operations {
             /** @description Changed */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -5439,6 +6390,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5448,6 +6401,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5457,6 +6412,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5466,15 +6423,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `stale_generation`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5484,6 +6478,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5493,6 +6491,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5502,6 +6502,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5511,6 +6513,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5520,6 +6524,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5531,7 +6537,10 @@ export interface operations {
     run_code: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -5550,6 +6559,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5559,6 +6570,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5568,6 +6581,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5577,15 +6592,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5595,6 +6625,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5604,6 +6638,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5613,6 +6649,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5622,6 +6660,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5631,6 +6671,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5640,6 +6682,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5649,6 +6693,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5658,6 +6704,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5684,6 +6732,8 @@ export interface operations {
             /** @description Bytes, as they come */
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5693,6 +6743,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5702,6 +6754,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5711,6 +6765,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5720,6 +6776,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5729,6 +6787,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5738,6 +6800,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5760,6 +6824,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5769,6 +6835,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5778,6 +6846,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5787,6 +6857,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5796,6 +6868,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5805,6 +6879,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5814,6 +6890,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5823,6 +6903,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5832,6 +6914,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5841,6 +6925,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5850,6 +6936,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5859,6 +6947,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5868,6 +6958,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5877,6 +6969,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5888,7 +6982,10 @@ export interface operations {
     remove_context: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -5901,6 +6998,10 @@ export interface operations {
             /** @description Ended */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -5908,6 +7009,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5917,6 +7020,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5926,6 +7031,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5935,15 +7042,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5953,6 +7075,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5962,6 +7088,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5971,6 +7099,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5980,6 +7110,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5989,6 +7121,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -5998,6 +7132,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6007,6 +7143,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6016,6 +7154,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6027,7 +7167,10 @@ export interface operations {
     restart_context: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -6040,6 +7183,10 @@ export interface operations {
             /** @description Begun anew */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -6047,6 +7194,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6056,6 +7205,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6065,6 +7216,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6074,15 +7227,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6092,6 +7260,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6101,6 +7273,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6110,6 +7284,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6119,6 +7295,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6128,6 +7306,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6137,6 +7317,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6146,6 +7328,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6155,6 +7339,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6166,7 +7352,10 @@ export interface operations {
     exec_stream: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -6185,6 +7374,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6194,6 +7385,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6203,6 +7396,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6212,15 +7407,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6230,6 +7440,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6239,6 +7453,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6248,6 +7464,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6257,6 +7475,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6266,6 +7486,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6275,6 +7497,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6284,6 +7508,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6293,6 +7519,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6304,7 +7532,10 @@ export interface operations {
     exec: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -6319,6 +7550,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6328,6 +7563,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6337,6 +7574,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6346,6 +7585,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6355,15 +7596,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6373,6 +7651,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6382,6 +7664,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6391,6 +7675,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6400,6 +7686,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6409,6 +7697,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6418,6 +7708,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6427,6 +7719,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6436,6 +7730,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6458,6 +7754,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6467,6 +7765,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6476,6 +7776,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6485,6 +7787,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6494,6 +7798,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6503,6 +7809,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6512,6 +7820,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6521,6 +7833,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6530,6 +7844,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6539,6 +7855,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6548,6 +7866,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6557,6 +7877,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6566,6 +7888,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6575,6 +7899,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6611,6 +7937,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6620,6 +7948,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6629,6 +7959,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6638,6 +7970,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6647,6 +7981,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6656,6 +7992,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6665,6 +8005,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6674,6 +8016,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6683,6 +8027,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6692,6 +8038,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6701,6 +8049,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6710,6 +8060,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6719,6 +8071,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6752,6 +8106,8 @@ export interface operations {
                 headers: {
                     /** @description `FileStat` as JSON */
                     "x-offshoot-file-stat"?: string;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6761,6 +8117,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6770,6 +8128,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6779,6 +8139,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6788,6 +8150,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6797,6 +8161,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6806,6 +8172,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6815,6 +8185,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6824,6 +8196,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6833,6 +8207,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6842,6 +8218,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6851,6 +8229,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6860,6 +8240,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6869,6 +8251,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6890,7 +8274,10 @@ export interface operations {
                 /** @description `root` if absent. */
                 user?: string;
             };
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -6906,6 +8293,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6915,6 +8306,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6924,6 +8317,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6933,6 +8328,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6942,15 +8339,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6960,6 +8394,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6969,6 +8407,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6978,6 +8418,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6987,6 +8429,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -6996,6 +8440,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7005,6 +8451,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7014,6 +8462,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7023,6 +8473,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7034,7 +8486,10 @@ export interface operations {
     set_mode: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -7050,6 +8505,10 @@ export interface operations {
             /** @description Set */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -7057,6 +8516,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7066,6 +8527,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7075,6 +8538,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7084,15 +8549,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7102,6 +8604,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7111,6 +8617,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7120,6 +8628,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7129,6 +8639,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7138,6 +8650,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7147,6 +8661,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7156,6 +8672,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7165,6 +8683,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7191,6 +8711,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7200,6 +8722,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7209,6 +8733,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7218,6 +8744,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7227,6 +8755,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7236,6 +8766,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7245,6 +8777,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7254,6 +8790,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7263,6 +8801,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7272,6 +8812,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7281,6 +8823,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7290,6 +8834,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7299,6 +8845,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7308,6 +8856,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7319,7 +8869,10 @@ export interface operations {
     make_directory: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -7335,6 +8888,10 @@ export interface operations {
             /** @description Made */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -7342,6 +8899,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7351,6 +8910,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7360,6 +8921,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7369,15 +8932,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7387,6 +8987,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7396,6 +9000,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7405,6 +9011,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7414,6 +9022,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7423,6 +9033,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7432,6 +9044,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7441,6 +9055,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7450,6 +9066,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7461,7 +9079,10 @@ export interface operations {
     remove_file: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -7477,6 +9098,10 @@ export interface operations {
             /** @description Removed */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -7484,6 +9109,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7493,6 +9120,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7502,6 +9131,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7511,15 +9142,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7529,6 +9197,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7538,6 +9210,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7547,6 +9221,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7556,6 +9232,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7565,6 +9243,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7574,6 +9254,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7583,6 +9265,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7592,6 +9276,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7603,7 +9289,10 @@ export interface operations {
     rename_file: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -7619,6 +9308,10 @@ export interface operations {
             /** @description Renamed */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -7626,6 +9319,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7635,6 +9330,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7644,6 +9341,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7653,15 +9352,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7671,6 +9407,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7680,6 +9420,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7689,6 +9431,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7698,6 +9442,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7707,6 +9453,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7716,6 +9464,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7725,6 +9475,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7734,6 +9486,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7762,6 +9516,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7771,6 +9527,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7780,6 +9538,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7789,6 +9549,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7798,6 +9560,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7807,6 +9571,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7816,6 +9582,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7825,6 +9595,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7834,6 +9606,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7843,6 +9617,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7852,6 +9628,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7861,6 +9639,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7870,6 +9650,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7879,6 +9661,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7890,7 +9674,10 @@ export interface operations {
     make_symlink: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -7906,6 +9693,10 @@ export interface operations {
             /** @description Made */
             204: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -7913,6 +9704,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7922,6 +9715,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7931,6 +9726,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7940,15 +9737,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7958,6 +9792,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7967,6 +9805,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7976,6 +9816,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7985,6 +9827,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7994,6 +9838,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8003,6 +9849,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8012,6 +9860,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8021,6 +9871,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8032,14 +9884,17 @@ export interface operations {
     set_life: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["SetLife"];
             };
@@ -8047,6 +9902,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8056,6 +9915,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8065,6 +9926,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8074,6 +9937,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8083,15 +9948,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `stale_generation`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8101,6 +10003,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8110,6 +10016,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8119,6 +10027,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8128,6 +10038,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8137,6 +10049,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8148,14 +10062,17 @@ export interface operations {
     pause_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["Change"];
             };
@@ -8163,6 +10080,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8171,6 +10092,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8180,6 +10105,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8189,6 +10116,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8198,6 +10127,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8207,15 +10138,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8225,6 +10193,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8234,6 +10206,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8243,6 +10217,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8252,15 +10228,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8270,6 +10250,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8279,6 +10261,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8288,6 +10272,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8299,7 +10285,10 @@ export interface operations {
     race: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -8318,6 +10307,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8327,6 +10318,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8336,6 +10329,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8345,15 +10340,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8363,6 +10373,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8372,6 +10386,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8381,6 +10397,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8390,15 +10408,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8408,6 +10430,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8417,6 +10441,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8426,6 +10452,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8437,14 +10465,17 @@ export interface operations {
     restart_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["Change"];
             };
@@ -8452,6 +10483,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8460,6 +10495,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8469,6 +10508,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8478,6 +10519,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8487,6 +10530,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8496,15 +10541,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8514,6 +10596,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8523,6 +10609,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8532,6 +10620,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8541,15 +10631,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8559,6 +10653,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8568,6 +10664,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8577,6 +10675,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8588,14 +10688,17 @@ export interface operations {
     resume_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["Change"];
             };
@@ -8603,6 +10706,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8611,6 +10718,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8620,6 +10731,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8629,6 +10742,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8638,6 +10753,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8647,15 +10764,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8665,6 +10819,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8674,6 +10832,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8683,6 +10843,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8692,15 +10854,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8710,6 +10876,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8719,6 +10887,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8728,6 +10898,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8739,14 +10911,17 @@ export interface operations {
     rollback: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["RollbackRequest"];
             };
@@ -8754,6 +10929,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8763,6 +10942,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8772,6 +10953,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8781,6 +10964,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8790,15 +10975,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8808,6 +11030,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8817,6 +11043,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8826,6 +11054,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8835,15 +11065,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8853,6 +11087,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8862,6 +11098,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8871,6 +11109,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8882,14 +11122,17 @@ export interface operations {
     set_snapshot_policy: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["SetSnapshotPolicy"];
             };
@@ -8897,6 +11140,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8906,6 +11153,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8915,6 +11164,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8924,6 +11175,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8933,15 +11186,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `stale_generation`, `in_transaction` */
+            /** @description `already_done`, `outcome_unknown`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8951,6 +11241,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8960,6 +11254,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8969,6 +11265,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8978,6 +11276,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -8987,6 +11287,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9014,6 +11316,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9023,6 +11327,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9032,6 +11338,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9041,6 +11349,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9050,6 +11360,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9059,6 +11371,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9068,6 +11384,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9079,14 +11397,17 @@ export interface operations {
     take_snapshot: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["TakeSnapshot"];
             };
@@ -9094,6 +11415,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9103,6 +11428,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9112,6 +11439,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9121,6 +11450,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9130,15 +11461,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9148,6 +11516,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9157,6 +11529,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9166,6 +11540,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9175,15 +11551,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9193,6 +11573,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9202,6 +11584,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9211,6 +11595,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9222,14 +11608,17 @@ export interface operations {
     start_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["Change"];
             };
@@ -9237,6 +11626,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9245,6 +11638,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9254,6 +11651,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9263,6 +11662,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9272,6 +11673,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9281,15 +11684,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9299,6 +11739,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9308,6 +11752,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9317,6 +11763,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9326,15 +11774,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9344,6 +11796,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9353,6 +11807,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9362,6 +11818,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9373,14 +11831,17 @@ export interface operations {
     stop_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["Change"];
             };
@@ -9388,6 +11849,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9396,6 +11861,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9405,6 +11874,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9414,6 +11885,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9423,6 +11896,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9432,15 +11907,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9450,6 +11962,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9459,6 +11975,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9468,6 +11986,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9477,15 +11997,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9495,6 +12019,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9504,6 +12030,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9513,6 +12041,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9524,14 +12054,17 @@ export interface operations {
     suspend_vm: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["Change"];
             };
@@ -9539,6 +12072,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9547,6 +12084,10 @@ export interface operations {
             };
             202: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9556,6 +12097,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9565,6 +12108,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9574,6 +12119,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9583,15 +12130,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9601,6 +12185,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9610,6 +12198,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9619,6 +12209,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9628,15 +12220,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9646,6 +12242,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9655,6 +12253,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9664,6 +12264,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9696,6 +12298,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9705,6 +12309,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9714,6 +12320,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9723,6 +12331,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9732,6 +12342,8 @@ export interface operations {
             /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9741,6 +12353,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9750,6 +12366,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9759,6 +12377,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9768,6 +12388,8 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9777,6 +12399,8 @@ export interface operations {
             /** @description `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9786,6 +12410,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9795,6 +12421,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9804,6 +12432,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9826,6 +12456,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9835,6 +12467,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9844,6 +12478,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9853,6 +12489,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9862,6 +12500,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9871,6 +12511,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9880,6 +12524,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9891,14 +12537,17 @@ export interface operations {
     begin_transaction: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
             };
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["BeginTransaction"];
             };
@@ -9906,6 +12555,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9915,6 +12568,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9924,6 +12579,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9933,6 +12590,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9942,15 +12601,52 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9960,6 +12656,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9969,6 +12669,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9978,6 +12680,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -9987,15 +12691,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10005,6 +12713,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10014,6 +12724,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10023,6 +12735,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10034,7 +12748,10 @@ export interface operations {
     commit_transaction: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -10046,6 +12763,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10055,6 +12776,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10064,6 +12787,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10073,6 +12798,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10082,15 +12809,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10100,6 +12842,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10109,6 +12855,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10118,6 +12866,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10127,15 +12877,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10145,6 +12899,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10154,6 +12910,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10163,6 +12921,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10174,7 +12934,10 @@ export interface operations {
     rollback_transaction: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -10186,6 +12949,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10195,6 +12962,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10204,6 +12973,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10213,6 +12984,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10222,15 +12995,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10240,6 +13028,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10249,6 +13041,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10258,6 +13052,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10267,15 +13063,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10285,6 +13085,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10294,6 +13096,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10303,6 +13107,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10314,7 +13120,10 @@ export interface operations {
     try: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -10333,6 +13142,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10342,6 +13153,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10351,6 +13164,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10360,15 +13175,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10378,6 +13208,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10387,6 +13221,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10396,6 +13232,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10405,15 +13243,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10423,6 +13265,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10432,6 +13276,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10441,6 +13287,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10452,7 +13300,10 @@ export interface operations {
     undo: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
             path: {
                 /** @description Name or id */
                 vm: string;
@@ -10463,6 +13314,10 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10472,6 +13327,8 @@ export interface operations {
             /** @description `invalid_argument`, `exec_failed` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10481,6 +13338,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10490,6 +13349,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10499,15 +13360,30 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10517,6 +13393,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10526,6 +13406,8 @@ export interface operations {
             /** @description `interrupted` */
             499: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10535,6 +13417,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10544,15 +13428,19 @@ export interface operations {
             /** @description `unsupported` */
             501: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `snapshot`, `thaw`, `image`, `backend`, `guest` */
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
             502: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10562,6 +13450,8 @@ export interface operations {
             /** @description `unavailable` */
             503: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10571,6 +13461,8 @@ export interface operations {
             /** @description `timeout` */
             504: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10580,6 +13472,8 @@ export interface operations {
             /** @description `no_resource` */
             507: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10609,6 +13503,8 @@ export interface operations {
         responses: {
             200: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10618,6 +13514,8 @@ export interface operations {
             /** @description `invalid_argument` */
             400: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10627,6 +13525,8 @@ export interface operations {
             /** @description `unauthenticated` */
             401: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10636,6 +13536,8 @@ export interface operations {
             /** @description `denied` */
             403: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10645,6 +13547,8 @@ export interface operations {
             /** @description `not_found` */
             404: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10654,6 +13558,8 @@ export interface operations {
             /** @description `wrong_state` */
             409: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10663,6 +13569,10 @@ export interface operations {
             /** @description `rate_limited` */
             429: {
                 headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -10672,6 +13582,8 @@ export interface operations {
             /** @description `internal` */
             500: {
                 headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
                     [name: string]: unknown;
                 };
                 content: {

@@ -92,6 +92,13 @@ pub const TCP_END: &str = "end";
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// Header of a request that is made from within an open transaction: the transaction's id.
 pub const TRANSACTION_HEADER: &str = "offshoot-transaction";
+/// Header of a request that is to be carried out once however often it is sent: 1 to [`MAX_IDEMPOTENCY_KEY`] visible
+/// ASCII characters, new for each request that is meant anew.
+pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
+/// Most characters of an idempotency key.
+pub const MAX_IDEMPOTENCY_KEY: usize = 255;
+/// Header of an answer that was given before, to a request with the same idempotency key: `true`.
+pub const REPLAYED_HEADER: &str = "idempotency-replayed";
 /// Header of a request that is not to wake a suspended VM: `1`. It is refused instead.
 pub const NO_WAKE_HEADER: &str = "offshoot-no-wake";
 /// Environment variable with the number of a descriptor on which a starting daemon writes one line, a

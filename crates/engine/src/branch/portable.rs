@@ -93,7 +93,7 @@ impl Core {
         if let Some(expected) = options.expect.filter(|expected| *expected != incoming.hash()) {
             let message =
                 format!("what was handed over has the hash {}, and {expected} was expected", incoming.hash());
-            return Err(Failure::new(ErrorCode::Snapshot, message)
+            return Err(Failure::new(ErrorCode::InvalidArgument, message)
                 .hint("it is another snapshot, or was changed on the way"));
         }
         let fits = self.fits(incoming.contents(), options.disk_only).await?;

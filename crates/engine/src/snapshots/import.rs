@@ -169,8 +169,9 @@ fn refused(error: &ArchiveError) -> Failure {
         ArchiveError::Read(source) => {
             Failure::new(ErrorCode::Interrupted, "what was handed over broke off").caused_by(source)
         }
+        // What was sent is the caller's, and so is what is wrong with it.
         other => Failure::new(
-            ErrorCode::Snapshot,
+            ErrorCode::InvalidArgument,
             format!("what was handed over cannot be imported: {}", crate::link::chain(other)),
         )
         .hint("export it again; nothing of it was kept"),

@@ -22,6 +22,7 @@ mod processes;
 mod prune;
 mod race;
 mod rebases;
+mod requests;
 mod rollbacks;
 mod sagas;
 mod snapshots;

@@ -134,7 +134,7 @@ async fn what_is_not_what_was_exported_leaves_nothing() {
         (b"PK\x03\x04".repeat(100), "no exported snapshot"),
     ] {
         let refused = import(&engine, Some("b"), ImportOptions::default(), &wrong).await.unwrap_err();
-        assert_eq!(refused.code, ErrorCode::Snapshot, "{refused:?}");
+        assert_eq!(refused.code, ErrorCode::InvalidArgument, "{refused:?}");
         assert!(refused.message.contains(said), "{said}: {refused:?}");
     }
     let other = ImportOptions { expect: Some("00".repeat(32).parse().unwrap()), disk_only: false };

@@ -29,6 +29,10 @@ impl<F: Into<Failure>> From<F> for ApiError {
 }
 
 impl ApiError {
+    /// Why a response is one of failure, before it has its words.
+    pub fn failure_of(response: &Response) -> Option<&Failure> {
+        response.extensions().get().map(|Unwritten(failure)| failure)
+    }
     pub fn into_failure(self) -> Failure {
         self.0
     }
@@ -74,6 +78,9 @@ pub fn write_body(response: &mut Response, request: RequestId, of_control: bool)
     Some(failure)
 }
 
+/// Where the document lists the codes of a status.
+const CODES: &str = "x-error-codes";
+
 /// Responses of the codes given, grouped by status, for the OpenAPI document.
 pub fn document(codes: &[ErrorCode]) -> BTreeMap<String, RefOr<ResponseDoc>> {
     let mut by_status: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
@@ -86,10 +93,16 @@ pub fn document(codes: &[ErrorCode]) -> BTreeMap<String, RefOr<ResponseDoc>> {
         ResponseBuilder::new()
             .description(quoted.join(", "))
             .content("application/json", ContentBuilder::new().schema(Some(schema)).build())
-            .extensions(Some(Extensions::builder().add("x-error-codes", codes).build()))
+            .extensions(Some(Extensions::builder().add(CODES, codes).build()))
             .build()
     };
     by_status.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(response(codes)))).collect()
+}
+
+/// The codes that a documented response names.
+pub fn documented(response: &ResponseDoc) -> impl Iterator<Item = &str> {
+    let codes = response.extensions.as_ref().and_then(|extensions| extensions.get(CODES));
+    codes.and_then(serde_json::Value::as_array).into_iter().flatten().filter_map(serde_json::Value::as_str)
 }
 
 /// Names a set of error codes for use in `#[utoipa::path(responses(..))]`. What any request can meet comes with

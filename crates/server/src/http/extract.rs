@@ -7,7 +7,7 @@ use axum::{
         FromRequest, FromRequestParts, Path, Request,
         ws::{WebSocket, WebSocketUpgrade},
     },
-    http::request::Parts,
+    http::{HeaderMap, header, request::Parts},
     response::Response,
 };
 use futures::StreamExt;
@@ -30,12 +30,28 @@ pub struct Json<T>(pub T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        // Clients of other wires say what they like.
+        if request.uri().path().starts_with("/v1/") {
+            is_json(request.headers())?;
+        }
         let bytes = read_json(request.into_body()).await?;
         parse_json(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self).map_err(Into::into)
     }
 }
 
-async fn read_json(body: Body) -> Result<Vec<u8>, Failure> {
+/// A body that does not say what it is, is taken for what it has to be.
+fn is_json(headers: &HeaderMap) -> Result<(), Failure> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let text = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+    let kind = text.split(';').next().unwrap_or_default().trim();
+    if kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json")) {
+        return Ok(());
+    }
+    let message = format!("the request's body is `{kind:.80}`, and this route reads JSON");
+    Err(Failure::new(ErrorCode::UnsupportedMediaType, message).hint("send `Content-Type: application/json`"))
+}
+
+pub async fn read_json(body: Body) -> Result<Vec<u8>, Failure> {
     read_body(body, MAX_JSON).await.map_err(Into::into)
 }
 
@@ -52,7 +68,10 @@ impl From<Unread> for Failure {
     fn from(unread: Unread) -> Self {
         let invalid = |message: String| Self::new(ErrorCode::InvalidArgument, message);
         match unread {
-            Unread::TooLarge(most) => invalid(format!("the request's body is above {most} bytes")),
+            Unread::TooLarge(most) => {
+                Self::new(ErrorCode::TooLarge, format!("the request's body is above {most} bytes"))
+                    .hint("files of any size are streamed: `PUT /v1/vms/{vm}/files`")
+            }
             Unread::BrokenOff(error) => invalid("the request's body is incomplete".into()).caused_by(&error),
             Unread::Late => invalid(format!("the request's body did not arrive within {BODY_DEADLINE:?}")),
         }

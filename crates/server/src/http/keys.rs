@@ -3,8 +3,10 @@
 use super::{
     error::{ApiError, KeyErrors, ReadErrors},
     extract::{Json, KeyPath},
+    once::Secret,
     request::Call,
 };
+use axum::Extension;
 use jiff::Timestamp;
 use offshoot_api::v1::{CreateKey, Key, KeyCreated, KeyList, KeysRemoved, NewKey};
 use offshoot_engine::KeyView;
@@ -13,7 +15,10 @@ use offshoot_types::{Command, KeyLimits};
 /// Make a key. Its secret is in this answer and nowhere else. What is not limited is as the maker's.
 #[utoipa::path(post, path = "/v1/keys", tag = "keys", operation_id = "create_key", request_body = CreateKey,
     responses((status = 200, body = KeyCreated), KeyErrors))]
-pub async fn create(call: Call, Json(request): Json<CreateKey>) -> Result<axum::Json<KeyCreated>, ApiError> {
+pub async fn create(
+    call: Call,
+    Json(request): Json<CreateKey>,
+) -> Result<(Extension<Secret>, axum::Json<KeyCreated>), ApiError> {
     let NewKey { name, scopes, vm_prefix, provider, max_vms, rate, ttl } = request.try_into()?;
     // What is not said is what the maker has.
     let own = call.engine.key_limits(&call.actor).unwrap_or(KeyLimits::NONE);
@@ -28,7 +33,8 @@ pub async fn create(call: Call, Json(request): Json<CreateKey>) -> Result<axum::
     };
     let permit = call.permit(Command::CreateKey { name, limits: Box::new(limits) }).await?;
     let made = call.until_cut(call.engine.create_key(permit)).await?;
-    Ok(axum::Json(KeyCreated { key: made.secret, details: wire(made.key) }))
+    let created = KeyCreated { key: made.secret, details: wire(made.key) };
+    Ok((Extension(Secret), axum::Json(created)))
 }
 
 /// All keys, oldest first.

@@ -1,7 +1,8 @@
 //! The HTTP API, one file per resource.
 //!
 //! ```text
-//! connection (Peer) -> request::surround -> extractors -> handler: wire -> Command --permit--> engine -> wire
+//! connection (Peer) -> request::surround -> identify -> once -> extractors -> handler
+//! handler: wire -> Command --permit--> engine -> wire
 //! ```
 //! The OpenAPI document is made from the same list of routes that the router is made from, so no route can be
 //! missing from it.
@@ -24,6 +25,7 @@ mod files_stream;
 mod forks;
 mod images;
 mod keys;
+mod once;
 mod openapi;
 mod operations;
 mod portable;
@@ -161,6 +163,7 @@ fn routes() -> OpenApiRouter<App> {
 pub fn router(app: App) -> Router {
     let ((keyed, _), (open, _)) = (routes().split_for_parts(), open_routes().split_for_parts());
     let native = keyed
+        .route_layer(middleware::from_fn_with_state(app.clone(), once::once))
         .merge(e2b::control_routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
@@ -179,7 +182,7 @@ async fn no_such_method(uri: Uri) -> Response {
     if e2b::is_of_control(uri.path()) {
         return e2b::no_such_method();
     }
-    let failure = Failure::new(ErrorCode::InvalidArgument, "this route has no such method");
+    let failure = Failure::new(ErrorCode::MethodNotAllowed, "this route has no such method");
     ApiError::from(failure.hint("GET /v1/openapi.json lists them")).into_response()
 }
 

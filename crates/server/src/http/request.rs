@@ -3,6 +3,7 @@
 use super::{
     App,
     error::{ApiError, write_body},
+    once::Named,
     vms::stopping,
 };
 use crate::{e2b, tasks::TaskKind};
@@ -13,10 +14,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use offshoot_api::v1::{InvalidField, NO_WAKE_HEADER, REQUEST_ID_HEADER, TRANSACTION_HEADER};
-use offshoot_engine::Engine;
+use offshoot_engine::{Engine, Idempotency};
 use offshoot_policy::{Authorized, Decision, VmFacts};
 use offshoot_types::{
-    Actor, Command, ErrorCode, Failure, Owner, RequestId, Target, TransactionId, VmName, VmRef, VmStateName,
+    Actor, Command, ErrorCode, Failure, Operation, Owner, RequestId, Target, TransactionId, VmName, VmRef,
+    VmStateName,
 };
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -42,13 +44,15 @@ pub struct Call {
     pub no_wake: bool,
     pub actor: Actor,
     pub id: RequestId,
+    /// The request with the same idempotency key in whose name it acts: itself, or the one it goes on with.
+    named: Option<RequestId>,
 }
 
 impl Call {
     /// Of somebody who is known already, and says nothing of transactions.
     pub fn new(app: &App, actor: Actor, id: RequestId) -> Self {
         let engine = app.engine.clone();
-        Self { app: app.clone(), engine, within: None, no_wake: false, actor, id }
+        Self { app: app.clone(), engine, within: None, no_wake: false, actor, id, named: None }
     }
 
     /// The name, for messages, of the VM a command is about.
@@ -73,7 +77,7 @@ impl Call {
         });
         match self.app.policy.decide(&self.actor, command, &facts) {
             Decision::Permit(permit) => match asleep {
-                None => Ok(permit),
+                None => Ok(permit.in_name_of(self.named)),
                 Some(VmFacts { name, .. }) => {
                     let message = format!("VM `{name}` is suspended, and this is not to wake it");
                     Err(Failure::new(ErrorCode::WrongState, message)
@@ -95,6 +99,20 @@ impl Call {
 }
 
 impl Call {
+    /// Submits a change of a VM's life. In the name of a request with an idempotency key it is the same operation
+    /// however often it is submitted, also to the next daemon.
+    pub async fn submit_once(&self, command: Command) -> Result<Operation, Failure> {
+        let verb = command.action();
+        let permit = self.permit(command).await?;
+        match self.named {
+            Some(request) => {
+                let key = Idempotency::new(format!("{request}/{verb}"), &())?;
+                self.engine.submit_once(permit, key).await
+            }
+            None => self.engine.submit(permit).await,
+        }
+    }
+
     /// `work`, unless the daemon's time is up first. What the engine has accepted goes on without us.
     pub async fn until_cut<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         tokio::select! {
@@ -104,6 +122,18 @@ impl Call {
         }
     }
 
+    /// As [`App::detached`].
+    pub fn detached<T, E, W>(&self, work: W) -> impl Future<Output = Result<T, E>> + Send + use<T, E, W>
+    where
+        T: Send + 'static,
+        E: From<Failure> + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        self.app.detached(work)
+    }
+}
+
+impl App {
     /// Runs `work`, all its steps, also if the caller goes away in the middle. A daemon that is to end waits for it as for
     /// a caller.
     pub fn detached<T, E, W>(&self, work: W) -> impl Future<Output = Result<T, E>> + Send + use<T, E, W>
@@ -112,13 +142,14 @@ impl Call {
         E: From<Failure> + Send + 'static,
         W: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let present = self.app.activity.enter();
+        let present = self.activity.enter();
         let (answer, answered) = oneshot::channel();
-        self.app.tasks.spawn(TaskKind::Request, async move {
+        let work = async move {
             // The caller may be gone; the work is done all the same.
             let _ = answer.send(work.await);
             drop(present);
-        });
+        };
+        self.tasks.spawn(TaskKind::Request, work.in_current_span());
         async move { answered.await.unwrap_or_else(|_| Err(stopping().into())) }
     }
 }
@@ -128,15 +159,20 @@ impl FromRequestParts<App> for Call {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let known = parts.extensions.get::<Actor>().cloned().zip(parts.extensions.get().copied());
         // `surround` and `identify` run before every handler; without them nobody is known to ask.
-        let (actor, id) = known.ok_or_else(|| Failure::new(ErrorCode::Denied, "the caller is not known"))?;
+        let (actor, id) = known.ok_or_else(nobody)?;
         let within = transaction(&parts.headers)?;
         let engine = match within {
             Some(transaction) => app.engine.within(transaction),
             None => app.engine.clone(),
         };
         let no_wake = no_wake(&parts.headers)?;
-        Ok(Self { app: app.clone(), engine, within, no_wake, actor, id })
+        let named = parts.extensions.get().map(|Named(request)| *request);
+        Ok(Self { app: app.clone(), engine, within, no_wake, actor, id, named })
     }
+}
+
+pub fn nobody() -> Failure {
+    Failure::new(ErrorCode::Denied, "the caller is not known")
 }
 
 /// The open transaction a request belongs to.

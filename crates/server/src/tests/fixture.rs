@@ -47,12 +47,12 @@ impl Place {
     }
 
     /// What is under the daemon: to put faults into.
-    pub fn host(&self) -> &FakeHost {
-        &self.host
-    }
-
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    pub fn host(&self) -> &FakeHost {
+        &self.host
     }
 
     fn runtime(&self) -> RuntimeBase {

@@ -13,6 +13,7 @@ mod interpreter;
 mod keys;
 mod leavers;
 mod network;
+mod once;
 mod refusals;
 mod runs;
 mod transactions;

@@ -69,7 +69,7 @@ async fn what_is_not_there_is_404_and_what_the_state_forbids_is_409() {
 async fn an_unknown_route_or_method_is_answered_in_the_one_error_shape_with_the_requests_id() {
     let place = Place::new();
     let daemon = Daemon::explicit(&place).await;
-    for (head, status) in [("GET /v2/vms", 404), ("PATCH /v1/vms", 400), ("GET /v1/run", 400)] {
+    for (head, status) in [("GET /v2/vms", 404), ("PATCH /v1/vms", 405), ("GET /v1/run", 400)] {
         let answer = raw(&place, head, "").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
         let id =
@@ -87,7 +87,23 @@ async fn a_body_above_the_limit_is_refused() {
     let daemon = Daemon::explicit(&place).await;
     let labels = [("key".to_owned(), "x".repeat(2 * 1024 * 1024))].into();
     let request = CreateVm { name: "web".into(), labels, ..CreateVm::default() };
-    refused(daemon.client.create(&request).await, ErrorCode::InvalidArgument);
+    refused(daemon.client.create(&request).await, ErrorCode::TooLarge);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_says_it_is_no_json_is_refused_and_one_that_says_nothing_is_read() {
+    let place = Place::new();
+    let daemon = Daemon::explicit(&place).await;
+    let ask = async |headers: &[(&str, &str)]| {
+        let stream = UnixStream::connect(place.socket()).await.unwrap();
+        exchange(stream, "POST /v1/vms", headers, r#"{"name":"web"}"#).await
+    };
+    let answer = ask(&[("content-type", "application/x-www-form-urlencoded")]).await;
+    assert!(answer.starts_with("HTTP/1.1 415") && answer.contains("unsupported_media_type"), "{answer}");
+    assert!(ask(&[]).await.starts_with("HTTP/1.1 200"));
+    let again = ask(&[("content-type", "application/json; charset=utf-8")]).await;
+    assert!(again.starts_with("HTTP/1.1 409"), "{again}");
     daemon.stop().await;
 }
 

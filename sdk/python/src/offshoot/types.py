@@ -267,6 +267,12 @@ class ErrorBody(TypedDict):
     cause: NotRequired[str | None]
     code: Literal[
         'invalid_argument',
+        'method_not_allowed',
+        'too_large',
+        'unsupported_media_type',
+        'key_reused',
+        'already_done',
+        'outcome_unknown',
         'not_found',
         'already_exists',
         'wrong_state',
@@ -749,6 +755,12 @@ class Problem(TypedDict):
     cause: NotRequired[str | None]
     code: Literal[
         'invalid_argument',
+        'method_not_allowed',
+        'too_large',
+        'unsupported_media_type',
+        'key_reused',
+        'already_done',
+        'outcome_unknown',
         'not_found',
         'already_exists',
         'wrong_state',

@@ -69,6 +69,8 @@ impl<F: Into<Failure>> From<F> for Refused {
             ErrorCode::Busy | ErrorCode::InTransaction | ErrorCode::Guest | ErrorCode::Timeout => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            // Theirs knows no other.
+            ErrorCode::TooLarge => StatusCode::BAD_REQUEST,
             code => StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         };
         Self { failure, status, once: false }

@@ -72,7 +72,12 @@ impl IntoResponse for ConnectError {
 impl From<Failure> for ConnectError {
     fn from(failure: Failure) -> Self {
         let code = match failure.code {
-            ErrorCode::InvalidArgument | ErrorCode::ExecFailed => Code::InvalidArgument,
+            ErrorCode::InvalidArgument
+            | ErrorCode::MethodNotAllowed
+            | ErrorCode::TooLarge
+            | ErrorCode::UnsupportedMediaType
+            | ErrorCode::KeyReused
+            | ErrorCode::ExecFailed => Code::InvalidArgument,
             ErrorCode::NotFound => Code::NotFound,
             ErrorCode::AlreadyExists => Code::AlreadyExists,
             ErrorCode::Unauthenticated => Code::Unauthenticated,
@@ -80,7 +85,7 @@ impl From<Failure> for ConnectError {
             ErrorCode::Timeout => Code::DeadlineExceeded,
             ErrorCode::NoResource | ErrorCode::RateLimited | ErrorCode::Busy => Code::ResourceExhausted,
             ErrorCode::InTransaction | ErrorCode::InUse => Code::FailedPrecondition,
-            ErrorCode::StaleGeneration => Code::Aborted,
+            ErrorCode::StaleGeneration | ErrorCode::AlreadyDone | ErrorCode::OutcomeUnknown => Code::Aborted,
             ErrorCode::Unsupported => Code::Unimplemented,
             // It does not run, or does not answer: clients look at its health then.
             ErrorCode::WrongState
