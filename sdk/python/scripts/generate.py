@@ -39,6 +39,7 @@ WORDS = [
     (r"aread", "read"),
     (r"aclose", "close"),
     (r"in_thread", "in_place"),
+    (r"wait_async", "wait"),
 ]
 DROPPED = re.compile(r"\b(async|await) ")
 HEADER = "# Made by scripts/generate.py from `_async/`: change that.\n"

@@ -1,6 +1,8 @@
 /** Requests and WebSockets to one daemon. */
+import { randomUUID } from "node:crypto";
 import { Readable } from "node:stream";
-import { Agent, request } from "undici";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Agent, type Dispatcher, request } from "undici";
 import WebSocket from "ws";
 import { OffshootError } from "./errors.js";
 import type { Place } from "./place.js";
@@ -15,6 +17,9 @@ export interface Asked {
   query?: Query;
   content?: Uint8Array | string | Readable;
 }
+
+/** How often a request is sent again whose connection broke off. */
+const REPEATS = 2;
 
 export class Transport {
   readonly #agent: Agent;
@@ -39,17 +44,42 @@ export class Transport {
     const { content } = asked;
     // Its bytes can be sent but once: a daemon that has to be started is started before.
     if (content instanceof Readable && this.place.start) await this.json("GET", "/v1/daemon");
-    const answer = await this.#restarting(() => this.#request(method, path, asked), content);
+    // By it the daemon knows a request that it was sent before, and does nothing twice.
+    const key = method === "GET" ? undefined : randomUUID();
+    const answer = await this.#repeating(key, content, () => this.#request(method, path, asked, key));
     if (answer.statusCode >= 400) throw OffshootError.of(await answer.body.text(), answer.statusCode);
     return answer.body;
   }
 
-  #request(method: string, path: string, asked: Asked) {
+  /** Does `work`; if its connection breaks off, again, as long as that does nothing twice. */
+  async #repeating<T extends Dispatcher.ResponseData>(
+    key: string | undefined,
+    content: Asked["content"],
+    work: () => Promise<T>,
+  ): Promise<T> {
+    let repeats = key === undefined || content instanceof Readable ? 0 : REPEATS;
+    for (let repeated = false; ;) {
+      try {
+        const answer = await this.#restarting(work, content);
+        // The daemon may still be carrying out what it was sent before.
+        if (!repeated || answer.statusCode !== 409 || !("retry-after" in answer.headers)) return answer;
+        await answer.body.dump();
+        await sleep(1000);
+      } catch (error) {
+        if (!(error instanceof OffshootError) || error.code !== "interrupted" || repeats === 0) throw error;
+        repeats -= 1;
+        repeated = true;
+      }
+    }
+  }
+
+  #request(method: string, path: string, asked: Asked, key: string | undefined) {
     const url = new URL(this.place.url + path);
     for (const [key, value] of Object.entries(asked.query ?? {})) {
       if (value !== undefined) url.searchParams.set(key, String(value));
     }
     const headers: Record<string, string> = { ...this.place.headers, ...transactionHeader(asked.vm) };
+    if (key !== undefined) headers["idempotency-key"] = key;
     let body = asked.content ?? null;
     if (asked.body !== undefined) {
       body = JSON.stringify(asked.body);

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -99,3 +100,11 @@ async def in_thread(place: Place) -> None:
 
 def in_place(place: Place) -> None:
     place.start()
+
+
+async def wait_async(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def wait(seconds: float) -> None:
+    time.sleep(seconds)

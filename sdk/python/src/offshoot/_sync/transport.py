@@ -8,18 +8,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import websockets.sync.client
 from websockets.sync.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from .._place import Place, in_place
+from .._place import Place, in_place, wait
 from .._within import transaction_header
 from ..errors import OffshootError
 
 #: Frames from the daemon are at most so long.
 MAX_MESSAGE = 8 * 1024 * 1024
+#: By it the daemon knows a request that it was sent before, and does nothing twice.
+KEY = "Idempotency-Key"
+#: How often a request is sent again whose connection broke off.
+REPEATS = 2
 
 
 class Transport:
@@ -84,24 +89,31 @@ class Transport:
     ) -> httpx.Request:
         asked = {key: value for key, value in (query or {}).items() if value is not None}
         headers = transaction_header(vm)
+        if method != "GET":
+            headers = {**headers, KEY: str(uuid4())}
         return self._http.build_request(method, path, json=body, params=asked, content=content, headers=headers)
 
     def _answer(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
-        try:
-            return self._http.send(request, stream=stream)
-        except httpx.ConnectError as error:
-            # Nothing was sent, so nothing is done twice.
-            if not self.place.startable:
-                raise self.place.unreachable(error) from error
-        except httpx.TransportError as error:
-            raise broke_off(error) from error
-        in_place(self.place)
-        try:
-            return self._http.send(request, stream=stream)
-        except httpx.ConnectError as error:
-            raise self.place.unreachable(error) from error
-        except httpx.TransportError as error:
-            raise broke_off(error) from error
+        """What is answered, in the end: a request whose connection breaks off is repeated if it carries a key."""
+        repeats, repeated, started = (REPEATS if repeatable(request) else 0), False, False
+        while True:
+            try:
+                response = self._http.send(request, stream=stream)
+            except httpx.ConnectError as error:
+                # Nothing was sent, so nothing is done twice.
+                if started or not self.place.startable:
+                    raise self.place.unreachable(error) from error
+                in_place(self.place)
+                started = True
+            except httpx.TransportError as error:
+                if repeats == 0:
+                    raise broke_off(error) from error
+                repeats, repeated = repeats - 1, True
+            else:
+                if not (repeated and under_way(response)):
+                    return response
+                response.close()
+                wait(1)
 
     def pieces(self, response: httpx.Response) -> Iterator[bytes]:
         """The body of an answer, as it comes."""
@@ -196,6 +208,16 @@ def broke_off(error: httpx.TransportError) -> OffshootError:
 
 def broken(error: ConnectionClosed) -> OffshootError:
     return OffshootError("the stream from the daemon broke off", code="interrupted", cause=str(error))
+
+
+def repeatable(request: httpx.Request) -> bool:
+    """Whether it can be sent again: nothing is done twice, and its body is still there."""
+    return KEY in request.headers and isinstance(request.stream, httpx.ByteStream)
+
+
+def under_way(response: httpx.Response) -> bool:
+    """Whether the daemon still carries out what it was sent before."""
+    return response.status_code == 409 and "retry-after" in response.headers
 
 
 def failure(response: httpx.Response) -> OffshootError:
