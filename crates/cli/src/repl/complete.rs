@@ -43,9 +43,10 @@ pub fn question(language: Language, word: &str) -> Option<String> {
         Language::Bash => {
             let word = word.replace('\'', "");
             Some(match word.strip_prefix('$') {
-                Some(name) => format!("compgen -v -P '$' -- '{name}' | head -n {MOST}"),
+                // Nothing found is a failure, and under `set -e` one would end the shell.
+                Some(name) => format!("compgen -v -P '$' -- '{name}' | head -n {MOST} || :"),
                 None => format!(
-                    "{{ compgen -c -- '{word}'; compgen -f -- '{word}'; }} | sort -u | head -n {MOST}"
+                    "{{ compgen -c -- '{word}'; compgen -f -- '{word}'; }} | sort -u | head -n {MOST} || :"
                 ),
             })
         }
@@ -63,10 +64,18 @@ fn is_path(word: &str) -> bool {
     names.iter().all(|part| !part.is_empty() && name(part)) && name(last)
 }
 
-/// What was printed, if it is what was asked for.
-pub fn answer(word: &str, printed: &str) -> Vec<String> {
-    let usable = |line: &&str| line.starts_with(word) && !line.chars().any(char::is_control);
-    printed.lines().map(str::trim_end).filter(usable).take(MOST).map(str::to_owned).collect()
+/// Of what was printed that which was asked for, and the rest: of code that goes on in the background.
+pub fn answer(word: &str, printed: &str) -> (Vec<String>, String) {
+    let (mut found, mut rest) = (Vec::new(), String::new());
+    for whole in printed.split_inclusive('\n') {
+        let line = whole.trim_end();
+        if line.starts_with(word) && !line.chars().any(char::is_control) && found.len() < MOST {
+            found.push(line.to_owned());
+        } else if !line.is_empty() {
+            rest.push_str(whole);
+        }
+    }
+    (found, rest)
 }
 
 #[cfg(test)]
@@ -95,6 +104,17 @@ mod tests {
 
     #[test]
     fn what_does_not_begin_so_is_not_offered() {
-        assert_eq!(answer("os.pa", "os.path\nnoise\nos.pa\u{7}\n"), ["os.path"]);
+        let (found, rest) = answer("os.pa", "os.path\nnoise\nos.pa\u{7}\n\n");
+        assert_eq!((found, rest.as_str()), (vec!["os.path".to_owned()], "noise\nos.pa\u{7}\n"));
+    }
+
+    #[test]
+    fn a_question_ends_no_shell_that_is_strict() {
+        for word in ["no-such-command-or-file", "$no_such_variable", "/"] {
+            let question = question(Language::Bash, word).unwrap();
+            let code = format!("set -euo pipefail\n{question}\necho alive");
+            let asked = std::process::Command::new("bash").args(["-c", &code]).output().unwrap();
+            assert!(String::from_utf8_lossy(&asked.stdout).ends_with("alive\n"), "{word}: {asked:?}");
+        }
     }
 }

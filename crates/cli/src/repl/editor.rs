@@ -152,13 +152,16 @@ impl Validator for Assistant {
 }
 
 /// Whether code can be run, or goes on in the next line: brackets are open, a line ends so that another must follow, or
-/// it is a block of Python, which an empty line ends.
+/// it is a block of Python. An empty line ends a block, and no brackets.
 fn is_whole(language: Language, code: &str) -> bool {
     let last = code.lines().next_back().unwrap_or_default();
+    if open_brackets(language, code) > 0 {
+        return false;
+    }
     if last.trim().is_empty() && code.contains('\n') || code.ends_with('\n') {
         return true;
     }
-    if last.ends_with('\\') || open_brackets(language, code) > 0 {
+    if last.ends_with('\\') {
         return false;
     }
     match language {
@@ -217,6 +220,10 @@ mod tests {
             (Language::Python, "x = 1", true),
             (Language::Python, "f(1,", false),
             (Language::Python, "f(1,\n2)", true),
+            (Language::Python, "f(1,\n", false),
+            (Language::Python, "f(1,\n\n2)", true),
+            (Language::Python, "s = \'\'\'a\n\n", false),
+            (Language::Javascript, "function f() {\n\n", false),
             (Language::Python, "for i in x:", false),
             (Language::Python, "for i in x:\n  print(i)", false),
             (Language::Python, "for i in x:\n  print(i)\n", true),

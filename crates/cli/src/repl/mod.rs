@@ -27,7 +27,7 @@ use offshoot_api::{
 use offshoot_types::{ErrorCode, Failure, Language, VmRef};
 use pictures::Pictures;
 use std::{collections::BTreeMap, time::Duration};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 /// How long code may go on after it was interrupted; the guest kills an interpreter that does not yield in 2 s.
 const GRACE: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ impl Partner {
 pub async fn converse(context: &Context, client: &Client, partner: &Partner) -> Result<Status> {
     let history = context.paths.prepare()?.path().join("repl-history");
     let mut editor = Editor::start(partner.language, history)?;
-    let mut pictures = Pictures::default();
+    let mut talk = Talk { context, pictures: Pictures::default(), number: 1 };
     // Says at once that there is no such VM, that it does not run, or that the context is another language's.
     let nothing = partner.request(String::new());
     let first = context
@@ -69,13 +69,15 @@ pub async fn converse(context: &Context, client: &Client, partner: &Partner) -> 
         .race(client.run_code(&partner.vm, &nothing))
         .await
         .map_err(|_| Stop::Interrupted)??;
-    let mut number = follow(context, first, &mut pictures).await?;
+    talk.follow(first).await?;
     context.printer.note(&format!(
         "{} in context `{}` of `{}`; Ctrl-D leaves, the variables stay",
         partner.language, partner.context, partner.vm
     ));
+    // What came while names were looked up: in the middle of a line it would be in the way.
+    let mut meanwhile = Vec::new();
     loop {
-        editor.ask(format!("{}[{}]> ", partner.language, number));
+        editor.ask(format!("{}[{}]> ", partner.language, talk.number));
         let line = loop {
             let heard = tokio::select! {
                 biased;
@@ -91,100 +93,150 @@ pub async fn converse(context: &Context, client: &Client, partner: &Partner) -> 
                 Heard::End => break None,
                 Heard::Failed(failure) => return Err(failure.into()),
                 Heard::Tab { word, reply } => {
-                    let found = timeout(COMPLETION, completions(client, partner, &word)).await;
-                    // What cannot be had in time is not worth a message in the middle of a line.
-                    drop(reply.send(found.unwrap_or_default()));
+                    drop(reply.send(completions(client, partner, &word, &mut meanwhile).await));
                 }
             }
         };
+        for event in meanwhile.drain(..) {
+            talk.tell(event).await?;
+        }
         let Some(line) = line else { return Ok(Status::DONE) };
         if line.trim().is_empty() {
             continue;
         }
         let connection = client.run_code(&partner.vm, &partner.request(line)).await?;
-        number = follow(context, connection, &mut pictures).await?;
+        talk.follow(connection).await?;
     }
 }
 
-/// Prints what comes of code; answers the number of the next.
-async fn follow(context: &Context, connection: CodeConnection, pictures: &mut Pictures) -> Result<u32> {
-    let CodeConnection { mut input, mut events } = connection;
-    let printer = &context.printer;
-    let (mut number, mut give_up) = (1, None);
-    loop {
-        let event = tokio::select! {
-            biased;
-            signal = context.interrupt.arrived() => {
-                if signal != Signal::Interrupt {
-                    return Err(Stop::Interrupted);
+/// What is said to the user.
+#[derive(Debug)]
+struct Talk<'a> {
+    context: &'a Context,
+    pictures: Pictures,
+    /// Of the next code; 1 until there was any.
+    number: u32,
+}
+
+impl Talk<'_> {
+    /// Prints what comes of code, to its end.
+    async fn follow(&mut self, connection: CodeConnection) -> Result {
+        let CodeConnection { mut input, mut events } = connection;
+        let interrupt = &self.context.interrupt;
+        let mut give_up = None;
+        loop {
+            let event = tokio::select! {
+                biased;
+                signal = interrupt.arrived() => {
+                    if signal != Signal::Interrupt {
+                        return Err(Stop::Interrupted);
+                    }
+                    interrupt.answered();
+                    give_up.get_or_insert(Instant::now() + GRACE);
+                    // A connection that is gone has interrupted it already, and says so below.
+                    let _gone = input.interrupt().await;
+                    continue;
                 }
-                context.interrupt.answered();
-                give_up.get_or_insert(Instant::now() + GRACE);
-                // A connection that is gone has interrupted it already, and says so below.
-                let _gone = input.interrupt().await;
-                continue;
+                event = events.next() => event?,
+                () = until(give_up) => {
+                    let message = "the code was interrupted and goes on all the same";
+                    return Err(Failure::new(ErrorCode::Timeout, message).into());
+                }
+            };
+            match event {
+                Some(CodeEvent::Ended { .. }) => return Ok(()),
+                Some(event) => self.tell(event).await?,
+                None => return Err(early_end()),
             }
-            event = events.next() => event?,
-            () = until(give_up) => {
-                let message = "the code was interrupted and goes on all the same";
-                return Err(Failure::new(ErrorCode::Timeout, message).into());
-            }
-        };
+        }
+    }
+
+    async fn tell(&mut self, event: CodeEvent) -> Result {
+        let printer = &self.context.printer;
         match event {
-            Some(CodeEvent::Started { count, created, .. }) => {
-                if created && count == 1 && number != 1 {
+            CodeEvent::Started { count, created, .. } => {
+                if is_anew(self.number, created) {
                     printer.note("the interpreter was begun anew: its variables are gone");
                 }
-                number = count + 1;
+                self.number = count.saturating_add(1);
             }
-            Some(CodeEvent::Output(v1::Stream::Stdout, data)) => {
-                printer.stream(Stream::Stdout, &data).await?
-            }
-            Some(CodeEvent::Output(v1::Stream::Stderr, data)) => {
-                printer.stream(Stream::Stderr, &data).await?
-            }
-            Some(CodeEvent::Display { mime, .. } | CodeEvent::Value { mime }) => {
-                show(context, &mime, pictures).await?;
-            }
-            Some(CodeEvent::Error { name, message, traceback }) => {
+            CodeEvent::Output(v1::Stream::Stdout, data) => printer.stream(Stream::Stdout, &data).await?,
+            CodeEvent::Output(v1::Stream::Stderr, data) => printer.stream(Stream::Stderr, &data).await?,
+            CodeEvent::Display { mime, .. } | CodeEvent::Value { mime } => self.show(&mime).await?,
+            CodeEvent::Error { name, message, traceback } => {
                 let text = error_text(&name, &message, &traceback);
                 printer.stream(Stream::Stderr, text.as_bytes()).await?;
             }
-            Some(CodeEvent::Ended { .. }) => return Ok(number),
-            None => return Err(early_end()),
+            CodeEvent::Ended { .. } => {}
         }
+        Ok(())
+    }
+
+    /// The text of a value, and where its pictures are now.
+    async fn show(&mut self, mime: &BTreeMap<String, String>) -> Result {
+        let printer = &self.context.printer;
+        let text = mime.get("text/plain").map_or("", String::as_str);
+        printer.stream(Stream::Stdout, format!("{text}\n").as_bytes()).await?;
+        for path in self.pictures.save(mime)? {
+            printer.note(&format!("saved as {}", path.display()));
+        }
+        Ok(())
     }
 }
 
-/// The text of a value, and where its pictures are now.
-async fn show(context: &Context, mime: &BTreeMap<String, String>, pictures: &mut Pictures) -> Result {
-    let text = mime.get("text/plain").map_or("", String::as_str);
-    context.printer.stream(Stream::Stdout, format!("{text}\n").as_bytes()).await?;
-    for path in pictures.save(mime)? {
-        context.printer.note(&format!("saved as {}", path.display()));
-    }
-    Ok(())
+/// Whether the interpreter that code was given to is another than that of the code before, which would have numbered it so.
+fn is_anew(expected: u32, created: bool) -> bool {
+    created && expected != 1
 }
 
-/// What the interpreter knows that begins like `word`; nothing where it is busy or cannot say.
-async fn completions(client: &Client, partner: &Partner, word: &str) -> Vec<String> {
+/// What the interpreter knows that begins like `word`; nothing where it is busy or cannot say. What else comes is put into
+/// `meanwhile`. What cannot be had in time is not worth a message in the middle of a line.
+async fn completions(
+    client: &Client,
+    partner: &Partner,
+    word: &str,
+    meanwhile: &mut Vec<CodeEvent>,
+) -> Vec<String> {
     let Some(code) = complete::question(partner.language, word) else { return Vec::new() };
-    let Ok(CodeConnection { mut events, .. }) = client.run_code(&partner.vm, &partner.request(code)).await
+    let (deadline, request) = (Instant::now() + COMPLETION, partner.request(code));
+    let Ok(Ok(CodeConnection { mut events, .. })) =
+        timeout_at(deadline, client.run_code(&partner.vm, &request)).await
     else {
         return Vec::new();
     };
     let mut printed = Vec::new();
-    while let Ok(Some(event)) = events.next().await {
-        if let CodeEvent::Output(v1::Stream::Stdout, data) = event {
-            printed.extend_from_slice(&data);
+    while let Ok(Ok(Some(event))) = timeout_at(deadline, events.next()).await {
+        match event {
+            CodeEvent::Output(v1::Stream::Stdout, data) => printed.extend_from_slice(&data),
+            CodeEvent::Output(..) | CodeEvent::Display { .. } | CodeEvent::Started { .. } => {
+                meanwhile.push(event);
+            }
+            // Of the question: what cannot be looked up is not there.
+            CodeEvent::Value { .. } | CodeEvent::Error { .. } | CodeEvent::Ended { .. } => {}
         }
     }
-    complete::answer(word, &String::from_utf8_lossy(&printed))
+    let (found, rest) = complete::answer(word, &String::from_utf8_lossy(&printed));
+    if !rest.is_empty() {
+        meanwhile.push(CodeEvent::Output(v1::Stream::Stdout, rest.into()));
+    }
+    found
 }
 
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_anew;
+
+    #[test]
+    fn an_interpreter_is_begun_anew_where_there_was_one_before() {
+        assert!(is_anew(3, true));
+        assert!(!is_anew(1, true), "the first is made for the conversation");
+        assert!(!is_anew(3, false) && !is_anew(1, false));
     }
 }

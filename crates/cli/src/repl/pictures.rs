@@ -5,6 +5,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -16,6 +17,9 @@ const KINDS: [(&str, &str, bool); 4] = [
     ("image/svg+xml", "svg", false),
     ("application/pdf", "pdf", true),
 ];
+
+/// So many directories that others have left are passed over.
+const MOST_LEFT: u32 = 1000;
 
 /// Made with the first picture, in a directory that nobody else can look into.
 #[derive(Debug, Default)]
@@ -44,8 +48,19 @@ impl Pictures {
 
     fn directory(&mut self) -> Result<&Path> {
         if self.directory.is_none() {
-            let path = std::env::temp_dir().join(format!("offshoot-repl-{}", std::process::id()));
-            fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| file("make", &path, error))?;
+            let made = |path: &PathBuf| fs::DirBuilder::new().mode(0o700).create(path);
+            let name = format!("offshoot-repl-{}", std::process::id());
+            let mut path = std::env::temp_dir().join(&name);
+            let mut outcome = made(&path);
+            // Pictures of an earlier process of this number are somebody's.
+            for another in 2..=MOST_LEFT {
+                if !outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) {
+                    break;
+                }
+                path = std::env::temp_dir().join(format!("{name}-{another}"));
+                outcome = made(&path);
+            }
+            outcome.map_err(|error| file("make", &path, error))?;
             self.directory = Some(path);
         }
         Ok(self.directory.as_deref().unwrap_or_else(|| Path::new("/")))
@@ -54,8 +69,8 @@ impl Pictures {
 
 impl Drop for Pictures {
     fn drop(&mut self) {
-        if let Some(directory) = self.directory.as_ref().filter(|_| self.saved == 0) {
-            // One that is not empty stays.
+        if let Some(directory) = &self.directory {
+            // One that is not empty stays: it is empty where its first picture could not be written.
             let _kept = fs::remove_dir(directory);
         }
     }
@@ -68,6 +83,9 @@ mod tests {
     #[test]
     fn a_picture_is_a_file_of_its_own_and_text_is_none() {
         let mime = |kind: &str, text: &str| [(kind.to_owned(), text.to_owned())].into();
+        // What a process of the same number has left is in nobody's way.
+        let left = std::env::temp_dir().join(format!("offshoot-repl-{}", std::process::id()));
+        fs::create_dir(&left).unwrap();
         let mut pictures = Pictures::default();
         assert!(pictures.save(&mime("text/plain", "x")).unwrap().is_empty());
         let first = pictures.save(&mime("image/png", "UE5H\n")).unwrap();
@@ -78,6 +96,11 @@ mod tests {
         );
         assert!(second[0].ends_with("figure-2.svg"));
         assert!(pictures.save(&mime("image/png", "?")).is_err());
-        fs::remove_dir_all(first[0].parent().unwrap()).unwrap();
+        fs::remove_dir(left).unwrap();
+        let own = first[0].parent().unwrap();
+        fs::remove_file(&first[0]).unwrap();
+        fs::remove_file(&second[0]).unwrap();
+        drop(pictures);
+        assert!(!own.exists(), "an empty one does not stay");
     }
 }
