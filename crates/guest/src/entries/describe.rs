@@ -22,14 +22,20 @@ impl Describer {
         Self { root, users }
     }
 
-    /// Of a symlink, itself.
-    pub fn path(&self, path: &str) -> io::Result<Entry> {
+    /// Of a symlink, itself. The path may have names that are not UTF-8.
+    pub fn path(&self, path: &(impl AsRef<[u8]> + ?Sized)) -> io::Result<Entry> {
+        let path = path.as_ref();
         let file = self.root.open(path, OFlags::PATH | OFlags::NOFOLLOW)?;
         self.open(path, &file)
     }
 
     /// Of an open file; `path` is its name.
-    pub fn open(&self, path: &str, file: &(impl AsFd + AsRawFd)) -> io::Result<Entry> {
+    pub fn open(
+        &self,
+        path: &(impl AsRef<[u8]> + ?Sized),
+        file: &(impl AsFd + AsRawFd),
+    ) -> io::Result<Entry> {
+        let path = path.as_ref();
         let stat = stat::of(file)?;
         let (target, leads_to) = match stat.kind {
             FileKind::Symlink => self.target(path),
@@ -40,7 +46,7 @@ impl Describer {
             FileKind::Symlink | FileKind::Other => BTreeMap::new(),
         };
         Ok(Entry {
-            path: path.to_owned(),
+            path: String::from_utf8_lossy(path).into_owned(),
             target,
             owner: self.users.name_of(stat.uid),
             group: self.users.group_name_of(stat.gid),
@@ -50,7 +56,7 @@ impl Describer {
     }
 
     /// What is at the end of a link, and where that is.
-    fn target(&self, path: &str) -> (Option<FileKind>, Option<String>) {
+    fn target(&self, path: &[u8]) -> (Option<FileKind>, Option<String>) {
         // One that leads nowhere has no target.
         let Ok(target) = self.root.open(path, OFlags::PATH) else { return (None, None) };
         (stat::of(&target).ok().map(|stat| stat.kind), self.root.place_of(target.as_raw_fd()))

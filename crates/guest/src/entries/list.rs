@@ -28,21 +28,23 @@ pub struct Listing {
 
 #[derive(Debug)]
 struct Level {
-    path: String,
-    names: IntoIter<String>,
+    path: Vec<u8>,
+    names: IntoIter<Vec<u8>>,
 }
 
 enum Opened {
-    Names(Vec<String>),
+    /// They need not be UTF-8.
+    Names(Vec<Vec<u8>>),
     TooMany,
 }
 
 impl Entries {
     pub async fn list(&self, path: &str, depth: u32) -> Result<Listing, GuestError> {
         let path = self.path(path)?;
-        let shown = path.as_str().trim_end_matches('/').to_owned();
-        let opened =
-            self.run("list", &path, |own, path| names(&own.root, path.as_str(), OFlags::empty())).await?;
+        let shown = path.as_str().trim_end_matches('/').as_bytes().to_owned();
+        let opened = self
+            .run("list", &path, |own, path| names(&own.root, path.as_str().as_bytes(), OFlags::empty()))
+            .await?;
         let Opened::Names(names) = opened else { return Err(too_many(path.as_str(), MAX_NAMES)) };
         Ok(Listing {
             root: Arc::clone(&self.root),
@@ -66,19 +68,20 @@ impl Listing {
                     open.pop();
                     continue;
                 };
-                let path = format!("{}/{name}", level.path);
+                let path = [&level.path, &b"/"[..], &name].concat();
+                let shown = || String::from_utf8_lossy(&path).into_owned();
                 let entry = match describer.path(&path) {
                     Ok(entry) => entry,
-                    // Removed while we looked, or of a name that cannot be told.
+                    // Removed while we looked.
                     Err(error) if is_gone(&error) => continue,
-                    Err(error) => return Err(error).context("list", path),
+                    Err(error) => return Err(error).context("list", shown()),
                 };
                 if entry.stat.kind == FileKind::Directory && open.len() < depth {
                     match names(&root, &path, OFlags::NOFOLLOW) {
                         Ok(Opened::Names(names)) => open.push(Level { path, names: names.into_iter() }),
-                        Ok(Opened::TooMany) => return Err(too_many(&path, MAX_NAMES)),
+                        Ok(Opened::TooMany) => return Err(too_many(&shown(), MAX_NAMES)),
                         Err(error) if is_gone(&error) => {}
-                        Err(error) => return Err(error).context("list", path),
+                        Err(error) => return Err(error).context("list", shown()),
                     }
                 }
                 batch.push(entry);
@@ -96,14 +99,14 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// What is in a directory, in order.
-fn names(root: &Root, path: &str, flags: OFlags) -> io::Result<Opened> {
+fn names(root: &Root, path: &[u8], flags: OFlags) -> io::Result<Opened> {
     let directory = root.open(path, OFlags::RDONLY | OFlags::DIRECTORY | flags)?;
     let mut names = Vec::new();
     for entry in Dir::new(directory)? {
         match entry {
             Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => {}
             Ok(_) if names.len() == MAX_NAMES => return Ok(Opened::TooMany),
-            Ok(entry) => names.push(entry.file_name().to_string_lossy().into_owned()),
+            Ok(entry) => names.push(entry.file_name().to_bytes().to_owned()),
             Err(Errno::NOENT) => break,
             Err(errno) => return Err(errno.into()),
         }

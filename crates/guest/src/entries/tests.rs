@@ -64,6 +64,18 @@ async fn list(entries: &Entries, path: &str, depth: u32) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn names_that_are_not_utf_8_are_listed_with_a_sign_for_what_is_not() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let World { _place, root, entries } = world();
+    let odd = root.join(OsStr::from_bytes(b"d/\xff"));
+    fs::create_dir_all(&odd).unwrap();
+    fs::write(odd.join(OsStr::from_bytes(b"x\xfe")), "").unwrap();
+    symlink("x", root.join(OsStr::from_bytes(b"d/l\xfd"))).unwrap();
+    let listed = list(&entries, "/d", 2).await;
+    assert_eq!(listed, ["/d/l\u{fffd}", "/d/\u{fffd}", "/d/\u{fffd}/x\u{fffd}"]);
+}
+
+#[tokio::test]
 async fn what_is_made_belongs_to_the_user_with_all_its_new_parents() {
     let World { _place, root, entries } = world();
     let written = write(&entries, "a/b/c.txt", b"hello").await.unwrap();

@@ -10,6 +10,7 @@ use rustix::{
         readlinkat,
     },
     io::Errno,
+    path::Arg,
 };
 use std::{io, path::Path};
 
@@ -29,12 +30,12 @@ impl Root {
         Ok(Self { directory: openat(CWD, path, flags, Mode::empty())?, whole: path == Path::new("/") })
     }
 
-    pub fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub fn open(&self, path: impl Arg + Copy, flags: OFlags) -> Result<OwnedFd, Errno> {
         self.open_or_create(path, flags, Mode::empty())
     }
 
     /// `mode` is that of a file which is made, less the agent's umask.
-    pub fn open_or_create(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    pub fn open_or_create(&self, path: impl Arg + Copy, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         loop {
             // EAGAIN: a rename elsewhere raced with `..`; the kernel asks to try again.
             let flags = flags | OFlags::CLOEXEC;
