@@ -9,7 +9,7 @@ use crate::{
     packages,
     process::{checked, root, target_dir},
 };
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -119,8 +119,11 @@ fn openapi(built: &Built) -> Result<()> {
 /// A Python of our own with `packages`, which pip is asked for in `dir`.
 fn virtual_environment(name: &str, packages: &[&str], dir: &Path) -> Result<PathBuf> {
     let venv = target_dir().join("sdk").join(name);
-    if !venv.join("bin/python").exists() {
-        checked(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    // Written last: one that was left half made is made anew.
+    let whole = venv.join("whole");
+    if !whole.exists() {
+        checked(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+        std::fs::write(&whole, "").with_context(|| format!("write {}", whole.display()))?;
     }
     let mut pip = Command::new(venv.join("bin/pip"));
     pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(packages);
