@@ -3,7 +3,8 @@
 //! ```text
 //!            dial + handshake                 3 heartbeats missed
 //! Connecting -----------------> Connected{silent: no} <------------> Connected{silent: yes}
-//!     ^  |  (failed: again, after a growing pause)       |
+//!     ^  |  (failed: again, after a growing pause,       |
+//!     |  |   unless the agent is of another version)     |
 //!     |  +-- process gone, or closed --> Ended           | session lost
 //!     +--------------------------------------------------+
 //! ```
@@ -44,6 +45,8 @@ pub(crate) enum LinkState {
         reason: Option<String>,
         /// What the guest last said of itself.
         known: Option<GuestHello>,
+        /// What to do: no other attempt is made.
+        hint: Option<&'static str>,
     },
     Connected {
         client: Client,
@@ -82,6 +85,20 @@ pub(crate) enum NoClient {
     Ended { reason: String },
     #[error("the guest agent could not be reached in time{}", .reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
     Late { reason: Option<String> },
+    #[error("{reason}; {hint}")]
+    Foreign { reason: String, hint: &'static str },
+}
+
+/// Why there is no session, and what to do where another attempt is of no use.
+struct Unconnected {
+    reason: String,
+    hint: Option<&'static str>,
+}
+
+impl From<String> for Unconnected {
+    fn from(reason: String) -> Self {
+        Self { reason, hint: None }
+    }
 }
 
 impl GuestLink {
@@ -101,7 +118,8 @@ impl GuestLink {
     ) -> Self {
         let whose = Whose { hostname: hostname.clone(), generation, scope: scope.clone() };
         let whose = Arc::new(Mutex::new(whose));
-        let (publish, state) = watch::channel(LinkState::Connecting { reason: None, known: None });
+        let (publish, state) =
+            watch::channel(LinkState::Connecting { reason: None, known: None, hint: None });
         // Closed by its driver, or with the engine: the session ends in order, the VM lives on.
         let close = core.closing.child_token();
         let why = Arc::<OnceLock<String>>::default();
@@ -133,6 +151,9 @@ impl GuestLink {
                     return Ok(client.clone());
                 }
                 LinkState::Connected { .. } => None,
+                LinkState::Connecting { reason, hint: Some(hint), .. } => {
+                    return Err(NoClient::Foreign { reason: reason.clone().unwrap_or_default(), hint });
+                }
                 LinkState::Connecting { reason, .. } => reason.clone(),
                 LinkState::Ended { reason } => return Err(NoClient::Ended { reason: reason.clone() }),
             };
@@ -253,10 +274,15 @@ impl Dial {
                     pause = RETRY_FIRST;
                     let reason = self.watch(client, hello).await;
                     TraceEvent::GuestLost { reason: &reason }.emit(&self.whose().scope);
-                    self.connecting(Some(reason), known.clone());
+                    self.connecting(reason.into(), known.clone());
                 }
-                Err(reason) => {
-                    self.connecting(Some(reason), known.clone());
+                Err(Unconnected { reason, hint: hint @ Some(_) }) => {
+                    self.connecting(Unconnected { reason, hint }, known);
+                    // Until it is closed, or the process ends.
+                    return std::future::pending().await;
+                }
+                Err(failed) => {
+                    self.connecting(failed, known.clone());
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MOST);
                 }
@@ -265,17 +291,18 @@ impl Dial {
         }
     }
 
-    async fn attempt(&self, until: Instant) -> Result<(Client, GuestHello), String> {
+    async fn attempt(&self, until: Instant) -> Result<(Client, GuestHello), Unconnected> {
         let left = until.saturating_duration_since(Instant::now());
         let pipe = match tokio::time::timeout(left, self.dialer.channel()).await {
             Ok(Ok(pipe)) => pipe,
-            Ok(Err(error)) => return Err(chain(&error)),
-            Err(_elapsed) => return Err(format!("the channel did not open within {left:?}")),
+            Ok(Err(error)) => return Err(chain(&error).into()),
+            Err(_elapsed) => return Err(format!("the channel did not open within {left:?}").into()),
         };
         let whose = self.whose();
         let mut options = ConnectOptions::new(whose.hostname.as_str(), whose.generation.0);
         options.deadline = until.saturating_duration_since(Instant::now());
-        Client::connect(pipe, options).await.map_err(|error| chain(&error))
+        let connected = Client::connect(pipe, options).await;
+        connected.map_err(|error| Unconnected { reason: chain(&error), hint: error.hint() })
     }
 
     /// Publishes the client and its health until the session ends.
@@ -300,8 +327,9 @@ impl Dial {
         }
     }
 
-    fn connecting(&self, reason: Option<String>, known: Option<GuestHello>) {
-        self.publish.send_replace(LinkState::Connecting { reason, known });
+    fn connecting(&self, why: Unconnected, known: Option<GuestHello>) {
+        let Unconnected { reason, hint } = why;
+        self.publish.send_replace(LinkState::Connecting { reason: Some(reason), known, hint });
     }
 }
 

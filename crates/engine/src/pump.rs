@@ -166,7 +166,7 @@ impl Pump {
                 Err(NoClient::Ended { reason }) => {
                     return Err(End::Failed(error::vm_ended(&self.vm, &reason)));
                 }
-                Err(late @ NoClient::Late { .. }) => {
+                Err(late @ (NoClient::Late { .. } | NoClient::Foreign { .. })) => {
                     return Err(End::Failed(error::guest_silent(&self.vm, &late.to_string())));
                 }
             };

@@ -1,7 +1,7 @@
 //! Every message on the wire. Unknown fields are refused on both sides: a field nobody reads is a lie.
 //!
-//! Versioning: [`PROTOCOL_VERSION`] is exchanged in the handshake and must be equal; a snapshot pins the agent
-//! it was taken with, so the host keeps speaking every version it has released.
+//! Versioning: [`PROTOCOL_VERSION`] is exchanged in the handshake and must be equal. An image and a snapshot pin the agent
+//! they were made with: those of another version are refused, and told so by [`other_version`].
 
 mod code;
 mod entry;
@@ -32,6 +32,21 @@ use std::{
 };
 
 pub const PROTOCOL_VERSION: u16 = 3;
+
+const OTHER_VERSION: [&str; 2] = ["protocol version ", ": this agent speaks "];
+
+/// What an agent says to a host of another version: these words are the same in all of them.
+pub fn other_version(host: u16) -> String {
+    let [of, agent] = OTHER_VERSION;
+    format!("{of}{host}{agent}{PROTOCOL_VERSION}")
+}
+
+/// The version of the agent that said so to us.
+pub fn version_of_other(said: &str) -> Option<u16> {
+    let [of, agent] = OTHER_VERSION;
+    said.strip_prefix(&format!("{of}{PROTOCOL_VERSION}{agent}"))?.parse().ok()
+}
+
 /// Largest encoded message. Bulk data is cut into chunks of [`CHUNK`].
 pub const MAX_MESSAGE: usize = 512 * 1024;
 /// Payload of one data chunk.

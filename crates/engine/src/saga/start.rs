@@ -348,12 +348,17 @@ fn connect<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
 /// Awaits the guest's handshake, or the end of its process, whichever comes first.
 pub(super) async fn handshake(machine: &Machine, live: &Live, until: Instant) -> Result<(), Failure> {
     let (link, exit) = (live.link.clone(), live.dialer.exit());
+    let mut hint = None;
     let failure = tokio::select! {
         biased;
         exit = ended(exit) => format!("its guest did not come up: {}", exit_words(Some(&exit))),
         client = link.client(until) => match client {
             Ok(_) => return Ok(()),
             Err(NoClient::Ended { reason }) => format!("its guest did not come up: {reason}"),
+            Err(NoClient::Foreign { reason, hint: what_to_do }) => {
+                hint = Some(what_to_do.to_owned());
+                reason
+            }
             Err(NoClient::Late { reason }) => {
                 let last = reason.map(|reason| format!(" (last attempt: {reason})")).unwrap_or_default();
                 format!("its guest agent did not answer within {:?}{last}", machine.core.options.deadlines.boot)
@@ -365,7 +370,8 @@ pub(super) async fn handshake(machine: &Machine, live: &Live, until: Instant) ->
     let mut failure = Failure::new(ErrorCode::Guest, format!("VM `{name}` did not start: {failure}"));
     let said: Vec<String> = [diagnostics.vmm_stderr, diagnostics.console_tail].concat();
     failure.cause = crate::machine::cause_with_console(None, &said);
-    Err(failure.hint(format!("`offshoot logs {name} --console` shows how far it came")))
+    Err(failure
+        .hint(hint.unwrap_or_else(|| format!("`offshoot logs {name} --console` shows how far it came"))))
 }
 
 /// A guest that was restored, or is a fork, runs nobody's programs before it has confirmed that it was renewed.

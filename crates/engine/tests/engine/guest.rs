@@ -34,6 +34,8 @@ pub struct Guest {
     exit: watch::Sender<Option<Exit>>,
     stubborn: bool,
     mute: AtomicBool,
+    /// Speaks another version of the protocol.
+    pub old: AtomicBool,
     pub frozen: AtomicBool,
     /// Refuses to be renewed.
     pub stale: AtomicBool,
@@ -116,6 +118,7 @@ impl Guest {
             exit,
             stubborn,
             mute: AtomicBool::new(false),
+            old: AtomicBool::new(false),
             frozen: AtomicBool::new(state.frozen),
             stale: AtomicBool::new(false),
             restless: AtomicBool::new(false),
@@ -252,6 +255,11 @@ impl Services for Guest {
     async fn hello(&self, hello: &HostHello) -> Result<GuestHello, GuestError> {
         self.speak().await;
         assert_eq!(hello.hostname, *self.hostname.lock().unwrap());
+        if self.old.load(Ordering::SeqCst) {
+            let version = hello.version;
+            let message = format!("protocol version {version}: this agent speaks {}", version - 1);
+            return Err(GuestError { kind: GuestErrorKind::InvalidArgument, message });
+        }
         Ok(GuestHello {
             version: hello.version,
             epoch: hello.epoch,

@@ -50,6 +50,8 @@ pub struct Faults {
     pub boot_fails: bool,
     /// The process lives, its guest never answers.
     pub guest_mute: bool,
+    /// The guest is of an image of before: it speaks another version of the protocol.
+    pub guest_old: bool,
     /// The VMM pauses and never says so.
     pub pause_hangs: bool,
     pub reclaim_fails: bool,
@@ -174,6 +176,7 @@ impl Host {
         let disk = plan.disk.clone();
         let guest = Guest::new(plan.name.as_str(), exit.clone(), faults.stubborn, disk, state);
         guest.set_mute(faults.guest_mute);
+        guest.old.store(faults.guest_old, Ordering::SeqCst);
         let paused = watch::Sender::new(false);
         let memory = plan.memory.bytes();
         let process = Arc::new(Process {

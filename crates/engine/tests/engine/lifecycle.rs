@@ -207,6 +207,21 @@ async fn a_guest_that_never_answers_is_given_up_at_the_boot_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_of_another_version_is_given_up_at_once_and_said_to_need_a_new_image() {
+    let mut stage = Stage::new();
+    stage.deadlines.boot = Duration::from_secs(3600);
+    stage.host.set_faults(Faults { guest_old: true, ..Faults::default() });
+    let engine = stage.engine().await;
+    create(&engine, "a").await;
+    let failure = run(&engine, Command::Start { vm: named("a") }).await.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::Guest);
+    assert!(failure.message.contains("speaks protocol version"), "{failure:?}");
+    assert!(failure.hint.unwrap().contains("offshoot image build"));
+    assert!(stage.host.processes().is_empty());
+    leave(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_is_taken_once_and_free_again_after_destroy() {
     let stage = Stage::new();
     let engine = stage.engine().await;

@@ -7,7 +7,7 @@ use super::{
     host_services,
 };
 use crate::{
-    message::{FromGuest, GuestHello, HostHello, HostOpen, HostTime, PROTOCOL_VERSION},
+    message::{FromGuest, GuestHello, HostHello, HostOpen, HostTime, PROTOCOL_VERSION, version_of_other},
     resync::{Epoch, Pipe, Resync},
     session::{CloseReason, Session, Side},
     task::OwnedTask,
@@ -106,7 +106,12 @@ async fn shake_hands(context: Context, hello: HostHello) -> Result<(Call, GuestH
     let (control, answer) = shaken.await.map_err(ConnectError::Handshake)?;
     let guest = match answer {
         FromGuest::Hello(guest) => guest,
-        FromGuest::Refused(error) => return Err(ConnectError::Refused(error)),
+        FromGuest::Refused(error) => {
+            return Err(match version_of_other(&error.message) {
+                Some(guest) => ConnectError::Version { guest },
+                None => ConnectError::Refused(error),
+            });
+        }
         FromGuest::Heartbeat { .. } => {
             let problem = "a heartbeat in place of its hello";
             session.close(CloseReason::Protocol { problem: problem.into() });

@@ -17,6 +17,7 @@ pub enum ConnectError {
     Sync(#[from] SyncError),
     #[error("the guest agent did not complete the handshake within {after:?}")]
     Deadline { after: Duration },
+    /// It will not be another one as long as this VM runs.
     #[error("the guest agent speaks protocol version {guest}, this host speaks {PROTOCOL_VERSION}")]
     Version { guest: u16 },
     #[error("the guest agent answered for another epoch than the one begun")]
@@ -25,6 +26,19 @@ pub enum ConnectError {
     Refused(#[source] GuestError),
     #[error("the handshake failed")]
     Handshake(#[source] ClientError),
+}
+
+impl ConnectError {
+    /// What to do, where another attempt is of no use.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Version { .. } => Some(
+                "build its image once more with `offshoot image build NAME` and make the VM anew; \
+                VMs and snapshots of before cannot be continued",
+            ),
+            _ => None,
+        }
+    }
 }
 
 /// An operation in the guest failed.

@@ -8,7 +8,7 @@ use crate::{
     codec::{self, CodecError},
     message::{
         FromGuest, GuestError, GuestErrorKind, HostHello, HostOpen, PROTOCOL_VERSION, Reply, ShutdownKind,
-        ToGuest,
+        ToGuest, other_version,
     },
     resync::{Epoch, EpochEnd, Pipe, Resync},
     session::{CloseReason, Incoming, MuxStream, Session, Side},
@@ -147,7 +147,7 @@ async fn handshake<S: Services>(
 fn judge(hello: &HostHello, epoch: Epoch) -> Result<(), GuestError> {
     let refuse = |message: String| Err(GuestError { kind: GuestErrorKind::InvalidArgument, message });
     if hello.version != PROTOCOL_VERSION {
-        return refuse(format!("protocol version {}: this agent speaks {PROTOCOL_VERSION}", hello.version));
+        return refuse(other_version(hello.version));
     }
     if hello.epoch != epoch.0 {
         return refuse("the hello names another epoch than the channel".into());

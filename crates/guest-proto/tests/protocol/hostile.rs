@@ -103,6 +103,21 @@ async fn a_hello_for_another_epoch_or_version_is_refused() {
     });
     let error = Client::connect(port.open(), short()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Version { guest: 9 }), "{error:?}");
+    assert!(error.hint().unwrap().contains("offshoot image build"));
+    drop(lie);
+
+    // As one of another version refuses us.
+    let (port, end) = Port::new(64 * 1024);
+    let lie = spawn(async move {
+        let mut liar = Liar::unshaken(end).await;
+        let message =
+            other_version(PROTOCOL_VERSION).replace(&format!("speaks {PROTOCOL_VERSION}"), "speaks 2");
+        let refusal = GuestError { kind: GuestErrorKind::InvalidArgument, message };
+        liar.control.1.send(&FromGuest::Refused(refusal)).await.unwrap();
+        liar
+    });
+    let error = Client::connect(port.open(), short()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Version { guest: 2 }), "{error:?}");
     drop(lie);
 }
 

@@ -81,7 +81,7 @@ impl CodePump {
         let client = match self.link.client(until).await {
             Ok(client) => client,
             Err(NoClient::Ended { reason }) => return End::Failed(error::vm_ended(&self.name, &reason)),
-            Err(late @ NoClient::Late { .. }) => {
+            Err(late @ (NoClient::Late { .. } | NoClient::Foreign { .. })) => {
                 return End::Failed(error::guest_silent(&self.name, &late.to_string()));
             }
         };
