@@ -83,8 +83,12 @@ def test_names_are_one_segment_of_a_path() -> None:
     client.snapshot("vm@a/b")
     client.remove_snapshot("vm@a/b")
     client.verify_snapshot("vm@a/b")
+    vm = Vm(client._transport, "id", "name")
+    vm.remove_context("a/../b")
+    vm.restart_context("a/b")
     name = b"/v1/snapshots/vm%40a%2Fb"
-    assert asked == [b"/v1/vms/..%2Fkeys%3Fx%23y", name, name, name + b"/verify"]
+    contexts = [b"/v1/vms/id/contexts/a%2F..%2Fb", b"/v1/vms/id/contexts/a%2Fb/restart"]
+    assert asked == [b"/v1/vms/..%2Fkeys%3Fx%23y", name, name, name + b"/verify", *contexts]
 
 
 class Breaking(httpx.SyncByteStream):

@@ -153,7 +153,7 @@ export class Vm implements AsyncDisposable {
 
   /** Takes up the streams of a process that runs. */
   async attach(id: string): Promise<Process> {
-    return new Process(await this.#transport.connect(this.#path(`/execs/${id}/attach`), this.id));
+    return new Process(await this.#transport.connect(this.#path(`/execs/${encodeURIComponent(id)}/attach`), this.id));
   }
 
   /** Runs code in a live interpreter that keeps its variables; it is made on first use, Python by default. */
@@ -217,12 +217,12 @@ export class Vm implements AsyncDisposable {
   }
 
   async removeContext(context: string): Promise<void> {
-    await this.#transport.json("DELETE", this.#path(`/contexts/${context}`), { vm: this.id });
+    await this.#transport.json("DELETE", this.#path(`/contexts/${encodeURIComponent(context)}`), { vm: this.id });
   }
 
   /** Its variables are gone. */
   async restartContext(context: string): Promise<void> {
-    await this.#post(`/contexts/${context}/restart`);
+    await this.#post(`/contexts/${encodeURIComponent(context)}/restart`);
   }
 
   // Its states

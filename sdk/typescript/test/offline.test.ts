@@ -57,6 +57,13 @@ test("a file that is not there is told as that, and nothing is sent twice", asyn
   assert.ok(asked.length <= 1, `${asked}`);
 });
 
+test("names are one segment of a path", async (t) => {
+  const { transport, asked } = await serving(t, () => [200, {}]);
+  const vm = new Vm(transport, "id", "name");
+  await vm.restartContext("a/b?c");
+  assert.deepEqual(asked, ["POST /v1/vms/id/contexts/a%2Fb%3Fc/restart"]);
+});
+
 test("where no daemon listens, that is said", async (t) => {
   const client = new Client({ stateDir: scratch(t), autostart: false });
   await assert.rejects(client.vms(), { code: "unavailable" });

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import _frames, types
+from .._place import segment
 from ..errors import OffshootError
 from ..results import CodeError, CodeResult, ExecResult, Racer, RaceResult, TryResult
 from .files import AsyncFiles
@@ -142,7 +143,7 @@ class AsyncVm:
 
     async def attach(self, exec: str) -> AsyncProcess:
         """Takes up the streams of a process that runs."""
-        connection = await self._transport.connect(self._path(f"/execs/{exec}/attach"), self.id)
+        connection = await self._transport.connect(self._path(f"/execs/{segment(exec)}/attach"), self.id)
         return AsyncProcess(connection)
 
     async def execs(self) -> builtins.list[types.ExecSummary]:
@@ -201,11 +202,11 @@ class AsyncVm:
         return cast("list[types.LiveContext]", listed["contexts"])
 
     async def remove_context(self, context: str) -> None:
-        await self._transport.send("DELETE", self._path(f"/contexts/{context}"), vm=self.id)
+        await self._transport.send("DELETE", self._path(f"/contexts/{segment(context)}"), vm=self.id)
 
     async def restart_context(self, context: str) -> None:
         """Its variables are gone."""
-        await self._post(f"/contexts/{context}/restart")
+        await self._post(f"/contexts/{segment(context)}/restart")
 
     # Its states
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import _frames, types
+from .._place import segment
 from ..errors import OffshootError
 from ..results import CodeError, CodeResult, ExecResult, Racer, RaceResult, TryResult
 from .files import Files
@@ -143,7 +144,7 @@ class Vm:
 
     def attach(self, exec: str) -> Process:
         """Takes up the streams of a process that runs."""
-        connection = self._transport.connect(self._path(f"/execs/{exec}/attach"), self.id)
+        connection = self._transport.connect(self._path(f"/execs/{segment(exec)}/attach"), self.id)
         return Process(connection)
 
     def execs(self) -> builtins.list[types.ExecSummary]:
@@ -202,11 +203,11 @@ class Vm:
         return cast("list[types.LiveContext]", listed["contexts"])
 
     def remove_context(self, context: str) -> None:
-        self._transport.send("DELETE", self._path(f"/contexts/{context}"), vm=self.id)
+        self._transport.send("DELETE", self._path(f"/contexts/{segment(context)}"), vm=self.id)
 
     def restart_context(self, context: str) -> None:
         """Its variables are gone."""
-        self._post(f"/contexts/{context}/restart")
+        self._post(f"/contexts/{segment(context)}/restart")
 
     # Its states
 
