@@ -30,7 +30,7 @@ mod wiring;
 
 pub use e2b::{Announce, Environment};
 pub use http::openapi_json;
-pub use listener::Listen;
+pub use listener::{Listen, Tls};
 pub use log::{LogFormat, install as install_log};
 pub use options::{IDLE_TIMEOUT, ServeOptions, host_limits};
 pub use ready::ReadyPipe;

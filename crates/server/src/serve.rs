@@ -67,8 +67,10 @@ pub async fn serve(mut options: ServeOptions) -> Result<(), ServeError> {
     match start(&options).await {
         Ok(Started::Daemon(daemon)) => {
             let DaemonRecord { pid, socket, listen, .. } = daemon.app.record.clone();
-            if let (Some(announce), Some(address)) = (announce, listen.first()) {
-                match e2b::environment(&daemon.app, *address).await {
+            if let (Some(announce), Some(asked), Some(bound)) =
+                (announce, options.listen.first(), listen.first())
+            {
+                match e2b::environment(&daemon.app, asked.scheme(), *bound).await {
                     // Whoever is not there to hear it can ask for a key of its own.
                     Ok(environment) => drop(announce.send(environment)),
                     Err(failure) => {
@@ -138,7 +140,7 @@ async fn build(
     // Who connects before the engine is up waits in the backlog.
     let mut tcp = Vec::new();
     for listen in &options.listen {
-        tcp.push(TcpDoor::bind(*listen).await?);
+        tcp.push(TcpDoor::bind(listen.clone()).await?);
     }
     let record = DaemonRecord {
         pid: std::process::id(),

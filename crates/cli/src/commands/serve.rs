@@ -10,16 +10,20 @@ use crate::{
 };
 use offshoot_api::v1::{DaemonMode, StartReport};
 use offshoot_image::Store;
-use offshoot_server::{Environment, Listen, LogFormat, Providers, ReadyPipe, ServeOptions, serve};
+use offshoot_server::{Environment, Listen, LogFormat, Providers, ReadyPipe, ServeOptions, Tls, serve};
 use offshoot_types::Bytes;
 use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 use tokio::sync::oneshot;
 
 const EXAMPLES: &str = "Examples:
   offshoot serve
   offshoot serve --state-dir /srv/offshoot --log-format json
   offshoot serve --listen 127.0.0.1:7070
+  offshoot serve --listen 0.0.0.0:7070 --tls-cert fullchain.pem --tls-key privkey.pem
   offshoot serve --e2b > e2b.env
 
 It takes over from a daemon that was started by a verb, VMs included, and is refused where \
@@ -57,8 +61,26 @@ pub struct Args {
     /// unless --listen says where. The key is good until the next `serve --e2b`
     #[arg(long)]
     e2b: bool,
+    /// Encrypt what is said over TCP: the file with the chain of certificates, our own first, in PEM. Read at the start
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "OFFSHOOT_TLS_CERT",
+        hide_env_values = true,
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// The private key of the first of them, in PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "OFFSHOOT_TLS_KEY",
+        hide_env_values = true,
+        requires = "tls_cert"
+    )]
+    tls_key: Option<PathBuf>,
     /// Let --listen be reachable from other hosts although nothing on the wire is encrypted, keys included
-    #[arg(long, requires = "listen")]
+    #[arg(long, requires = "listen", conflicts_with = "tls_cert")]
     allow_plaintext: bool,
     /// Move a VM of which nothing was asked for this long to a fresh base, from when on its snapshots copy what it writes
     /// and no longer all it has, or `never` [default: 30s]
@@ -91,7 +113,7 @@ fn explicit(printer: &Printer, global: &Global, args: &Args) -> Result {
     }
     image::build_missing(printer, &TEMPLATES)?;
     if options.listen.is_empty() {
-        options.listen.push(Listen::new((Ipv4Addr::LOCALHOST, 0).into(), false)?);
+        options.listen.extend(listen(args, &[(Ipv4Addr::LOCALHOST, 0).into()])?);
     }
     let (announce, announced) = oneshot::channel();
     options.announce = Some(announce);
@@ -124,8 +146,7 @@ fn detach() -> Result<ReadyPipe> {
 }
 
 fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOptions> {
-    let listen = args.listen.iter().map(|address| Listen::new(*address, args.allow_plaintext));
-    let listen = listen.collect::<std::result::Result<Vec<_>, _>>()?;
+    let listen = listen(args, &args.listen)?;
     let state_dir = global.paths()?.state_dir;
     let images_dir = Store::default_root()?;
     let log = match args.log_format {
@@ -145,6 +166,19 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
         options.rebase_after(idle.span());
     }
     Ok(options)
+}
+
+/// All of them with TLS, if there is a certificate.
+fn listen(args: &Args, addresses: &[SocketAddr]) -> Result<Vec<Listen>> {
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificates), Some(key)) => Some(Tls::load(certificates, key)?),
+        _ => None,
+    };
+    let one = |address: &SocketAddr| match &tls {
+        Some(tls) => Ok(Listen::encrypted(*address, tls.clone())),
+        None => Listen::plain(*address, args.allow_plaintext),
+    };
+    Ok(addresses.iter().map(one).collect::<std::result::Result<_, _>>()?)
 }
 
 /// Serves to the end, and meanwhile prints what clients of E2B need, once they can use it.

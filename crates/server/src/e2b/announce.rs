@@ -32,7 +32,7 @@ impl Environment {
 pub type Announce = oneshot::Sender<Environment>;
 
 /// Makes the key, good for all that clients do with sandboxes and no more.
-pub async fn environment(app: &App, address: SocketAddr) -> Result<Environment, Failure> {
+pub async fn environment(app: &App, scheme: &str, address: SocketAddr) -> Result<Environment, Failure> {
     let uid = rustix::process::geteuid().as_raw();
     let call = Call::new(app, Actor::LocalUser { uid, owner: Owner::default() }, RequestId::new());
     let name: KeyName = KEY.parse().expect("a valid name");
@@ -44,5 +44,30 @@ pub async fn environment(app: &App, address: SocketAddr) -> Result<Environment, 
     let limits = KeyLimits { scopes: Scopes::Only(scopes.into()), ..KeyLimits::NONE };
     let permit = call.permit(Command::CreateKey { name, limits: Box::new(limits) }).await?;
     let key = call.engine.create_key(permit).await?.secret;
-    Ok(Environment { url: format!("http://localhost:{}", address.port()), key })
+    Ok(Environment { url: url(scheme, address), key })
+}
+
+/// Of clients on this host, wherever they can reach it.
+fn url(scheme: &str, address: SocketAddr) -> String {
+    match address.ip().is_loopback() || address.ip().is_unspecified() {
+        true => format!("{scheme}://localhost:{}", address.port()),
+        false => format!("{scheme}://{address}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_told_where_they_find_it() {
+        for (scheme, address, expected) in [
+            ("http", "127.0.0.1:7", "http://localhost:7"),
+            ("https", "0.0.0.0:7", "https://localhost:7"),
+            ("https", "192.0.2.1:7", "https://192.0.2.1:7"),
+            ("https", "[2001:db8::1]:7", "https://[2001:db8::1]:7"),
+        ] {
+            assert_eq!(url(scheme, address.parse().unwrap()), expected);
+        }
+    }
 }

@@ -2,15 +2,20 @@
 //!
 //! ```text
 //! unix (peer uid)  --.
-//! tcp (address)    --'--> accept, within bounds --> HTTP --> router
+//! tcp (address)    --'--> accept, within bounds --> (TLS) --> HTTP --> router
 //! shutdown requested: the door closes, what is in the backlog is served, what is under way finishes
 //! ```
 
 mod connection;
+mod opening;
 mod tcp;
+mod tls;
 mod unix;
 
 pub use tcp::{Listen, TcpDoor};
+pub use tls::Tls;
+#[cfg(test)]
+pub use tls::tests::Identity;
 pub use unix::{Identify, UnixDoor};
 
 use crate::{
@@ -22,6 +27,7 @@ use crate::{
 use axum::Router;
 use connection::Connection;
 use futures::FutureExt;
+use opening::Opening;
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -35,11 +41,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What listens. Nobody can connect any more once it is dropped.
 pub trait Door: Send + 'static {
+    type Socket: Send + 'static;
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Socket>> + Send;
     /// Who is at the other end.
-    fn caller(&self, stream: &Self::Stream) -> io::Result<Caller>;
+    fn caller(&self, socket: &Self::Socket) -> io::Result<Caller>;
+    /// What the two have to agree on before the first request. It waits for the other end, so nobody else waits for it.
+    fn open(&self, socket: Self::Socket) -> impl Future<Output = io::Result<Self::Stream>> + Send + 'static;
     /// Takes away what it is found by, if that is not itself; its backlog is served still.
     fn close(&mut self);
 }
@@ -64,7 +73,7 @@ impl Service {
                 accepted = accept(&door, &permits) => accepted,
             };
             match accepted {
-                Ok((stream, permit)) => self.welcome(&door, stream, permit),
+                Ok((socket, permit)) => self.welcome(&door, socket, permit),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -73,13 +82,13 @@ impl Service {
         }
         // Who had connected already is still served.
         door.close();
-        while let Some(Ok((stream, permit))) = accept(&door, &permits).now_or_never() {
-            self.welcome(&door, stream, permit);
+        while let Some(Ok((socket, permit))) = accept(&door, &permits).now_or_never() {
+            self.welcome(&door, socket, permit);
         }
     }
 
-    fn welcome<D: Door>(&self, door: &D, stream: D::Stream, permit: OwnedSemaphorePermit) {
-        let caller = match door.caller(&stream) {
+    fn welcome<D: Door>(&self, door: &D, socket: D::Socket, permit: OwnedSemaphorePermit) {
+        let caller = match door.caller(&socket) {
             Ok(caller) => caller,
             Err(error) => {
                 tracing::warn!(%error, "a connection whose caller is unknown was closed");
@@ -93,8 +102,17 @@ impl Service {
             tasks: self.tasks.clone(),
         };
         let present = self.activity.enter();
+        let (opening, shutdown) = (door.open(socket), self.shutdown.clone());
         self.tasks.spawn(TaskKind::Connection, async move {
-            connection.serve(stream).await;
+            let opened = tokio::select! {
+                opened = opening => opened,
+                () = shutdown.expired() => return,
+            };
+            match opened {
+                Ok(stream) => connection.serve(Opening::new(stream)).await,
+                // Anybody can connect and say nonsense.
+                Err(error) => tracing::debug!(%error, "a connection was not opened"),
+            }
             drop((present, permit));
         });
     }
@@ -103,7 +121,7 @@ impl Service {
 async fn accept<D: Door>(
     door: &D,
     permits: &Arc<Semaphore>,
-) -> io::Result<(D::Stream, OwnedSemaphorePermit)> {
+) -> io::Result<(D::Socket, OwnedSemaphorePermit)> {
     let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     Ok((door.accept().await?, permit))
 }

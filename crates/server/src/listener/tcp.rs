@@ -1,29 +1,47 @@
 //! A TCP port. Whoever connects is nobody until a key says otherwise; without TLS it stays on this host.
 
-use super::Door;
+use super::{Door, Tls};
 use crate::http::Caller;
 use offshoot_types::{ErrorCode, Failure};
 use std::{io, net::SocketAddr};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
-/// Where to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listen(SocketAddr);
+/// Where to listen, and whether what is said there is encrypted.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    address: SocketAddr,
+    tls: Option<Tls>,
+}
 
 impl Listen {
-    /// Port 0 is any that is free. Where other hosts can reach it, what goes over the wire, keys included, must be meant
-    /// to be read by others: `allow_plaintext`.
-    pub fn new(address: SocketAddr, allow_plaintext: bool) -> Result<Self, Failure> {
+    /// With TLS, at any address. Port 0 is any that is free.
+    pub const fn encrypted(address: SocketAddr, tls: Tls) -> Self {
+        Self { address, tls: Some(tls) }
+    }
+
+    /// Where other hosts can reach it, what goes over the wire, keys included, must be meant to be read by others:
+    /// `allow_plaintext`.
+    pub fn plain(address: SocketAddr, allow_plaintext: bool) -> Result<Self, Failure> {
         match address.ip().is_loopback() || allow_plaintext {
-            true => Ok(Self(address)),
+            true => Ok(Self { address, tls: None }),
             false => Err(Failure::new(
                 ErrorCode::Unsupported,
                 format!("{address} can be reached from other hosts, and nothing on the wire would be encrypted"),
             )
             .hint(
-                "listen at 127.0.0.1 and forward the port (`ssh -L`), or put a proxy with TLS before it; with \
-                 --allow-plaintext it listens there all the same",
+                "give it a certificate (`--tls-cert FILE --tls-key FILE`), or listen at 127.0.0.1 and forward the port \
+                 (`ssh -L`); with --allow-plaintext it listens there all the same",
             )),
+        }
+    }
+
+    /// What URLs of it begin with.
+    pub const fn scheme(&self) -> &'static str {
+        match self.tls {
+            Some(_) => "https",
+            None => "http",
         }
     }
 }
@@ -33,10 +51,11 @@ impl Listen {
 pub struct TcpDoor {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Tls>,
 }
 
 impl TcpDoor {
-    pub async fn bind(Listen(address): Listen) -> Result<Self, Failure> {
+    pub async fn bind(Listen { address, tls }: Listen) -> Result<Self, Failure> {
         let failed = |error: io::Error| {
             Failure::new(ErrorCode::Unavailable, format!("cannot listen at {address}"))
                 .caused_by(&error)
@@ -44,7 +63,7 @@ impl TcpDoor {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, tls })
     }
 
     /// With the port that was free, if any was asked for.
@@ -54,7 +73,8 @@ impl TcpDoor {
 }
 
 impl Door for TcpDoor {
-    type Stream = TcpStream;
+    type Socket = TcpStream;
+    type Stream = Either<TcpStream, TlsStream<TcpStream>>;
 
     async fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = self.listener.accept().await?;
@@ -68,6 +88,16 @@ impl Door for TcpDoor {
         Ok(Caller::Network { local })
     }
 
+    fn open(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Stream>> + Send + 'static {
+        let tls = self.tls.clone();
+        async move {
+            match tls {
+                None => Ok(Either::Left(stream)),
+                Some(tls) => tls.accept(stream).await.map(Either::Right),
+            }
+        }
+    }
+
     fn close(&mut self) {
         // A port has no name that could go before its backlog does.
     }
@@ -78,7 +108,7 @@ mod tests {
     use super::*;
 
     fn listen(address: &str, allow_plaintext: bool) -> Result<Listen, Failure> {
-        Listen::new(address.parse().unwrap(), allow_plaintext)
+        Listen::plain(address.parse().unwrap(), allow_plaintext)
     }
 
     #[tokio::test]
@@ -101,7 +131,7 @@ mod tests {
         let (_stream, accepted) = (stream.unwrap(), accepted.unwrap());
         assert!(accepted.nodelay().unwrap());
         assert_eq!(door.caller(&accepted).unwrap(), Caller::Network { local: true });
-        let taken = TcpDoor::bind(Listen::new(door.address(), false).unwrap()).await;
+        let taken = TcpDoor::bind(Listen::plain(door.address(), false).unwrap()).await;
         assert_eq!(taken.unwrap_err().code, ErrorCode::Unavailable);
     }
 }

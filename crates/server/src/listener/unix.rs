@@ -84,6 +84,7 @@ impl UnixDoor {
 }
 
 impl Door for UnixDoor {
+    type Socket = UnixStream;
     type Stream = UnixStream;
 
     async fn accept(&self) -> io::Result<UnixStream> {
@@ -93,6 +94,10 @@ impl Door for UnixDoor {
 
     fn caller(&self, stream: &UnixStream) -> io::Result<Caller> {
         self.identify.caller(stream)
+    }
+
+    fn open(&self, stream: UnixStream) -> impl Future<Output = io::Result<UnixStream>> + Send + 'static {
+        std::future::ready(Ok(stream))
     }
 
     fn close(&mut self) {

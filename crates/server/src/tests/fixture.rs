@@ -128,7 +128,7 @@ impl Daemon {
     }
 
     pub fn any_port() -> Vec<Listen> {
-        vec![Listen::new("127.0.0.1:0".parse().unwrap(), false).unwrap()]
+        vec![Listen::plain("127.0.0.1:0".parse().unwrap(), false).unwrap()]
     }
 
     /// One that takes everybody for this user.

@@ -16,5 +16,6 @@ mod network;
 mod once;
 mod refusals;
 mod runs;
+mod tls;
 mod transactions;
 mod vms;
