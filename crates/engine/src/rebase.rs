@@ -35,8 +35,11 @@ use tokio::time::Instant;
 const QUIET: Duration = Duration::from_millis(500);
 /// A base that could not be used by then holds too much that is old.
 const STALE: Duration = Duration::from_secs(120);
-/// After an attempt that failed for another reason than a request that came first.
-const AGAIN: Duration = Duration::from_secs(5 * 60);
+/// After an attempt that failed for another reason than a request that came first; after such a one it is the span of
+/// idleness. Twice as long after each further attempt in vain, up to [`DOUBLINGS`] times: each writes a base, and stops
+/// the VM for a moment.
+const AFTER_FAILURE: Duration = Duration::from_secs(5 * 60);
+const DOUBLINGS: u32 = 5;
 /// Between two looks at a VM of which nothing is asked: its programs may write all the same.
 const LOOK: Duration = Duration::from_secs(10 * 60);
 
@@ -70,6 +73,8 @@ pub(crate) struct Moving {
     /// When its memory was looked at last.
     looked: Option<Instant>,
     not_before: Option<Instant>,
+    /// Attempts that came to nothing since the last that did not.
+    in_vain: u32,
 }
 
 /// What is to be done.
@@ -89,7 +94,7 @@ impl Driver {
         let lives = row.state.name() == VmStateName::Running && row.spec.lifetime == Lifetime::Kept;
         let own = machine.own_instance().is_some() && !machine.has_strangers();
         let idle = options.idle.filter(|_| lives && own && row.owner != Owner::daemon());
-        let Moving { base, looked, not_before } = self.rebasing;
+        let Moving { base, looked, not_before, .. } = self.rebasing;
         let volatile = base.and_then(|(id, _)| self.core.snapshots.volatile(id));
         let work = machine.shared.work.clone();
         async move {
@@ -139,15 +144,25 @@ impl Driver {
         };
         // Its own work is no use of the VM.
         self.rebasing.looked = Some(Instant::now());
-        match done {
-            Ok(()) => {}
-            // Somebody came first: that is what they may.
-            Err(failure) if failure.code == ErrorCode::Interrupted => {}
-            Err(failure) => {
-                self.rebasing.not_before = Some(Instant::now() + AGAIN);
-                self.unsettled(&failure);
+        let again = match done {
+            Ok(()) => {
+                if matches!(due, Due::Move(_)) {
+                    self.rebasing.in_vain = 0;
+                }
+                return;
             }
-        }
+            // Somebody came first: that is what they may.
+            Err(failure) if failure.code == ErrorCode::Interrupted => {
+                self.core.options.rebasing.idle.unwrap_or_default()
+            }
+            Err(failure) => {
+                self.unsettled(&failure);
+                AFTER_FAILURE
+            }
+        };
+        let doublings = self.rebasing.in_vain.min(DOUBLINGS);
+        self.rebasing.in_vain = self.rebasing.in_vain.saturating_add(1);
+        self.rebasing.not_before = Some(Instant::now() + again * 2_u32.pow(doublings));
     }
 
     async fn look_at_memory(&mut self) -> Result<(), Failure> {

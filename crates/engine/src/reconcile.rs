@@ -28,7 +28,8 @@ use crate::{
 };
 use offshoot_store::Step;
 use offshoot_types::{
-    FailureReason, Operation, OperationKind, OperationOutcome, OperationState, VmState, VmStateName,
+    FailureReason, Operation, OperationKind, OperationOutcome, OperationState, SnapshotState, VmState,
+    VmStateName,
 };
 use serde::Deserialize;
 use std::time::Duration;
@@ -58,10 +59,14 @@ impl Driver {
     /// Returns with the VM's state known; what remains to be completed or undone is handed back.
     pub async fn reconcile(&mut self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
         let found = self.find_process().await;
+        let mut reached = false;
+        for one in &unfinished {
+            reached |= self.reached(one).await;
+        }
         let cut_off = unfinished.iter().find(|u| u.acts()).map(|u| u.operation.kind);
         let settled = match cut_off {
             // The recovery of these knows better what to make of a process or its absence.
-            _ if unfinished.iter().any(|u| self.reached(u)) => self.compare(found).await,
+            _ if reached => self.compare(found).await,
             Some(
                 OperationKind::Create
                 | OperationKind::Start
@@ -196,7 +201,7 @@ impl Driver {
     async fn recover_change(&mut self, operation: Operation, steps: Vec<Step>) {
         let Some(saga) = saga_of(operation.kind) else { return };
         let change = self.change(&operation, RECOVERY_GRACE, Input::None);
-        if self.reached(&Unfinished { operation: operation.clone(), steps: steps.clone() }) {
+        if self.reached(&Unfinished { operation: operation.clone(), steps: steps.clone() }).await {
             let ticket = self.core.opened(operation);
             self.core.close(ticket, OperationOutcome::Interrupted { undone: false }).await;
             return;
@@ -251,7 +256,7 @@ impl Driver {
     }
 
     /// Whether the VM is already where this change was to bring it: only its outcome was not written.
-    fn reached(&self, unfinished: &Unfinished) -> bool {
+    async fn reached(&self, unfinished: &Unfinished) -> bool {
         let state = self.machine.state();
         match unfinished.operation.kind {
             OperationKind::Create => state != VmStateName::Creating,
@@ -265,9 +270,12 @@ impl Driver {
                 step.name == rollback::SWITCH
                     && before.is_some_and(|before| self.machine.row.generation > before.generation)
             }),
-            // A durable one is complete; those that were not are gone by now.
+            // A durable one is complete; those that were not are gone by now. The VM need not stand on it: on a base that
+            // it goes on over nothing does.
             OperationKind::Snapshot => {
-                self.machine.row.position == Some(snapshot_id(unfinished.operation.id))
+                let id = snapshot_id(unfinished.operation.id);
+                let found = self.core.store.read(move |view| view.snapshot(id)).await;
+                matches!(found, Ok(Some(found)) if found.state == SnapshotState::Durable)
             }
             _ => false,
         }

@@ -154,18 +154,22 @@ impl Core {
     pub(crate) async fn discard(&self, id: SnapshotId) {
         self.snapshots.give_up(id);
         let forgotten = self.store.transaction(move |tx| {
-            let Some(snapshot) = tx.snapshot(id)? else { return Ok(()) };
+            let Some(snapshot) = tx.snapshot(id)? else { return Ok(true) };
             match tx.remove_snapshot(id, snapshot.operation, &Actor::Daemon) {
-                Ok(_) => Ok(()),
+                Ok(_) => Ok(true),
+                // It is whole, and somebody goes on from it.
+                Err(StoreError::InUse { .. }) if snapshot.state == SnapshotState::Durable => Ok(false),
                 // Forks run from it: what they map stays, but nobody can continue from it any more.
-                Err(StoreError::InUse { .. }) => tx.snapshot_damaged(id),
+                Err(StoreError::InUse { .. }) => tx.snapshot_damaged(id).map(|()| true),
                 Err(error) => Err(error),
             }
         });
-        if let Err(error) = forgotten.await {
-            self.store_failed("take back a snapshot", &error);
+        match forgotten.await {
+            Ok(true) => self.remove_snapshot_files(id).await,
+            Ok(false) => {}
+            // The next start takes back what the record says is not complete.
+            Err(error) => self.store_failed("take back a snapshot", &error),
         }
-        self.remove_snapshot_files(id).await;
     }
 }
 

@@ -117,6 +117,7 @@ impl Machine for Qemu {
     }
 
     async fn is_paused(&self) -> Result<bool, CallError> {
+        let _disk = self.disk.lock().await;
         self.vmm.is_paused().await
     }
 

@@ -305,6 +305,7 @@ impl Machine for Sandbox {
     }
 
     async fn is_paused(&self) -> Result<bool, CallError> {
+        let _disk = self.disk.lock().await;
         self.is_still().await
     }
 
