@@ -85,12 +85,12 @@ impl Core {
     ) -> Result<Operation, Failure> {
         self.manager.check_open()?;
         let placed = placement::choose(&self.capabilities().await, spec.provider, spec.min_isolation)?;
-        let (id, owner) = (VmId::new(), grant.actor().owner());
+        let (id, owner, actor) = (VmId::new(), grant.actor().owner(), grant.actor().clone());
         let authority = Authority::Granted(Box::new(grant));
         let made =
             self.create_as(id, spec.clone(), placed, authority.clone(), owner.clone(), key.clone()).await;
         match made {
-            Err(refused) if self.made_room(&refused, &owner).await => {
+            Err(refused) if !self.is_used_up(&actor).await && self.made_room(&refused, &owner).await => {
                 self.create_as(id, spec, placed, authority, owner, key).await
             }
             made => made,

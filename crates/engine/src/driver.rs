@@ -22,6 +22,7 @@ use crate::{
     branch::transactions::Access,
     capture::{self, snapshot_id},
     core::{Authority, Core},
+    engine::facts_of,
     error,
     link::{GuestLink, LinkState, ended},
     machine::{Machine, Verdict},
@@ -39,12 +40,12 @@ use crate::{
     tasks::TaskKind,
     trace::TraceEvent,
 };
-use offshoot_policy::{Decision, Facts, VmFacts};
+use offshoot_policy::{Decision, Facts, Grant};
 use offshoot_provider::{Exit, UndoReport};
 use offshoot_store::SnapshotRecord;
 use offshoot_types::{
-    Actor, Command, ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause,
-    VmState, VmStateName,
+    Command, ErrorCode, Failure, FailureReason, OperationKind, OperationOutcome, RollbackCause, VmState,
+    VmStateName,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -366,15 +367,12 @@ impl Driver {
         if let (Authority::Granted(grant), Some(command)) = (authority, command)
             && grant.generation() != Some(self.machine.row.generation)
         {
-            let refused = match self.core.options.policy.decide(
-                grant.actor(),
-                command.clone(),
-                &self.facts(grant.actor()),
-            ) {
-                Decision::Permit(_) => None,
-                Decision::Deny(denial) => Some(denial.into()),
-                Decision::Require(required) => Some(error::obligation(&required)),
-            };
+            let refused =
+                match self.core.options.policy.decide(grant.actor(), command.clone(), &self.facts(grant)) {
+                    Decision::Permit(_) => None,
+                    Decision::Deny(denial) => Some(denial.into()),
+                    Decision::Require(required) => Some(error::obligation(&required)),
+                };
             if let Some(refused) = refused {
                 // Whoever acts in a transaction may not go on in it as if this had been done.
                 if let Some(id) = request.within() {
@@ -396,18 +394,11 @@ impl Driver {
         Ok(admission::judge(self.machine.state(), request.kind()))
     }
 
-    fn facts(&self, actor: &Actor) -> Facts {
-        let row = &self.machine.row;
+    fn facts(&self, grant: &Grant) -> Facts {
         Facts {
-            vm: Some(VmFacts {
-                id: row.id,
-                name: row.name.clone(),
-                owner: row.owner.clone(),
-                labels: row.labels.clone(),
-                state: row.state.name(),
-                generation: row.generation,
-            }),
-            key: self.core.keys.facts(actor, self.core.now()),
+            vm: Some(facts_of(&self.machine.row)),
+            beside: grant.beside().cloned(),
+            key: self.core.keys.facts(grant.actor(), self.core.now()),
         }
     }
 
@@ -501,7 +492,8 @@ impl Driver {
         change: &Change,
     ) -> Result<(), Unwound> {
         self.machine.publish_operation(Some(change.operation));
-        let _worked_with = self.machine.shared.work.begin();
+        // What the daemon does for itself is no use of the VM: it would never rest.
+        let _worked_with = (!change.input.is_upkeep()).then(|| self.machine.shared.work.begin());
         if saga.kind == OperationKind::Destroy {
             self.queue.begin_destroy();
         }

@@ -23,7 +23,7 @@ use crate::{
     tasks::TaskKind,
 };
 use offshoot_policy::{Authorized, Denial, Facts, Grant, VmFacts};
-use offshoot_store::{AuditDecision, AuditEntry, Idempotency, OperationFilter, Store};
+use offshoot_store::{AuditDecision, AuditEntry, Idempotency, OperationFilter, Store, VmRecord};
 use offshoot_types::{
     Actor, Command, ErrorCode, EventId, Failure, FileAccess, Generation, ImageDigest, Lifetime, Operation,
     OperationId, OperationKind, OperationOutcome, OperationState, Owner, SnapshotRef, Target, TransactionId,
@@ -108,6 +108,18 @@ pub struct AttachFrom {
     pub stderr: u64,
 }
 
+pub(crate) fn facts_of(row: &VmRecord) -> VmFacts {
+    VmFacts {
+        id: row.id,
+        name: row.name.clone(),
+        owner: row.owner.clone(),
+        labels: row.labels.clone(),
+        provider: row.provider,
+        state: row.state.name(),
+        generation: row.generation,
+    }
+}
+
 impl Engine {
     /// Opens the store, brings record and world together (VMs that run are adopted undisturbed, what was half
     /// made is completed or undone), and takes requests from then on.
@@ -142,7 +154,42 @@ impl Engine {
 
     /// What policy may rest its decision about `target` on, read now.
     pub fn facts(&self, actor: &Actor, target: &Target) -> Facts {
-        Facts { vm: self.vm_facts(actor, target), key: self.core().keys.facts(actor, self.core().now()) }
+        let key = self.core().keys.facts(actor, self.core().now());
+        Facts { vm: self.vm_facts(actor, target), beside: None, key }
+    }
+
+    /// The same for a whole command, with what the record alone tells: whose an operation or a snapshot is that is named
+    /// by its id, or the VM of which is gone.
+    pub async fn facts_about(&self, actor: &Actor, command: &Command) -> Result<Facts, Failure> {
+        let target = command.target();
+        let mut facts = self.facts(actor, &target);
+        if facts.vm.is_none() {
+            facts.vm = self.recorded_vm(actor, target).await?;
+        }
+        if let Some(other) = command.beside() {
+            let found = match self.vm_facts(actor, &other) {
+                None => self.recorded_vm(actor, other).await?,
+                found => found,
+            };
+            facts.beside = found.map(|vm| vm.name);
+        }
+        Ok(facts)
+    }
+
+    async fn recorded_vm(&self, actor: &Actor, target: Target) -> Result<Option<VmFacts>, Failure> {
+        if !matches!(target, Target::Operation(_) | Target::Snapshot(_)) {
+            return Ok(None);
+        }
+        let owner = actor.owner();
+        let read = self.core().store.read(move |view| {
+            let vm = match &target {
+                Target::Operation(id) => view.operation(*id)?.and_then(|operation| operation.vm),
+                Target::Snapshot(snapshot) => view.find_snapshot(snapshot, &owner)?.map(|found| found.vm),
+                _ => None,
+            };
+            vm.map_or(Ok(None), |vm| view.vm(vm))
+        });
+        Ok(read.await?.map(|row| facts_of(&row)))
     }
 
     fn vm_facts(&self, actor: &Actor, target: &Target) -> Option<VmFacts> {
@@ -151,7 +198,8 @@ impl Engine {
         let view = handle.view.borrow();
         let (labels, generation) = (view.labels.clone(), view.generation);
         let (id, name, owner) = (handle.id, handle.name.clone(), handle.owner.clone());
-        Some(VmFacts { id, name, owner, labels, state: view.state.name(), generation })
+        let (provider, state) = (view.provider, view.state.name());
+        Some(VmFacts { id, name, owner, labels, provider, state, generation })
     }
 
     /// Writes a denial into the audit: what was refused is as much a fact as what was done. A transaction it was to be

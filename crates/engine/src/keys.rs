@@ -7,7 +7,7 @@
 //! ```
 //! A key that was made with another counts for it, takes from its rate, and goes with it.
 
-use crate::{Engine, core::Core, error, host_key::random, sync::lock, tasks::TaskKind};
+use crate::{Engine, core::Core, error, host_key::random, rest::left, sync::lock, tasks::TaskKind};
 use jiff::Timestamp;
 use offshoot_policy::{Authorized, Grant, KeyFacts};
 use offshoot_store::{AuditDecision, AuditEntry, KeyRecord, NewKey, StoreError};
@@ -16,12 +16,15 @@ use std::{
     collections::HashMap,
     fmt::Write,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
+use tokio_util::sync::CancellationToken;
 
 /// Every secret begins with it: clients look for it.
 const MARK: &str = "e2b_";
 const SECRET: usize = 20;
+/// Between two looks at the clock for a key that expires: it may be set meanwhile.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// A key as its owner sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +59,12 @@ impl std::fmt::Debug for MadeKey {
 
 /// The keys there are. What is in here is on disk.
 #[derive(Debug, Default)]
-pub(crate) struct Keys(Mutex<Register>);
+pub(crate) struct Keys {
+    register: Mutex<Register>,
+    /// One change at a time, on disk and in the register: else a key that is made while its maker is removed would be
+    /// known for longer than it exists.
+    changing: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Register {
@@ -67,6 +75,8 @@ struct Register {
 #[derive(Debug)]
 struct Held {
     record: KeyRecord,
+    /// Cancelled when it is removed, for whom it let in before.
+    removed: CancellationToken,
     bucket: Option<Mutex<Bucket>>,
     /// The key it was made with, and so on.
     above: Option<Arc<Held>>,
@@ -81,15 +91,15 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn take(&mut self, now: Instant) -> bool {
+    fn has_one(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.left = (self.left + passed * self.rate).min(self.rate);
         self.at = now;
-        let enough = self.left >= 1.0;
-        if enough {
-            self.left -= 1.0;
-        }
-        enough
+        self.left >= 1.0
+    }
+
+    fn take(&mut self) {
+        self.left -= 1.0;
     }
 }
 
@@ -102,46 +112,78 @@ impl Held {
     fn line(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |key| key.above.as_deref())
     }
+
+    /// Takes one request from the rate of each of its line, or none from any; the key whose rate is used up.
+    fn take_one(&self, now: Instant) -> Result<(), &Self> {
+        // From a key to its maker, for everybody: nobody waits in a circle.
+        let mut taken = Vec::new();
+        for key in self.line() {
+            let Some(bucket) = &key.bucket else { continue };
+            let mut bucket = lock(bucket);
+            if !bucket.has_one(now) {
+                return Err(key);
+            }
+            taken.push(bucket);
+        }
+        taken.iter_mut().for_each(|bucket| bucket.take());
+        Ok(())
+    }
 }
 
 /// Which VMs an actor may know of.
 #[derive(Debug)]
-pub(crate) struct Sees(Option<VmPrefix>);
+pub(crate) enum Sees {
+    All,
+    Only(VmPrefix),
+    /// Its key was removed since it was permitted.
+    Nothing,
+}
 
 impl Sees {
     pub fn name(&self, name: &VmName) -> bool {
-        self.0.as_ref().is_none_or(|prefix| prefix.begins(name))
+        match self {
+            Self::All => true,
+            Self::Only(prefix) => prefix.begins(name),
+            Self::Nothing => false,
+        }
     }
 
     /// Refuses whoever may know of some only.
     pub fn all(&self, what: &str) -> Result<(), Failure> {
-        let Some(prefix) = &self.0 else { return Ok(()) };
-        let message =
-            format!("this API key may not list the {what} of VMs that do not begin with `{prefix}`");
+        let message = match self {
+            Self::All => return Ok(()),
+            Self::Only(prefix) => {
+                format!("this API key may not list the {what} of VMs that do not begin with `{prefix}`")
+            }
+            Self::Nothing => format!("this API key may not list the {what}: it does not exist any more"),
+        };
         Err(Failure::new(ErrorCode::Denied, message).hint("name the VM they are of"))
     }
 }
 
 impl Keys {
     fn add(&self, record: KeyRecord) {
-        let mut register = lock(&self.0);
+        let mut register = lock(&self.register);
         let above = record.parent.and_then(|parent| register.by_id.get(&parent).cloned());
         let bucket = record.limits.rate.map(|rate| {
             let rate = f64::from(rate.get());
             Mutex::new(Bucket { rate, left: rate, at: Instant::now() })
         });
         register.by_digest.insert(record.digest, record.id);
-        register.by_id.insert(record.id, Arc::new(Held { record, bucket, above }));
+        let removed = CancellationToken::new();
+        register.by_id.insert(record.id, Arc::new(Held { record, removed, bucket, above }));
     }
 
     fn remove(&self, gone: &[KeyId]) {
-        let mut register = lock(&self.0);
-        register.by_id.retain(|id, _| !gone.contains(id));
+        let mut register = lock(&self.register);
+        for (_, held) in register.by_id.extract_if(|id, _| gone.contains(id)) {
+            held.removed.cancel();
+        }
         register.by_digest.retain(|_, id| !gone.contains(id));
     }
 
     fn get(&self, id: KeyId) -> Option<Arc<Held>> {
-        lock(&self.0).by_id.get(&id).cloned()
+        lock(&self.register).by_id.get(&id).cloned()
     }
 
     pub fn facts(&self, actor: &Actor, now: Timestamp) -> Option<KeyFacts> {
@@ -150,10 +192,12 @@ impl Keys {
         Some(KeyFacts { id: *id, limits: held.record.limits.clone() })
     }
 
-    /// Of a key that is gone nothing is left to see, which policy has said already.
     pub fn sees(&self, actor: &Actor) -> Sees {
-        let Actor::ApiKey { id, .. } = actor else { return Sees(None) };
-        Sees(self.get(*id).and_then(|held| held.record.limits.vm_prefix.clone()))
+        let Actor::ApiKey { id, .. } = actor else { return Sees::All };
+        match self.get(*id) {
+            None => Sees::Nothing,
+            Some(held) => held.record.limits.vm_prefix.clone().map_or(Sees::All, Sees::Only),
+        }
     }
 
     /// Looked for by the hash of what was sent: how long that takes tells nothing of the secrets there are.
@@ -164,19 +208,14 @@ impl Keys {
         };
         let digest = blake3::hash(secret.as_bytes());
         let held = {
-            let register = lock(&self.0);
+            let register = lock(&self.register);
             register.by_digest.get(digest.as_bytes()).and_then(|id| register.by_id.get(id)).cloned()
         };
         let held = held.filter(|held| digest == held.record.digest && held.holds(now)).ok_or_else(unknown)?;
-        let at = Instant::now();
-        for key in held.line() {
-            if key.bucket.as_ref().is_some_and(|bucket| !lock(bucket).take(at)) {
-                let rate = key.record.limits.rate.map_or(0, std::num::NonZero::get);
-                let message = format!("API key `{}` is good for {rate} requests a second", key.record.name);
-                return Err(
-                    Failure::new(ErrorCode::RateLimited, message).hint("wait a second, then repeat it")
-                );
-            }
+        if let Err(key) = held.take_one(Instant::now()) {
+            let rate = key.record.limits.rate.map_or(0, std::num::NonZero::get);
+            let message = format!("API key `{}` is good for {rate} requests a second", key.record.name);
+            return Err(Failure::new(ErrorCode::RateLimited, message).hint("wait a second, then repeat it"));
         }
         Ok(Actor::ApiKey { id: held.record.id, owner: held.record.owner.clone() })
     }
@@ -208,6 +247,7 @@ impl Core {
         };
         let words = format!("made `{}`: {}", new.name, words(&new.limits));
         let entry = audit(&grant, "create-key", new.id, words);
+        let _one_at_a_time = self.keys.changing.lock().await;
         let written = self.store.transaction(move |tx| {
             let key = tx.add_key(&new)?;
             tx.audit_entry(&entry)?;
@@ -220,6 +260,7 @@ impl Core {
     }
 
     async fn unmake_key(&self, key: KeyId, grant: Grant) -> Result<Vec<KeyId>, Failure> {
+        let _one_at_a_time = self.keys.changing.lock().await;
         if let Actor::ApiKey { id, .. } = grant.actor() {
             let its_own = self.keys.get(key).is_none_or(|held| held.line().any(|key| key.record.id == *id));
             if !its_own {
@@ -263,6 +304,26 @@ impl Engine {
         self.core().keys.authenticate(secret, self.core().now())
     }
 
+    /// Resolves when this actor's key is removed or expires, at once if it has been; `None` for actors without one. What
+    /// goes on for a long time must not go on for longer than that.
+    pub fn key_ends(&self, actor: &Actor) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let Actor::ApiKey { id, .. } = actor else { return None };
+        let (core, held) = (self.core().clone(), self.core().keys.get(*id));
+        Some(async move {
+            let Some(held) = held else { return };
+            let expired = async {
+                let Some(expires) = held.record.limits.expires else { return std::future::pending().await };
+                while let Some(left) = left(expires, core.now()) {
+                    tokio::time::sleep(left.min(LOOK)).await;
+                }
+            };
+            tokio::select! {
+                () = held.removed.cancelled() => {}
+                () = expired => {}
+            }
+        })
+    }
+
     /// How far the key of this actor reaches; `None` if it has none.
     pub fn key_limits(&self, actor: &Actor) -> Option<KeyLimits> {
         self.core().keys.facts(actor, self.core().now()).map(|key| key.limits)
@@ -286,7 +347,7 @@ impl Engine {
             return Err(error::wrong_permit("keys", command.action()));
         };
         let owner = grant.actor().owner();
-        let register = lock(&self.core().keys.0);
+        let register = lock(&self.core().keys.register);
         let held = register.by_id.values().filter(|held| held.record.owner == owner);
         let mut keys: Vec<KeyView> = held.map(|held| KeyView::from(&held.record)).collect();
         keys.sort_by_key(|key| (key.created, key.id));
@@ -307,15 +368,65 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_rate_is_so_many_a_second_in_bursts_of_as_many() {
         let start = Instant::now();
         let mut bucket = Bucket { rate: 2.0, left: 2.0, at: start };
         let at = |ms| start + Duration::from_millis(ms);
-        assert!(bucket.take(at(0)) && bucket.take(at(0)) && !bucket.take(at(0)));
-        assert!(!bucket.take(at(400)) && bucket.take(at(500)) && !bucket.take(at(500)));
-        assert!(bucket.take(at(60_000)) && bucket.take(at(60_000)) && !bucket.take(at(60_000)));
+        let mut take = |ms| {
+            let enough = bucket.has_one(at(ms));
+            if enough {
+                bucket.take();
+            }
+            enough
+        };
+        assert!(take(0) && take(0) && !take(0));
+        assert!(!take(400) && take(500) && !take(500));
+        assert!(take(60_000) && take(60_000) && !take(60_000));
+    }
+
+    fn key(name: &str, parent: Option<KeyId>, rate: u32) -> KeyRecord {
+        KeyRecord {
+            id: KeyId::new(),
+            owner: offshoot_types::Owner::default(),
+            node: offshoot_types::NodeName::default(),
+            name: name.parse().unwrap(),
+            digest: *blake3::hash(name.as_bytes()).as_bytes(),
+            limits: KeyLimits { rate: std::num::NonZero::new(rate), ..KeyLimits::NONE },
+            maker: Actor::Daemon,
+            parent,
+            created: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_request_that_a_makers_rate_refuses_takes_nothing_from_the_keys_own() {
+        let keys = Keys::default();
+        let maker = key("maker", None, 1);
+        let made = key("made", Some(maker.id), 2);
+        let (maker_id, made_id) = (maker.id, made.id);
+        keys.add(maker);
+        keys.add(made);
+        let held = keys.get(made_id).unwrap();
+        let start = Instant::now();
+        held.take_one(start).unwrap();
+        for _ in 0..5 {
+            assert_eq!(held.take_one(start).unwrap_err().record.id, maker_id);
+        }
+        assert!(lock(held.bucket.as_ref().unwrap()).has_one(start), "one of its two is left");
+    }
+
+    #[test]
+    fn a_key_that_is_gone_sees_nothing() {
+        let keys = Keys::default();
+        let one = key("one", None, 1);
+        let actor = Actor::ApiKey { id: one.id, owner: one.owner.clone() };
+        let (id, name) = (one.id, "web".parse().unwrap());
+        keys.add(one);
+        assert!(keys.sees(&actor).name(&name));
+        keys.remove(&[id]);
+        assert!(!keys.sees(&actor).name(&name));
+        assert!(keys.sees(&actor).all("things").is_err());
     }
 }

@@ -195,7 +195,7 @@ pub(crate) fn goes_on(row: &VmRecord) -> bool {
 }
 
 /// How long it is until then; `None` once it is not.
-fn left(deadline: jiff::Timestamp, now: jiff::Timestamp) -> Option<Duration> {
+pub(crate) fn left(deadline: jiff::Timestamp, now: jiff::Timestamp) -> Option<Duration> {
     let left = Duration::try_from(deadline.duration_since(now)).ok()?;
     (!left.is_zero()).then_some(left)
 }

@@ -2,7 +2,7 @@
 //! neither `Clone` nor `Deserialize`: one decision, one use.
 
 use crate::{PolicyRevision, RuleId};
-use offshoot_types::{Action, Actor, Generation, RequestId, VmId};
+use offshoot_types::{Action, Actor, Generation, RequestId, VmId, VmName};
 
 /// A `T` that policy permitted, with the evidence. Minted by [`crate::Policy::decide`] alone.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub struct Grant {
     revision: PolicyRevision,
     rules: Vec<RuleId>,
     judged: Option<(VmId, Generation)>,
+    beside: Option<VmName>,
     request: Option<RequestId>,
 }
 
@@ -51,8 +52,9 @@ impl Grant {
         revision: PolicyRevision,
         rules: Vec<RuleId>,
         judged: Option<(VmId, Generation)>,
+        beside: Option<VmName>,
     ) -> Self {
-        Self { actor, action, revision, rules, judged, request: None }
+        Self { actor, action, revision, rules, judged, beside, request: None }
     }
     /// The request with an idempotency key that it was given for.
     pub const fn request(&self) -> Option<RequestId> {
@@ -73,6 +75,10 @@ impl Grant {
     /// The VM the decision was about; `None` for commands that name no existing VM.
     pub fn vm(&self) -> Option<VmId> {
         self.judged.map(|(vm, _)| vm)
+    }
+    /// The VM of the other thing that the command names.
+    pub const fn beside(&self) -> Option<&VmName> {
+        self.beside.as_ref()
     }
     /// The generation of that VM when it was judged. If it has moved on since, ask again before acting.
     pub fn generation(&self) -> Option<Generation> {

@@ -1,14 +1,16 @@
 //! What a decision may rest on besides actor and command. Gathered by the caller just before it asks.
 
 use offshoot_types::{
-    Command, Generation, KeyId, KeyLimits, Labels, Owner, SnapshotRef, Target, VmId, VmName, VmRef,
-    VmStateName,
+    Command, Generation, KeyId, KeyLimits, Labels, Owner, ProviderKind, SnapshotRef, Target, VmId, VmName,
+    VmRef, VmStateName,
 };
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The VM the command names; `None` if it names none, or none that exists.
     pub vm: Option<VmFacts>,
+    /// The VM that the other thing is of which the command names ([`Command::beside`]); it may be destroyed.
+    pub beside: Option<VmName>,
     /// The key that an actor asks with; `None` if it has none, or none that holds.
     pub key: Option<KeyFacts>,
 }
@@ -25,12 +27,13 @@ pub struct VmFacts {
     pub name: VmName,
     pub owner: Owner,
     pub labels: Labels,
+    pub provider: ProviderKind,
     pub state: VmStateName,
     pub generation: Generation,
 }
 
 impl Facts {
-    pub const NONE: Self = Self { vm: None, key: None };
+    pub const NONE: Self = Self { vm: None, beside: None, key: None };
 
     /// These, for somebody who asks with this key.
     #[must_use]

@@ -7,8 +7,8 @@ use crate::{
     judge::{Question, Verdict},
 };
 use offshoot_types::{
-    Action, Command, ForkSource, KeyId, KeyLimits, ProviderChoice, ProviderKind, Scope, SnapshotRef, Target,
-    VmName, VmPrefix, VmRef,
+    Action, Command, KeyId, KeyLimits, ProviderChoice, ProviderKind, Scope, SnapshotRef, Target, VmName,
+    VmPrefix, VmRef,
 };
 
 const HOLDER: RuleId = RuleId::fixed("holder-of-key/holder");
@@ -26,7 +26,7 @@ pub(crate) fn judge(id: KeyId, question: &Question<'_>) -> Verdict {
         None => Err(No(NO_KEY, format!("API key {id} does not exist any more"))),
         Some(KeyFacts { limits, .. }) => scopes(limits, question)
             .and_then(|()| limits.vm_prefix.as_ref().map_or(Ok(()), |prefix| names(prefix, question)))
-            .and_then(|()| limits.provider.map_or(Ok(()), |only| provider(only, question.command)))
+            .and_then(|()| limits.provider.map_or(Ok(()), |only| provider(only, question)))
             .and_then(|()| no_stronger(limits, question.command)),
     };
     match checked {
@@ -39,10 +39,29 @@ pub(crate) fn judge(id: KeyId, question: &Question<'_>) -> Verdict {
 }
 
 fn scopes(limits: &KeyLimits, question: &Question<'_>) -> Result<(), No> {
-    let missing = Scope::of(question.action).iter().find(|scope| !limits.scopes.has(**scope));
+    let missing = match question.command {
+        // Whoever may do anything in a VM may know how it is; to learn which there are is another matter.
+        Command::Inspect { vm: Some(_) } if ABOUT_VMS.iter().any(|scope| limits.scopes.has(*scope)) => None,
+        command => {
+            let more = beyond_its_action(command).iter();
+            Scope::of(question.action).iter().chain(more).find(|scope| !limits.scopes.has(**scope))
+        }
+    };
     let Some(missing) = missing else { return Ok(()) };
     let action = question.action;
     Err(No(SCOPE, format!("this API key may not {action}: it does not have the scope `{missing}`")))
+}
+
+const ABOUT_VMS: [Scope; 4] = [Scope::VmsWrite, Scope::Exec, Scope::Files, Scope::Snapshots];
+
+/// What a command does besides what its action says.
+const fn beyond_its_action(command: &Command) -> &'static [Scope] {
+    match command {
+        Command::Try { .. } => &[Scope::Snapshots],
+        // It makes VMs, and one takes the place of the VM.
+        Command::Race { .. } => &[Scope::Snapshots, Scope::VmsWrite],
+        _ => &[],
+    }
 }
 
 /// Every VM that is named, or made, is one of the key's; what cannot be told is not.
@@ -60,13 +79,15 @@ fn names(prefix: &VmPrefix, question: &Question<'_>) -> Result<(), No> {
     if let Command::Fork { name: Some(name), .. } = question.command {
         check(name)?;
     }
-    if let Command::Diff { to, .. } = question.command {
-        match to {
-            ForkSource::Vm(VmRef::Name(name))
-            | ForkSource::Snapshot(SnapshotRef::Named { vm: VmRef::Name(name), .. }) => check(name)?,
-            ForkSource::Vm(_) | ForkSource::Snapshot(_) => {
-                return beyond("what is named by an id here".into());
-            }
+    if let Some(other) = question.command.beside() {
+        match (&question.facts.beside, other) {
+            (Some(name), _) => check(name)?,
+            (
+                None,
+                Target::Vm(VmRef::Name(name))
+                | Target::Snapshot(SnapshotRef::Named { vm: VmRef::Name(name), .. }),
+            ) => check(&name)?,
+            (None, _) => return beyond("what belongs to an unknown VM".into()),
         }
     }
     match (&question.facts.vm, question.command.target()) {
@@ -84,12 +105,24 @@ fn names(prefix: &VmPrefix, question: &Question<'_>) -> Result<(), No> {
     }
 }
 
-fn provider(only: ProviderKind, command: &Command) -> Result<(), No> {
-    match command {
-        Command::Create { spec } if spec.provider != ProviderChoice::Named(only) => {
-            Err(No(PROVIDER, format!("this API key makes VMs on the provider `{only}` only: name it")))
+/// What is made is made on one provider only.
+fn provider(only: ProviderKind, question: &Question<'_>) -> Result<(), No> {
+    let made_on = match question.command {
+        Command::Create { spec } => matches!(spec.provider, ProviderChoice::Named(named) if named == only),
+        // They run where their origin does.
+        Command::Fork { .. } | Command::Race { .. } => {
+            question.facts.vm.as_ref().is_some_and(|vm| vm.provider == only)
         }
-        _ => Ok(()),
+        // Where it runs is in what is imported, which nobody has read yet.
+        Command::ImportSnapshot { .. } => false,
+        _ => true,
+    };
+    match made_on {
+        true => Ok(()),
+        false => Err(No(
+            PROVIDER,
+            format!("this API key makes VMs on the provider `{only}` only, and by its name"),
+        )),
     }
 }
 

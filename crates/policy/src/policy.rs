@@ -69,7 +69,7 @@ impl Policy {
             Err(failure) => failed(JUDGE_FAILED, format!("`{action}` was not decided: {failure}")),
             Ok(Verdict::Permit { rules }) if !rules.is_empty() => {
                 let judged = facts.vm.as_ref().map(|vm| (vm.id, vm.generation));
-                let grant = Grant::new(actor.clone(), action, revision, rules, judged);
+                let grant = Grant::new(actor.clone(), action, revision, rules, judged, facts.beside.clone());
                 Decision::Permit(Authorized::mint(command, grant))
             }
             Ok(Verdict::Deny { rules, sentence, hint }) if !rules.is_empty() => {
@@ -93,7 +93,9 @@ mod tests {
         Obligation, VmFacts,
         judge::{JudgeFailure, Verdict},
     };
-    use offshoot_types::{Action, ErrorCode, Failure, Generation, Labels, Owner, VmId, VmRef, VmStateName};
+    use offshoot_types::{
+        Action, ErrorCode, Failure, Generation, Labels, Owner, ProviderKind, VmId, VmRef, VmStateName,
+    };
     use std::sync::atomic::{AtomicBool, Ordering};
 
     /// Gives one verdict, whatever it is asked, and remembers that it was.
@@ -128,6 +130,7 @@ mod tests {
             name: name.parse().unwrap(),
             owner: Owner::default(),
             labels: Labels::new(),
+            provider: ProviderKind::Qemu,
             state: VmStateName::Stopped,
             generation: Generation(7),
         }
@@ -144,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_permit_carries_the_command_unchanged_and_the_evidence_of_the_decision() {
-        let facts = Facts { vm: Some(vm("a")), key: None };
+        let facts = Facts { vm: Some(vm("a")), ..Facts::NONE };
         let judged = facts.vm.clone().unwrap();
         let decision = Policy::built_in(1000).decide(&actor(), start("a"), &facts);
         let Decision::Permit(authorized) = decision else { panic!("{decision:?}") };
@@ -175,7 +178,7 @@ mod tests {
     #[test]
     fn facts_about_another_vm_are_a_deny_and_no_rule_is_asked() {
         let (policy, judge) = fixed(|| Ok(Verdict::Permit { rules: vec![ONE_RULE] }));
-        let facts = Facts { vm: Some(vm("b")), key: None };
+        let facts = Facts { vm: Some(vm("b")), ..Facts::NONE };
         let by_id = Command::Destroy { vm: VmRef::Id(VmId::new()) };
         for command in [start("a"), by_id, Command::StopDaemon { vms: true }] {
             let denial = denial(policy.decide(&actor(), command, &facts));

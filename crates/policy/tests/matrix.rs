@@ -139,6 +139,21 @@ fn commands(action: Action) -> Vec<(&'static str, Command)> {
         ],
         Action::Rollback => vec![
             ("rollback", Command::Rollback { vm: vm.clone(), to: RollbackTo::Newest }),
+            ("rollback-to", Command::Rollback { vm: vm.clone(), to: RollbackTo::Snapshot(snapshot()) }),
+            (
+                "rollback-to-other",
+                Command::Rollback {
+                    vm: vm.clone(),
+                    to: RollbackTo::Snapshot("prod@backup".parse().unwrap()),
+                },
+            ),
+            (
+                "rollback-to-id",
+                Command::Rollback {
+                    vm: vm.clone(),
+                    to: RollbackTo::Snapshot(SnapshotRef::Id(SnapshotId::new())),
+                },
+            ),
             ("undo", Command::Undo { vm }),
         ],
         Action::Suspend => vec![
@@ -235,13 +250,14 @@ fn resources(command: &Command) -> Vec<(&'static str, Facts)> {
         name: "box".parse().unwrap(),
         owner: owner.parse::<Owner>().unwrap(),
         labels: Labels::new(),
+        provider: ProviderKind::Qemu,
         state: VmStateName::Running,
         generation: Generation(3),
     };
     let mut resources = vec![("none", Facts::NONE)];
     if matches!(command.target(), Target::Vm(_) | Target::Operation(_) | Target::Snapshot(_)) {
-        resources.push(("own-vm", Facts { vm: Some(of("local")), key: None }));
-        resources.push(("foreign-vm", Facts { vm: Some(of("foreign")), key: None }));
+        resources.push(("own-vm", Facts { vm: Some(of("local")), ..Facts::NONE }));
+        resources.push(("foreign-vm", Facts { vm: Some(of("foreign")), ..Facts::NONE }));
     }
     resources
 }
@@ -315,6 +331,39 @@ fn no_cell_permits_anyone_but_the_owner_and_the_daemon_without_a_key_or_token() 
                     }
                 }
             }
+        }
+    }
+}
+
+/// A snapshot's id says nothing of whose it is: what is known of it decides.
+#[test]
+fn a_key_goes_back_to_snapshots_of_its_own_vms_only() {
+    let policy = Policy::built_in(SOCKET_OWNER);
+    let to = RollbackTo::Snapshot(SnapshotRef::Id(SnapshotId::new()));
+    let command = Command::Rollback { vm: VmRef::Name("box".parse().unwrap()), to };
+    let (_, own) = resources(&command).swap_remove(1);
+    for (beside, permitted) in [(Some("box-2"), true), (Some("prod"), false), (None, false)] {
+        let facts = Facts { beside: beside.map(|name| name.parse().unwrap()), ..own.clone() };
+        let facts = facts.with_key(key_facts(&key(3)));
+        let decision = policy.decide(&key(3), command.clone(), &facts);
+        assert_eq!(matches!(decision, Decision::Permit(_)), permitted, "{beside:?}: {decision:?}");
+    }
+}
+
+/// On another provider than its own it neither makes VMs nor has them made.
+#[test]
+fn a_key_of_one_provider_makes_no_vm_on_another() {
+    let policy = Policy::built_in(SOCKET_OWNER);
+    let vm = VmRef::Name("box".parse().unwrap());
+    let fork = Command::Fork { source: ForkSource::Vm(vm.clone()), name: None, count: 1 };
+    let race = Command::Race { vm, count: 2, spec: Box::new(exec()), score: None };
+    for command in [fork, race] {
+        let (_, own) = resources(&command).swap_remove(1);
+        for (provider, permitted) in [(ProviderKind::Qemu, true), (ProviderKind::Gvisor, false)] {
+            let vm = own.vm.clone().map(|vm| VmFacts { provider, ..vm });
+            let facts = Facts { vm, ..Facts::NONE }.with_key(key_facts(&key(3)));
+            let decision = policy.decide(&key(3), command.clone(), &facts);
+            assert_eq!(matches!(decision, Decision::Permit(_)), permitted, "{provider}: {decision:?}");
         }
     }
 }

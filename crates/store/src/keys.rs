@@ -9,6 +9,12 @@ use offshoot_types::{Actor, KeyId, KeyLimits, KeyName, Labels, NodeName, Owner};
 use rusqlite::{Row, params};
 use std::num::NonZeroU32;
 
+/// A key, one that was made with it, and so on: so many at most, which bounds what each request of the last is checked
+/// against.
+const DEEPEST: usize = 8;
+/// Keys that were made with one key, and with those, at most.
+const MOST_MADE: u64 = 256;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRecord {
     pub id: KeyId,
@@ -39,7 +45,24 @@ pub struct NewKey {
 impl View<'_> {
     /// Of all owners, makers before what was made with them.
     pub fn keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
-        self.many("list keys", "SELECT * FROM keys ORDER BY created, id", [], key_of)
+        // Not by age: the clock of a host may be set back.
+        let sql = "WITH RECURSIVE line (id, depth) AS (
+                SELECT id, 0 FROM keys WHERE parent IS NULL
+                UNION ALL SELECT keys.id, depth + 1 FROM keys JOIN line ON keys.parent = line.id)
+            SELECT keys.* FROM keys JOIN line ON keys.id = line.id ORDER BY depth, created, keys.id";
+        self.many("list keys", sql, [], key_of)
+    }
+
+    /// This key, the one it was made with, and so on.
+    fn line(&self, id: KeyId) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut line: Vec<KeyRecord> = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let key = self.key(id)?.ok_or_else(|| not_found(id))?;
+            next = key.parent;
+            line.push(key);
+        }
+        Ok(line)
     }
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -47,18 +70,17 @@ impl View<'_> {
     }
 
     /// Whether there is room for another VM made with this key, and by the keys that it was made with.
-    pub(crate) fn admit_key(&self, actor: &Actor) -> Result<(), StoreError> {
+    pub fn admit_key(&self, actor: &Actor) -> Result<(), StoreError> {
         let Actor::ApiKey { id, .. } = actor else { return Ok(()) };
-        let mut next = Some(*id);
-        while let Some(id) = next {
-            let key = self.key(id)?.ok_or_else(|| not_found(id))?;
+        for key in self.line(*id)? {
             if let Some(limit) = key.limits.max_vms.map(NonZeroU32::get) {
                 let sql = "WITH RECURSIVE made (id) AS (
                         SELECT ?1 UNION ALL SELECT keys.id FROM keys JOIN made ON keys.parent = made.id)
                     SELECT count(*) FROM vms WHERE state <> 'destroyed' AND made_with IN (SELECT id FROM made)";
-                let counted = self.one("count the VMs of a key", sql, params![id.to_string()], |row| {
-                    row.get::<_, u64>(0)
-                })?;
+                let counted =
+                    self.one("count the VMs of a key", sql, params![key.id.to_string()], |row| {
+                        row.get::<_, u64>(0)
+                    })?;
                 let in_use = counted.unwrap_or_default();
                 if in_use >= u64::from(limit) {
                     let limit = u64::from(limit);
@@ -71,9 +93,28 @@ impl View<'_> {
                     .into());
                 }
             }
-            next = key.parent;
         }
         Ok(())
+    }
+
+    /// Whether another key may be made with this one.
+    fn admit_made_key(&self, id: KeyId) -> Result<(), StoreError> {
+        let line = self.line(id)?;
+        let exceeded =
+            |limit, in_use| LedgerExceeded { resource: LedgerResource::KeysOfKey, limit, in_use, asked: 1 };
+        if line.len() >= DEEPEST {
+            return Err(exceeded(DEEPEST as u64 - 1, line.len() as u64 - 1).into());
+        }
+        let Some(first) = line.last() else { return Ok(()) };
+        let sql = "WITH RECURSIVE made (id) AS (
+                SELECT id FROM keys WHERE parent = ?1 UNION ALL SELECT keys.id FROM keys JOIN made ON keys.parent = made.id)
+            SELECT count(*) FROM made";
+        let counted = self
+            .one("count the keys of a key", sql, params![first.id.to_string()], |row| row.get::<_, u64>(0))?;
+        match counted.unwrap_or_default() {
+            in_use if in_use >= MOST_MADE => Err(exceeded(MOST_MADE, in_use).into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -89,7 +130,10 @@ impl Tx<'_> {
             return Err(StoreError::KeyNameTaken { name: key.name.clone(), by });
         }
         let parent = match &key.maker {
-            Actor::ApiKey { id, .. } => Some(self.key(*id)?.ok_or_else(|| not_found(*id))?.id),
+            Actor::ApiKey { id, .. } => {
+                self.admit_made_key(*id)?;
+                Some(*id)
+            }
             Actor::LocalUser { .. } | Actor::Sandbox { .. } | Actor::Daemon => None,
         };
         let sql = "INSERT INTO keys (id, owner, labels, node, name, digest, limits, maker, parent, created)
@@ -110,14 +154,21 @@ impl Tx<'_> {
         self.key(key.id)?.ok_or_else(|| not_found(key.id))
     }
 
-    /// Removes a key of the owner with all that were made with it. Returns what is gone.
+    /// Removes a key of the owner with all that were made with it. Returns what is gone. VMs that were made with those
+    /// count for the key that made the removed one from now on: else its quota would be as many VMs as it makes keys.
     pub fn remove_key(&self, id: KeyId, owner: &Owner) -> Result<Vec<KeyId>, StoreError> {
-        self.key(id)?.filter(|key| key.owner == *owner).ok_or_else(|| not_found(id))?;
+        let removed = self.key(id)?.filter(|key| key.owner == *owner).ok_or_else(|| not_found(id))?;
         let sql = "WITH RECURSIVE made (id) AS (
                 SELECT ?1 UNION ALL SELECT keys.id FROM keys JOIN made ON keys.parent = made.id)
             SELECT id FROM made";
         let gone =
             self.many("find what a key made", sql, params![id.to_string()], |row| parsed(row, "id"))?;
+        if let Some(parent) = removed.parent {
+            let sql = "WITH RECURSIVE made (id) AS (
+                    SELECT ?1 UNION ALL SELECT keys.id FROM keys JOIN made ON keys.parent = made.id)
+                UPDATE vms SET made_with = ?2 WHERE made_with IN (SELECT id FROM made)";
+            self.execute("hand on the VMs of a key", sql, params![id.to_string(), parent.to_string()])?;
+        }
         self.execute("remove a key", "DELETE FROM keys WHERE id = ?1", params![id.to_string()])?;
         Ok(gone)
     }
@@ -191,6 +242,52 @@ mod tests {
         assert!(f.store.read(|view| view.keys()).await.unwrap().is_empty());
         let orphan = make(&f, "orphan", &second).await.unwrap_err();
         assert_eq!(orphan.code(), ErrorCode::NotFound, "it was removed with its maker");
+    }
+
+    #[tokio::test]
+    async fn keys_that_make_keys_are_bounded_in_depth_and_number() {
+        let f = Fixture::new();
+        let add = |new: &NewKey| {
+            let new = new.clone();
+            f.store.transaction(move |tx| tx.add_key(&new))
+        };
+        let first = key("k0", actor(), 5);
+        add(&first).await.unwrap();
+        let mut last = first.clone();
+        for depth in 1..DEEPEST {
+            let next = key(&format!("k{depth}"), holder(&last), 5);
+            add(&next).await.unwrap();
+            last = next;
+        }
+        let deeper = add(&key("deeper", holder(&last), 5)).await.unwrap_err();
+        assert_eq!(deeper.code(), ErrorCode::NoResource);
+        for more in DEEPEST as u64 - 1..MOST_MADE {
+            add(&key(&format!("more-{more}"), holder(&first), 5)).await.unwrap();
+        }
+        let one_more = add(&key("one-more", holder(&first), 5)).await.unwrap_err();
+        assert_eq!(one_more.code(), ErrorCode::NoResource);
+        assert!(one_more.to_string().contains("256 of 256"), "{one_more}");
+        add(&key("of-nobody", actor(), 5)).await.unwrap();
+        // All of them go at once, however deep.
+        let id = first.id;
+        let gone = f.store.transaction(move |tx| tx.remove_key(id, &Owner::default())).await.unwrap();
+        assert_eq!(gone.len() as u64, MOST_MADE + 1);
+    }
+
+    #[tokio::test]
+    async fn removing_a_key_gives_its_maker_no_room_for_more_vms() {
+        let f = Fixture::new();
+        let first = key("first", actor(), 2);
+        let second = key("second", holder(&first), 2);
+        for new in [first.clone(), second.clone()] {
+            f.store.transaction(move |tx| tx.add_key(&new)).await.unwrap();
+        }
+        make(&f, "a", &second).await.unwrap();
+        make(&f, "b", &second).await.unwrap();
+        let id = second.id;
+        f.store.transaction(move |tx| tx.remove_key(id, &Owner::default())).await.unwrap();
+        let full = make(&f, "c", &first).await.unwrap_err();
+        assert_eq!(full.code(), ErrorCode::NoResource);
     }
 
     #[tokio::test]

@@ -44,6 +44,8 @@ pub enum LedgerResource {
     Vms,
     /// Of those made with one API key.
     VmsOfKey,
+    /// API keys that were made with one.
+    KeysOfKey,
     Memory,
     /// Memory for a second instance of a VM beside the one it has.
     MemoryBeside,
@@ -68,6 +70,9 @@ impl fmt::Display for LedgerExceeded {
             LedgerResource::VmsOfKey => {
                 return write!(f, "no VM is left for this API key: {in_use} of {limit} exist");
             }
+            LedgerResource::KeysOfKey => {
+                return write!(f, "no further key may be made with this one: {in_use} of {limit} exist");
+            }
             LedgerResource::Memory => "not enough memory",
             LedgerResource::MemoryBeside => {
                 "not enough memory to run the VM's new state beside its present one"
@@ -86,6 +91,9 @@ impl LedgerExceeded {
         match self.resource {
             LedgerResource::Vms => "destroy a VM that is no longer needed, or raise the limit of the daemon",
             LedgerResource::VmsOfKey => "destroy a VM that is no longer needed, or ask for a key with more",
+            LedgerResource::KeysOfKey => {
+                "remove keys that are no longer needed, or ask with the key above it"
+            }
             LedgerResource::Memory => "stop a VM, ask for less memory, or raise the limit of the daemon",
             LedgerResource::MemoryBeside => {
                 "the VM runs on as it was; stop another one, or raise the limit of the daemon"

@@ -416,6 +416,18 @@ impl Command {
         }
     }
 
+    /// The other thing it names, which may be part of another VM than its target is.
+    pub fn beside(&self) -> Option<Target> {
+        match self {
+            Self::Diff { to: ForkSource::Vm(vm), .. } => Some(Target::Vm(vm.clone())),
+            Self::Diff { to: ForkSource::Snapshot(snapshot), .. }
+            | Self::Rollback { to: RollbackTo::Snapshot(snapshot), .. } => {
+                Some(Target::Snapshot(snapshot.clone()))
+            }
+            _ => None,
+        }
+    }
+
     pub fn target(&self) -> Target {
         match self {
             Self::Create { spec } => Target::NewVm(spec.name.clone()),

@@ -215,7 +215,9 @@ impl Core {
     ) -> Result<Vec<ForkedVm>, Failure> {
         let recorded = self.record_forks(origin, order, operation, actor, authority).await;
         let rows = match recorded {
-            Err(refused) if self.made_room(&refused, &origin.vm.owner).await => {
+            Err(refused)
+                if !self.is_used_up(actor).await && self.made_room(&refused, &origin.vm.owner).await =>
+            {
                 self.record_forks(origin, order, operation, actor, authority).await?
             }
             recorded => recorded?,

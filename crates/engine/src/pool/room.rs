@@ -2,7 +2,7 @@
 
 use super::{Member, Pool};
 use crate::{core::Core, sync::lock};
-use offshoot_types::{ErrorCode, Failure, ImageDigest, Owner};
+use offshoot_types::{Actor, ErrorCode, Failure, ImageDigest, Owner};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,9 +28,14 @@ impl Core {
         }
         some
     }
-}
 
-impl Core {
+    /// Whether the key of this actor has all the VMs it may have: no room of the pool's would change that.
+    pub async fn is_used_up(&self, actor: &Actor) -> bool {
+        let Actor::ApiKey { .. } = actor else { return false };
+        let actor = actor.clone();
+        self.store.read(move |view| view.admit_key(&actor)).await.is_err()
+    }
+
     /// Ends what is kept of an image, and forgets its templates.
     pub async fn release_image(self: &Arc<Self>, image: &ImageDigest) {
         let shelves = {

@@ -37,7 +37,7 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use offshoot_provider::UndoReport;
-use offshoot_types::{Actor, ErrorCode, Failure, OperationId, OperationKind, SnapshotId};
+use offshoot_types::{Actor, ErrorCode, Failure, OperationId, OperationKind, SnapshotId, SnapshotOrigin};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -118,6 +118,17 @@ pub(crate) enum Input {
     Fork(Arc<ForkAsk>),
     /// A destroy that takes snapshots somebody asked for with it.
     DestroyAll,
+}
+
+impl Input {
+    /// Whether it is the daemon's own doing, which nobody asked for.
+    pub fn is_upkeep(&self) -> bool {
+        match self {
+            Self::Rebase(_) => true,
+            Self::Snapshot(ask) => ask.origin == SnapshotOrigin::Rebase,
+            Self::None | Self::Rollback(_) | Self::Fork(_) | Self::DestroyAll => false,
+        }
+    }
 }
 
 /// A saga that did not reach its end: the step and cause, and what became of the steps before it.

@@ -4,7 +4,7 @@
 //! the VM's access token                                   everything
 //! no token: GET /health                                   whether it runs
 //!           /files with a signature made with the token   that file, so long
-//!           /execute, /contexts of the interpreter        from this host (its SDK sends none), by no web page, if it was
+//!           /execute, /contexts of the interpreter        from this host (its SDK sends none), by no web page or proxy, if it was
 //!                                                         made over the wire
 //!           programs in it                                from this host, if it was made over the wire and not as private
 //! the VM's traffic token                                  programs in it
@@ -43,6 +43,7 @@ pub fn may_pass(tokens: &Tokens, way: Way, request: &Parts) -> bool {
     if let Some(presented) = request.headers.get(TOKEN) {
         return tokens.open(vm, Purpose::Access, presented.as_bytes());
     }
+    let local = local && !is_forwarded(&request.headers);
     let program = port != ENVD && port != INTERPRETER;
     if let (true, Some(presented)) = (program, request.headers.get(TRAFFIC)) {
         return tokens.open(vm, Purpose::Traffic, presented.as_bytes());
@@ -79,6 +80,11 @@ fn is_read(method: &Method) -> bool {
 
 fn is_interpreters(path: &str) -> bool {
     path == "/execute" || path == "/health" || path == "/contexts" || path.starts_with("/contexts/")
+}
+
+/// A proxy on this host speaks for whoever reaches it.
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    ["forwarded", "x-forwarded-for", "x-real-ip", "via"].iter().any(|name| headers.contains_key(*name))
 }
 
 /// Browsers say where a request that changes something comes from. A page that somebody looks at on this host must not
@@ -185,6 +191,11 @@ mod tests {
             assert!(!pass(true, INTERPRETER, false, "POST", path, &[]), "from afar");
             assert!(!pass(true, INTERPRETER, true, "POST", path, &wrong), "a wrong token is no token");
             assert!(!pass(true, INTERPRETER, true, "POST", path, &[("origin", "http://evil.example")]));
+            for forwarded in ["forwarded", "x-forwarded-for", "x-real-ip", "via"] {
+                let headers = [(forwarded, "198.51.100.7")];
+                assert!(!pass(true, INTERPRETER, true, "POST", path, &headers), "{forwarded}: by a proxy");
+                assert!(!pass(true, 8080, true, "GET", "/", &headers), "{forwarded}: by a proxy");
+            }
             assert!(!may(ENVD, true, "POST", path, &[]));
         }
     }

@@ -147,15 +147,19 @@ pub async fn changed(call: &Call, operation: Operation) -> Result<Response, ApiE
     let status = if operation.ended() { StatusCode::OK } else { StatusCode::ACCEPTED };
     let snapshots_kept = match (&operation, vm.is_none()) {
         (v1::Operation { kind: OperationKind::Destroy, vm: Some(id), .. }, true) if operation.ended() => {
-            Some(kept_of(call, *id).await?)
+            kept_of(call, *id).await?
         }
         _ => None,
     };
     Ok((status, axum::Json(Changed { operation, vm, snapshots_kept })).into_response())
 }
 
-/// The snapshots that a destroyed VM has left.
-async fn kept_of(call: &Call, vm: VmId) -> Result<Vec<SnapshotId>, Failure> {
-    let all = call.engine.snapshots(call.permit(Command::Inspect { vm: None }).await?).await?;
-    Ok(all.into_iter().filter(|snapshot| snapshot.vm == vm).map(|snapshot| snapshot.id).collect())
+/// The snapshots that a destroyed VM has left; `None` for whoever may not list them. It is destroyed all the same.
+async fn kept_of(call: &Call, vm: VmId) -> Result<Option<Vec<SnapshotId>>, Failure> {
+    let all = match call.permit(Command::Inspect { vm: None }).await {
+        Ok(permit) => call.engine.snapshots(permit).await?,
+        Err(denied) if denied.code == ErrorCode::Denied => return Ok(None),
+        Err(failure) => return Err(failure),
+    };
+    Ok(Some(all.into_iter().filter(|snapshot| snapshot.vm == vm).map(|snapshot| snapshot.id).collect()))
 }

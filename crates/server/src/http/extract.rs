@@ -1,6 +1,6 @@
 //! Reading requests: whatever is wrong with one is said in the one error shape, with the field's name.
 
-use super::error::ApiError;
+use super::{error::ApiError, key_ends::KeyEnds};
 use axum::{
     body::Body,
     extract::{
@@ -14,7 +14,7 @@ use futures::StreamExt;
 use offshoot_api::v1::{InvalidField, MAX_FRAME, MAX_JSON};
 use offshoot_types::{ErrorCode, Failure, VmRef};
 use serde::de::DeserializeOwned;
-use std::{fmt::Display, str::FromStr, time::Duration};
+use std::{fmt::Display, pin::pin, str::FromStr, time::Duration};
 use tracing::Instrument;
 
 /// How long a caller may take to send a body that is read before it is answered.
@@ -190,7 +190,7 @@ path_extractor! {
 
 /// An upgrade to a WebSocket whose frames and buffers are bounded.
 #[derive(Debug)]
-pub struct Upgrade(WebSocketUpgrade);
+pub struct Upgrade(WebSocketUpgrade, Option<KeyEnds>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
     type Rejection = ApiError;
@@ -201,6 +201,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
                 .hint("ask for an upgrade: `Connection: Upgrade`, `Upgrade: websocket`")
         })?;
         let largest = MAX_JSON.max(MAX_FRAME);
+        let ends = parts.extensions.get().cloned();
         Ok(Self(
             upgrade
                 .read_buffer_size(64 * 1024)
@@ -209,6 +210,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
                 .max_write_buffer_size(2 * largest)
                 .max_message_size(largest)
                 .max_frame_size(largest),
+            ends,
         ))
     }
 }
@@ -216,7 +218,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
 impl Upgrade {
     /// One whose messages to the caller may be as large as this.
     pub fn saying_up_to(self, largest: usize) -> Self {
-        Self(self.0.max_write_buffer_size(2 * largest))
+        Self(self.0.max_write_buffer_size(2 * largest), self.1)
     }
 
     pub fn serve<F, T>(self, session: F) -> Response
@@ -226,7 +228,18 @@ impl Upgrade {
     {
         // The session's log lines belong to the request that asked for it.
         let span = tracing::Span::current();
-        self.0.on_upgrade(move |socket| session(socket).instrument(span))
+        let Self(upgrade, ends) = self;
+        upgrade.on_upgrade(move |socket| {
+            let session = session(socket);
+            async move {
+                match ends {
+                    // As for a caller who leaves.
+                    Some(ends) => drop(futures::future::select(pin!(session), ends.reached()).await),
+                    None => session.await,
+                }
+            }
+            .instrument(span)
+        })
     }
 }
 

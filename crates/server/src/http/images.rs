@@ -7,7 +7,7 @@ use super::{
 };
 use axum::{Json, http::StatusCode};
 use offshoot_api::v1;
-use offshoot_types::Command;
+use offshoot_types::{Actor, Command};
 
 /// All images, tagged ones first.
 #[utoipa::path(get, path = "/v1/images", tag = "images", operation_id = "list_images",
@@ -23,7 +23,9 @@ pub async fn list(call: Call) -> Result<Json<v1::ImageList>, ApiError> {
     responses((status = 204, description = "Removed"), ImageErrors))]
 pub async fn remove(call: Call, ImagePath(image): ImagePath) -> Result<StatusCode, ApiError> {
     let manage = call.permit(Command::ManageImage { image: image.to_string() }).await?;
-    let vms = call.engine.vms(call.permit(Command::Inspect { vm: None }).await?)?;
+    // Also those that the caller may not know of.
+    let daemon = Call::new(&call.app, Actor::Daemon, call.id);
+    let vms = daemon.engine.vms(daemon.permit(Command::Inspect { vm: None }).await?)?;
     let in_use = vms.into_iter().map(|vm| vm.image_digest).collect();
     for gone in call.app.images.remove(image, in_use).await? {
         call.engine.release_image(&manage, &gone).await?;
@@ -36,6 +38,6 @@ pub async fn remove(call: Call, ImagePath(image): ImagePath) -> Result<StatusCod
     params(("image" = String, Path, description = "Tag or `sha256:` digest")),
     responses((status = 200, body = v1::ImageVerified), ImageErrors))]
 pub async fn verify(call: Call, ImagePath(image): ImagePath) -> Result<Json<v1::ImageVerified>, ApiError> {
-    let _read = call.permit(Command::Inspect { vm: None }).await?;
+    let _manage = call.permit(Command::ManageImage { image: image.to_string() }).await?;
     Ok(Json(call.app.images.verify(image).await?))
 }

@@ -1,7 +1,7 @@
 //! The HTTP API, one file per resource.
 //!
 //! ```text
-//! connection (Peer) -> request::surround -> identify -> once -> extractors -> handler
+//! connection (Caller) -> request::surround -> identify -> once -> extractors -> handler
 //! handler: wire -> Command --permit--> engine -> wire
 //! ```
 //! The OpenAPI document is made from the same list of routes that the router is made from, so no route can be
@@ -24,6 +24,7 @@ mod files;
 mod files_stream;
 mod forks;
 mod images;
+mod key_ends;
 mod keys;
 mod once;
 mod openapi;

@@ -3,11 +3,13 @@
 use super::{
     App,
     error::{ApiError, write_body},
+    key_ends::KeyEnds,
     once::Named,
     vms::stopping,
 };
 use crate::{e2b, tasks::TaskKind};
 use axum::{
+    body::HttpBody,
     extract::{FromRequestParts, Request, State},
     http::{HeaderMap, HeaderValue, header, request::Parts},
     middleware::Next,
@@ -70,7 +72,7 @@ impl Call {
 
     /// Asks policy. The only way from here to the engine. A denial is in the audit before it is answered.
     pub async fn permit(&self, command: Command) -> Result<Authorized<Command>, Failure> {
-        let facts = self.engine.facts(&self.actor, &command.target());
+        let facts = self.engine.facts_about(&self.actor, &command).await?;
         let asleep = facts.vm.clone().filter(|vm| {
             let suspended = matches!(vm.state, VmStateName::Suspended | VmStateName::Suspending);
             self.no_wake && suspended && command.needs_guest()
@@ -195,8 +197,19 @@ pub async fn identify(State(app): State<App>, mut request: Request, next: Next) 
     match who(&app, request.extensions().get(), request.headers()) {
         Ok(actor) => {
             tracing::Span::current().record("actor", tracing::field::display(&actor));
+            let ends = app.engine.key_ends(&actor).map(KeyEnds::new);
+            if let Some(ends) = &ends {
+                request.extensions_mut().insert(ends.clone());
+            }
             request.extensions_mut().insert(actor);
-            next.run(request).await
+            let response = next.run(request).await;
+            match ends {
+                // An answer that is there is given.
+                Some(ends) if response.body().size_hint().exact().is_none() => {
+                    response.map(|body| ends.bound(body))
+                }
+                _ => response,
+            }
         }
         Err(failure) => ApiError::from(failure).into_response(),
     }

@@ -1,10 +1,15 @@
 //! API keys: what they open, and what they do not.
 
-use super::fixture::{Daemon, Place, call, refused};
+use super::fixture::{Daemon, PATIENCE, Place, call, refused};
 use offshoot_api::v1::CreateKey;
 use offshoot_types::ErrorCode;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 fn key(limits: Value) -> CreateKey {
     serde_json::from_value(limits).unwrap()
@@ -151,7 +156,7 @@ async fn what_clients_of_e2b_need_is_told_and_the_key_before_is_gone() {
     let mut before = String::new();
     for _ in 0..2 {
         let mut options = place.options(DaemonMode::Explicit);
-        options.listen = vec![crate::Listen::new("127.0.0.1:0".parse().unwrap(), false).unwrap()];
+        options.listen = vec![crate::Listen::plain("127.0.0.1:0".parse().unwrap(), false).unwrap()];
         let (announce, announced) = tokio::sync::oneshot::channel();
         options.announce = Some(announce);
         let daemon = place.start(options).await;
@@ -171,4 +176,35 @@ async fn what_clients_of_e2b_need_is_told_and_the_key_before_is_gone() {
         before.clone_from(&environment.key);
         daemon.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_on_with_a_key_ends_when_it_is_removed() {
+    let place = Place::new();
+    let (daemon, address) = Daemon::on_a_port(&place).await;
+    daemon.boot("web").await;
+    let made = daemon.client.create_key(&key(json!({ "name": "ci" }))).await.unwrap();
+    let begin = async |head: &str, more: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{head} HTTP/1.1\r\nHost: x\r\nX-API-Key: {}\r\n{more}\r\n", made.key);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut begun = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut begun)).await.unwrap().unwrap();
+        (stream, String::from_utf8_lossy(&begun).into_owned())
+    };
+    let (events, status) = begin("GET /v1/events", "Accept: text/event-stream\r\n").await;
+    assert_eq!(status, "HTTP/1.1 200");
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let (session, status) = begin("GET /v1/vms/web/exec", upgrade).await;
+    assert_eq!(status, "HTTP/1.1 101");
+    daemon.client.remove_key(made.details.id).await.unwrap();
+    for (what, mut stream) in [("events", events), ("session", session)] {
+        let mut rest = Vec::new();
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        // Cut off, so that a reset is right as well.
+        drop(ended.unwrap_or_else(|_| panic!("the {what} go on without a key")));
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "the {what} look complete");
+    }
+    daemon.stop().await;
 }
