@@ -98,7 +98,7 @@ impl View<'_> {
 }
 
 impl Tx<'_> {
-    /// Records a request, unless the caller sent one with the same key less than [`KEPT`] ago.
+    /// Records a request, unless the caller sent one with the same key less than `KEPT` (a day) ago.
     pub fn claim_request(&self, new: &NewRequest) -> Result<Claimed, StoreError> {
         let caller = new.caller.to_string();
         let sql = "DELETE FROM requests WHERE caller = ?1 AND key = ?2 AND created < ?3";
