@@ -1,7 +1,13 @@
 //! Many VMs, many calls, a long time.
 
 use crate::{await_state, vm};
+use offshoot_api::{
+    Client, ClientError,
+    client::ExecEvent,
+    v1::{ExecRequest, ExitStatus},
+};
 use offshoot_testkit::{TestEnv, wait_for};
+use offshoot_types::VmRef;
 use std::{
     fs,
     time::{Duration, Instant},
@@ -113,6 +119,75 @@ fn heavy_scenario_49_the_daemons_memory_stays_flat() {
     let after = rss();
     eprintln!("daemon RSS after 150 execs {before} kB, after 750 {after} kB");
     assert!(after < before + before / 10 + 1024, "{before} kB grew to {after} kB");
+    env.finish();
+}
+
+/// What a process holds: descriptors, and kilobytes that are resident.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    descriptors: u64,
+    resident: u64,
+}
+
+impl Held {
+    fn parse(descriptors: &str, status: &str) -> Self {
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
+        let resident = line.trim().trim_end_matches(" kB").parse().expect("kilobytes");
+        Self { descriptors: descriptors.trim().parse().expect("a number"), resident }
+    }
+    fn of_host(pid: i32) -> Self {
+        let count = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        Self::parse(&count.to_string(), &status)
+    }
+    fn of_agent(env: &TestEnv) -> Self {
+        let ask = |line: &str| env.run(&["exec", "a", "--", "sh", "-c", line]).success().stdout;
+        Self::parse(&ask("ls /proc/1/fd | wc -l"), &ask("cat /proc/1/status"))
+    }
+    fn has_not_grown_since(self, before: Self) -> bool {
+        self.descriptors <= before.descriptors + 4
+            && self.resident < before.resident + before.resident / 10 + 2048
+    }
+}
+
+#[test]
+fn heavy_ten_thousand_execs_leak_nothing() {
+    let env = TestEnv::new();
+    env.run(&["create", "a", "--start"]).success();
+    let record = env.run(&["daemon", "status", "--json"]).success().json();
+    let client = Client::new(record["socket"].as_str().expect("a socket"));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let request = ExecRequest { argv: Some(vec!["true".into()]), ..ExecRequest::default() };
+    let execs = |count: usize| {
+        runtime.block_on(async {
+            for _ in 0..count {
+                let mut connection =
+                    client.exec(&VmRef::Name("a".parse().expect("a name")), &request).await?;
+                let mut ended = None;
+                while let Some(event) = connection.events.next().await? {
+                    if let ExecEvent::Ended(end) = event {
+                        ended = Some(end.status);
+                    }
+                }
+                assert_eq!(ended, Some(ExitStatus::Exited { code: 0 }));
+            }
+            Ok::<_, ClientError>(())
+        })
+    };
+    let keeper = env.processes().into_iter().find(|process| process.command_line.contains(" keeper "));
+    let (daemon, keeper) = (env.daemon_pid().expect("a daemon"), keeper.expect("a keeper").pid);
+    let held = || [Held::of_host(daemon), Held::of_host(keeper), Held::of_agent(&env)];
+    let processes =
+        || env.run(&["exec", "a", "--", "sh", "-c", "ls -d /proc/[0-9]* | wc -l"]).success().stdout;
+    execs(500).expect("every exec is answered");
+    let (before, ran) = (held(), processes());
+    execs(10_000).expect("every exec is answered");
+    let after = held();
+    eprintln!("daemon, keeper, agent: before {before:?}, after {after:?}");
+    for ((what, before), after) in ["daemon", "keeper", "agent"].into_iter().zip(before).zip(after) {
+        assert!(after.has_not_grown_since(before), "the {what} grew: {before:?} to {after:?}");
+    }
+    assert_eq!(processes(), ran, "processes are left in the guest");
     env.finish();
 }
 

@@ -1,12 +1,13 @@
 //! The bench: measures the real binary on this machine, peers in the same run, prints a table and writes JSON.
 //!
-//! Every row carries its sample count, p50, p95, minimum, maximum and how many attempts failed: a median over
+//! Every row carries its sample count, p50, p95, p99, minimum, maximum and how many attempts failed: a median over
 //! less than all successes is worth nothing, so failures are shown, never dropped.
 
 #![expect(clippy::disallowed_macros, reason = "a command-line program of the project, not the product")]
 
 mod branch;
 mod gvisor;
+mod load;
 mod machine;
 mod offshoot;
 mod peers;
@@ -91,6 +92,9 @@ fn main() -> Result<()> {
     if args.only.as_deref().is_some_and(|only| "figure".contains(only)) {
         runtime.block_on(warm::figures(&plan, &mut record.rows))?;
     }
+    if wanted("load") {
+        runtime.block_on(load::measure(&plan, &mut record.rows))?;
+    }
     if wanted("rebase") {
         runtime.block_on(rebase::measure(&plan, &mut record.rows))?;
     }
@@ -109,8 +113,8 @@ fn main() -> Result<()> {
 fn print(record: &Record) {
     println!("{}", record.machine);
     println!("revision {}{}\n", record.revision, if record.quick { ", quick: few samples" } else { "" });
-    println!("| what | n | failed | p50 | p95 | min | max | unit |");
-    println!("|---|---:|---:|---:|---:|---:|---:|---|");
+    println!("| what | n | failed | p50 | p95 | p99 | min | max | unit |");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---|");
     for row in &record.rows {
         println!("{row}");
     }

@@ -16,6 +16,10 @@ pub enum Unit {
     MbPerSecond,
     #[serde(rename = "ratio")]
     Ratio,
+    #[serde(rename = "1/s")]
+    PerSecond,
+    #[serde(rename = "count")]
+    Count,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +30,7 @@ pub struct Row {
     pub failed: usize,
     pub p50: f64,
     pub p95: f64,
+    pub p99: f64,
     pub min: f64,
     pub max: f64,
 }
@@ -45,6 +50,7 @@ impl Row {
             failed,
             p50: rank(0.50),
             p95: rank(0.95),
+            p99: rank(0.99),
             min: values.first().copied().unwrap_or(f64::NAN),
             max: values.last().copied().unwrap_or(f64::NAN),
         }
@@ -62,11 +68,13 @@ impl fmt::Display for Row {
             Unit::MiB => "MiB",
             Unit::MbPerSecond => "MB/s",
             Unit::Ratio => "x",
+            Unit::PerSecond => "1/s",
+            Unit::Count => "",
         };
         write!(
             f,
-            "| {} | {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {unit} |",
-            self.what, self.samples, self.failed, self.p50, self.p95, self.min, self.max
+            "| {} | {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {unit} |",
+            self.what, self.samples, self.failed, self.p50, self.p95, self.p99, self.min, self.max
         )
     }
 }
@@ -87,7 +95,7 @@ mod tests {
     #[test]
     fn percentiles_are_nearest_rank_and_failures_stay_visible() {
         let row = Row::new("x", Unit::Ms, (1..=100).rev().map(f64::from).collect(), 3);
-        assert_eq!((row.p50, row.p95, row.min, row.max), (50.0, 95.0, 1.0, 100.0));
+        assert_eq!((row.p50, row.p95, row.p99, row.min, row.max), (50.0, 95.0, 99.0, 1.0, 100.0));
         assert_eq!((row.samples, row.failed), (100, 3));
         assert!(Row::new("none", Unit::Ms, vec![], 5).p50.is_nan());
     }
