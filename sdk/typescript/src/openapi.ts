@@ -1226,6 +1226,8 @@ export interface components {
         };
         ContextList: {
             contexts: components["schemas"]["LiveContext"][];
+            /** @description Of the next page, if there is one. */
+            next_cursor?: string | null;
         };
         /** @description What a new key is to be good for. Whatever is absent is as whoever makes it has it. */
         CreateKey: {
@@ -1591,6 +1593,8 @@ export interface components {
         };
         ExecList: {
             execs: components["schemas"]["ExecSummary"][];
+            /** @description Of the next page, if there is one. */
+            next_cursor?: string | null;
         };
         /** @description A process to run. Exactly one of `argv` and `shell` is set. */
         ExecRequest: {
@@ -1798,6 +1802,8 @@ export interface components {
         };
         ImageList: {
             images: components["schemas"]["Image"][];
+            /** @description Of the next page, if there is one. */
+            next_cursor?: string | null;
         };
         /** @description Every part was read in full and matches its digest. */
         ImageVerified: {
@@ -1849,6 +1855,8 @@ export interface components {
         };
         KeyList: {
             keys: components["schemas"]["Key"][];
+            /** @description Of the next page, if there is one. */
+            next_cursor?: string | null;
         };
         KeysRemoved: {
             /** @description With those that were made with it. */
@@ -2466,6 +2474,8 @@ export interface components {
             status?: number | null;
         };
         TransactionList: {
+            /** @description Of the next page, if there is one. */
+            next_cursor?: string | null;
             /** @description Outermost first. */
             transactions: components["schemas"]["Transaction"][];
         };
@@ -3518,7 +3528,12 @@ export interface operations {
     };
     list_images: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description At most so many, 1 to 1000. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -3987,7 +4002,12 @@ export interface operations {
     };
     list_keys: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description At most so many, 1 to 1000. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -6812,7 +6832,12 @@ export interface operations {
     };
     list_contexts: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description At most so many, 1 to 1000. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
             header?: never;
             path: {
                 /** @description Name or id */
@@ -7742,7 +7767,12 @@ export interface operations {
     };
     list_execs: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description At most so many, 1 to 1000. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
             header?: never;
             path: {
                 /** @description Name or id */
@@ -12444,7 +12474,12 @@ export interface operations {
     };
     list_transactions: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description At most so many, 1 to 1000. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
             header?: never;
             path: {
                 /** @description Name or id */

@@ -336,6 +336,9 @@ pub struct AttachQuery {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExecList {
     pub execs: Vec<ExecSummary>,
+    /// Of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 /// A process that runs or has lately ended.

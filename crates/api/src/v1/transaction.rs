@@ -73,6 +73,9 @@ pub struct Transaction {
 pub struct TransactionList {
     /// Outermost first.
     pub transactions: Vec<Transaction>,
+    /// Of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 /// How a transaction ended.

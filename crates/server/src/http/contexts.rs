@@ -2,20 +2,25 @@
 
 use super::{
     error::{ApiError, GuestErrors},
-    extract::{ContextPath, Vm},
+    extract::{ContextPath, Query, Vm},
     request::Call,
 };
 use axum::http::StatusCode;
-use offshoot_api::v1::{ContextList, LiveContext};
+use offshoot_api::v1::{ContextList, LiveContext, PageQuery};
 use offshoot_engine::ContextView;
 use offshoot_types::Command;
 
 /// Interpreters that live in a VM.
 #[utoipa::path(get, path = "/v1/vms/{vm}/contexts", tag = "contexts", operation_id = "list_contexts",
-    params(("vm" = String, Path, description = "Name or id")),
+    params(("vm" = String, Path, description = "Name or id"), PageQuery),
     responses((status = 200, body = ContextList), GuestErrors))]
-pub async fn list(call: Call, Vm(vm): Vm) -> Result<axum::Json<ContextList>, ApiError> {
+pub async fn list(
+    call: Call,
+    Vm(vm): Vm,
+    Query(page): Query<PageQuery>,
+) -> Result<axum::Json<ContextList>, ApiError> {
     let contexts = call.engine.contexts(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
+    let (contexts, next_cursor) = page.of(contexts, |view| view.context.to_string())?;
     let wire = |view: ContextView| {
         let (user, cwd) = view.home.map(|home| (home.user, home.cwd)).unzip();
         LiveContext {
@@ -28,7 +33,7 @@ pub async fn list(call: Call, Vm(vm): Vm) -> Result<axum::Json<ContextList>, Api
             age_ms: view.age.as_millis() as u64,
         }
     };
-    Ok(axum::Json(ContextList { contexts: contexts.into_iter().map(wire).collect() }))
+    Ok(axum::Json(ContextList { contexts: contexts.into_iter().map(wire).collect(), next_cursor }))
 }
 
 /// End an interpreter.

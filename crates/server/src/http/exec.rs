@@ -10,7 +10,7 @@ use super::{
 };
 use axum::response::Response;
 use offshoot_api::v1::{
-    AttachQuery, CollectRequest, Durations, ExecList, ExecRequest, ExecResult, NewCollect, Output,
+    AttachQuery, CollectRequest, Durations, ExecList, ExecRequest, ExecResult, NewCollect, Output, PageQuery,
 };
 use offshoot_engine::{AttachFrom, ExecEnd, ExecEvent, ExecSession, OutputStream};
 use offshoot_types::{Bytes, Command, ErrorCode, ExecSpec, Failure, VmRef};
@@ -119,11 +119,16 @@ async fn stream_session(call: &Call, channel: &mut Channel, about: &About) -> Re
 
 /// Processes that run or have lately ended.
 #[utoipa::path(get, path = "/v1/vms/{vm}/execs", tag = "exec", operation_id = "list_execs",
-    params(("vm" = String, Path, description = "Name or id")),
+    params(("vm" = String, Path, description = "Name or id"), PageQuery),
     responses((status = 200, body = ExecList), GuestErrors))]
-pub async fn list(call: Call, Vm(vm): Vm) -> Result<axum::Json<ExecList>, ApiError> {
+pub async fn list(
+    call: Call,
+    Vm(vm): Vm,
+    Query(page): Query<PageQuery>,
+) -> Result<axum::Json<ExecList>, ApiError> {
     let execs = call.engine.execs(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
-    Ok(axum::Json(ExecList { execs: execs.into_iter().map(view::exec).collect() }))
+    let (execs, next_cursor) = page.of(execs, |exec| exec.id.to_string())?;
+    Ok(axum::Json(ExecList { execs: execs.into_iter().map(view::exec).collect(), next_cursor }))
 }
 
 /// Take up the streams of a process; whoever had them is told `detached`.

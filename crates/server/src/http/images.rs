@@ -2,7 +2,7 @@
 
 use super::{
     error::{ApiError, ImageErrors},
-    extract::ImagePath,
+    extract::{ImagePath, Query},
     request::Call,
 };
 use axum::{Json, http::StatusCode};
@@ -11,10 +11,11 @@ use offshoot_types::{Actor, Command};
 
 /// All images, tagged ones first.
 #[utoipa::path(get, path = "/v1/images", tag = "images", operation_id = "list_images",
-    responses((status = 200, body = v1::ImageList), ImageErrors))]
-pub async fn list(call: Call) -> Result<Json<v1::ImageList>, ApiError> {
+    params(v1::PageQuery), responses((status = 200, body = v1::ImageList), ImageErrors))]
+pub async fn list(call: Call, Query(page): Query<v1::PageQuery>) -> Result<Json<v1::ImageList>, ApiError> {
     let _read = call.permit(Command::Inspect { vm: None }).await?;
-    Ok(Json(v1::ImageList { images: call.app.images.list().await? }))
+    let (images, next_cursor) = page.of(call.app.images.list().await?, |image| image.digest.to_string())?;
+    Ok(Json(v1::ImageList { images, next_cursor }))
 }
 
 /// Remove a tag, and the image with its last tag, unless a VM uses it.

@@ -2,13 +2,13 @@
 
 use super::{
     error::{ApiError, KeyErrors, ReadErrors},
-    extract::{Json, KeyPath},
+    extract::{Json, KeyPath, Query},
     once::Secret,
     request::Call,
 };
 use axum::Extension;
 use jiff::Timestamp;
-use offshoot_api::v1::{CreateKey, Key, KeyCreated, KeyList, KeysRemoved, NewKey};
+use offshoot_api::v1::{CreateKey, Key, KeyCreated, KeyList, KeysRemoved, NewKey, PageQuery};
 use offshoot_engine::KeyView;
 use offshoot_types::{Command, KeyLimits};
 
@@ -39,10 +39,11 @@ pub async fn create(
 
 /// All keys, oldest first.
 #[utoipa::path(get, path = "/v1/keys", tag = "keys", operation_id = "list_keys",
-    responses((status = 200, body = KeyList), ReadErrors))]
-pub async fn list(call: Call) -> Result<axum::Json<KeyList>, ApiError> {
+    params(PageQuery), responses((status = 200, body = KeyList), ReadErrors))]
+pub async fn list(call: Call, Query(page): Query<PageQuery>) -> Result<axum::Json<KeyList>, ApiError> {
     let keys = call.engine.keys(call.permit(Command::ListKeys).await?)?;
-    Ok(axum::Json(KeyList { keys: keys.into_iter().map(wire).collect() }))
+    let (keys, next_cursor) = page.of(keys, |key| key.id.to_string())?;
+    Ok(axum::Json(KeyList { keys: keys.into_iter().map(wire).collect(), next_cursor }))
 }
 
 /// Remove a key, and those that were made with it. VMs that were made with them stay.

@@ -3,11 +3,11 @@
 
 use super::{
     error::{ApiError, BranchErrors, LookupErrors},
-    extract::{Json, TransactionPath, Vm},
+    extract::{Json, Query, TransactionPath, Vm},
     request::Call,
     view,
 };
-use offshoot_api::v1::{BeginTransaction, Transaction, TransactionList};
+use offshoot_api::v1::{BeginTransaction, PageQuery, Transaction, TransactionList};
 use offshoot_types::Command;
 
 /// Begin a transaction, or a savepoint within the one that is open. It owns the VM: other changes are refused unless
@@ -29,11 +29,17 @@ pub async fn begin(
 
 /// A VM's open transactions, outermost first.
 #[utoipa::path(get, path = "/v1/vms/{vm}/transactions", tag = "transactions", operation_id = "list_transactions",
-    params(("vm" = String, Path, description = "Name or id")),
+    params(("vm" = String, Path, description = "Name or id"), PageQuery),
     responses((status = 200, body = TransactionList), LookupErrors))]
-pub async fn list(call: Call, Vm(vm): Vm) -> Result<axum::Json<TransactionList>, ApiError> {
+pub async fn list(
+    call: Call,
+    Vm(vm): Vm,
+    Query(page): Query<PageQuery>,
+) -> Result<axum::Json<TransactionList>, ApiError> {
     let open = call.engine.transactions(call.permit(Command::Inspect { vm: Some(vm) }).await?).await?;
-    Ok(axum::Json(TransactionList { transactions: open.into_iter().map(view::transaction).collect() }))
+    let (open, next_cursor) = page.of(open, |transaction| transaction.id.to_string())?;
+    let transactions = open.into_iter().map(view::transaction).collect();
+    Ok(axum::Json(TransactionList { transactions, next_cursor }))
 }
 
 /// Keep what was done in a transaction; `undo` can still take it back.

@@ -208,3 +208,32 @@ async fn what_goes_on_with_a_key_ends_when_it_is_removed() {
     }
     daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_come_in_pages() {
+    let place = Place::new();
+    let (daemon, address) = Daemon::on_a_port(&place).await;
+    daemon.boot("web").await;
+    let mut secret = String::new();
+    for name in ["a", "b", "c"] {
+        secret = daemon.client.create_key(&key(json!({ "name": name }))).await.unwrap().key;
+    }
+    let mut seen = Vec::new();
+    let mut next = String::new();
+    loop {
+        let (status, _, page) = get(address, &format!("/v1/keys?limit=2{next}"), &secret).await;
+        assert_eq!(status, 200, "{page}");
+        seen.extend(page["keys"].as_array().unwrap().iter().map(|key| key["name"].clone()));
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        next = format!("&cursor={cursor}");
+    }
+    assert_eq!(seen, ["a", "b", "c"]);
+    for list in ["keys", "images", "vms", "operations", "snapshots"] {
+        assert_eq!(get(address, &format!("/v1/{list}?limit=0"), &secret).await.0, 400, "{list}");
+    }
+    for list in ["execs", "contexts", "transactions", "snapshots"] {
+        assert_eq!(get(address, &format!("/v1/vms/web/{list}?limit=0"), &secret).await.0, 400, "{list}");
+        assert_eq!(get(address, &format!("/v1/vms/web/{list}?limit=5"), &secret).await.0, 200, "{list}");
+    }
+    daemon.stop().await;
+}

@@ -608,6 +608,7 @@ class ImageFile(TypedDict):
 
 class ImageList(TypedDict):
     images: list[Image]
+    next_cursor: NotRequired[str | None]
 
 
 class ImageVerified(TypedDict):
@@ -646,6 +647,7 @@ class KeyCreated(Key):
 
 class KeyList(TypedDict):
     keys: list[Key]
+    next_cursor: NotRequired[str | None]
 
 
 class KeysRemoved(TypedDict):
@@ -1216,6 +1218,7 @@ CodeMessage: TypeAlias = (
 
 class ContextList(TypedDict):
     contexts: list[LiveContext]
+    next_cursor: NotRequired[str | None]
 
 
 class CreateVm(TypedDict):
@@ -1676,6 +1679,7 @@ class Transaction(TypedDict):
 
 
 class TransactionList(TypedDict):
+    next_cursor: NotRequired[str | None]
     transactions: list[Transaction]
 
 
@@ -1805,6 +1809,7 @@ Diff = TypedDict(
 
 class ExecList(TypedDict):
     execs: list[ExecSummary]
+    next_cursor: NotRequired[str | None]
 
 
 class ForkedVm(TypedDict):
