@@ -78,6 +78,10 @@ impl<'a> Stat<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        io::{Read, Write},
+        process::{Command, Stdio},
+    };
 
     fn users() -> (tempfile::TempDir, Users) {
         let etc = tempfile::tempdir().unwrap();
@@ -89,13 +93,17 @@ mod tests {
     #[test]
     fn a_running_process_is_listed_by_its_words_and_the_agent_is_not() {
         let (_etc, users) = users();
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child =
+            Command::new("cat").arg("-u").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // A program has its words a moment after it is begun; one that answers has them.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let found = list(Path::new("/proc"), std::process::id(), &users).unwrap();
         let one = found.iter().find(|process| process.pid == child.id()).cloned();
         child.kill().unwrap();
         child.wait().unwrap();
         let one = one.expect("the child is listed");
-        assert_eq!((one.command.as_slice(), one.parent), (b"sleep 1000".as_slice(), std::process::id()));
+        assert_eq!((one.command.as_slice(), one.parent), (b"cat -u".as_slice(), std::process::id()));
         assert!(found.iter().all(|process| process.pid != std::process::id()));
     }
 
