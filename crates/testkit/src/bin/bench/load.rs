@@ -21,7 +21,9 @@ use hyper_util::rt::TokioIo;
 use offshoot_testkit::{TestEnv, wait_for_value};
 use serde_json::{Value, json};
 use std::{
+    fs::File,
     net::SocketAddr,
+    process::Stdio,
     time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
@@ -35,7 +37,10 @@ const STALLED: Duration = Duration::from_secs(60);
 
 pub async fn measure(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
     let env = TestEnv::with_pool(4);
-    let mut serving = env.spawn(&["serve", "--listen", "127.0.0.1:0"]);
+    // Its log goes to a file: a pipe that nobody reads would stall it.
+    let log = File::create(env.work_dir().join("serve.log")).context("make the daemon's log")?;
+    let mut serve = env.command(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut serving = serve.stdout(Stdio::null()).stderr(log).spawn().context("start the daemon")?;
     let address = wait_for_value("the daemon to listen", Duration::from_secs(30), || {
         let status = env.run(&["--no-autostart", "daemon", "status", "--json"]);
         let listen = (status.code == Some(0)).then(|| status.json()["listen"][0].clone())?;
@@ -64,7 +69,7 @@ pub async fn measure(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
         place.creates(clients, plan, rows).await?;
     }
     env.finish();
-    serving.child.wait().context("wait for the daemon")?;
+    serving.wait().context("wait for the daemon")?;
     Ok(())
 }
 
@@ -305,6 +310,7 @@ fn report(what: &str, clients: usize, began: Instant, outcomes: Vec<Outcome>, ro
         .collect();
     let rate = times.len() as f64 / seconds;
     let what = format!("load: {what}, {clients} clients");
+    eprintln!("{what}: {} answered", times.len());
     rows.push(Row::new(&what, Unit::Ms, times, failed));
     rows.push(Row::single(format!("{what}: requests a second"), Unit::PerSecond, rate));
     if refused > 0 {
