@@ -15,6 +15,8 @@ pub enum Refusal {
     PortClosed { sandbox: String, port: u16 },
     /// The token is missing or another's.
     Unauthorized,
+    /// Programs in it are for those who have its traffic token.
+    Private { sandbox: String, port: u16 },
     /// The signature is right, and its time is up.
     Expired,
 }
@@ -24,6 +26,7 @@ impl Refusal {
         match self {
             Self::Gone { .. } | Self::PortClosed { .. } => StatusCode::BAD_GATEWAY,
             Self::Unauthorized | Self::Expired => StatusCode::UNAUTHORIZED,
+            Self::Private { .. } => StatusCode::FORBIDDEN,
         }
     }
 }
@@ -39,6 +42,13 @@ impl IntoResponse for Refusal {
             Self::PortClosed { sandbox, port } => json!({
                 "sandboxId": sandbox,
                 "message": "The sandbox is running but port is not open",
+                "port": port,
+                "code": code,
+            }),
+            Self::Private { sandbox, port } => json!({
+                "sandboxId": sandbox,
+                "message": "Sandbox is secured with traffic access token. \
+                            Token header 'e2b-traffic-access-token' is missing or wrong",
                 "port": port,
                 "code": code,
             }),

@@ -71,8 +71,12 @@ impl Doors {
         let made_here = control::is_made_here(&vm.labels);
         let way = Way { vm: id, port, local, made_here, open: control::is_open(&vm.labels) };
         if !access::may_pass(&self.app.tokens, way, &parts) {
-            let expired = access::has_expired(&self.app.tokens, way, &parts);
-            return Err(if expired { Refusal::Expired } else { Refusal::Unauthorized });
+            let program = port != ENVD && port != INTERPRETER && !access::has_token(&parts.headers);
+            return Err(match access::has_expired(&self.app.tokens, way, &parts) {
+                true => Refusal::Expired,
+                false if program => Refusal::Private { sandbox, port },
+                false => Refusal::Unauthorized,
+            });
         }
         let opened = open(&self.app, vm, &parts)?;
         tracing::Span::current().record("actor", tracing::field::display(&opened.call.actor));

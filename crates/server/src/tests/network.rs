@@ -76,6 +76,12 @@ async fn what_names_a_sandbox_goes_there_or_nowhere() {
         let answer = ask(address, "POST /nowhere", &to(port, stranger)).await;
         assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("unauthorized access"), "{answer}");
     }
+    let program = [("E2b-Sandbox-Id", "web"), ("E2b-Sandbox-Port", "80")];
+    for traffic in [None, Some(("E2b-Traffic-Access-Token", token))] {
+        let headers: Vec<_> = program.into_iter().chain(traffic).collect();
+        let answer = ask(address, "GET /", &headers).await;
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("traffic access token"), "{answer}");
+    }
     for port in ["49983", "49999"] {
         let answer = ask(address, "POST /nowhere", &to(port, token)).await;
         assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
