@@ -189,7 +189,8 @@ impl Core {
 
     /// The operation once it has ended, or as it is after `limit`.
     pub async fn wait(&self, id: OperationId, limit: Option<Duration>) -> Result<Operation, Failure> {
-        let Some(mut operation) = self.under_way(id).await? else {
+        let opening = limit.map_or(OPENING, |limit| limit.min(OPENING));
+        let Some(mut operation) = self.under_way(id, Instant::now() + opening).await? else {
             return self.store.operation(id).await?.ok_or_else(|| error::operation_not_found(id));
         };
         let ended = operation.wait_for(|operation| matches!(operation.state, OperationState::Ended { .. }));
@@ -204,9 +205,14 @@ impl Core {
     }
 
     /// `None` if nobody carries it out: the record has its end, if it has the operation at all.
-    async fn under_way(&self, id: OperationId) -> Result<Option<watch::Receiver<Operation>>, Failure> {
-        let until = Instant::now() + OPENING;
+    async fn under_way(
+        &self,
+        id: OperationId,
+        until: Instant,
+    ) -> Result<Option<watch::Receiver<Operation>>, Failure> {
         loop {
+            // Others are opened all the time: that one was is not that this one will be.
+            let late = Instant::now() >= until;
             let opened = self.operations.next_opened();
             if let Some(live) = self.operations.watch(id) {
                 return Ok(Some(live));
@@ -216,7 +222,7 @@ impl Core {
                 _ => return Ok(None),
             }
             // It was written and will be opened, or was opened since it was looked for.
-            if self.operations.watch(id).is_none() && timeout_at(until, opened).await.is_err() {
+            if self.operations.watch(id).is_none() && (late || timeout_at(until, opened).await.is_err()) {
                 return Ok(None);
             }
         }

@@ -171,7 +171,8 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
 /// All of them with TLS, if there is a certificate.
 fn listen(args: &Args, addresses: &[SocketAddr]) -> Result<Vec<Listen>> {
     let tls = match (&args.tls_cert, &args.tls_key) {
-        (Some(certificates), Some(key)) => Some(Tls::load(certificates, key)?),
+        // A daemon without a port has no use for what is in the environment of whoever started it.
+        (Some(certificates), Some(key)) if !addresses.is_empty() => Some(Tls::load(certificates, key)?),
         _ => None,
     };
     let one = |address: &SocketAddr| match &tls {

@@ -2,7 +2,7 @@
 
 use super::{
     asked::{Asked, Id, Query},
-    create::{handed_out, new_name, seconds},
+    create::{discard, new_name, seconds},
     error::{Refused, invalid},
     view,
     wire::{Fork, Forked, SHORT_TIMEOUT, Sandbox, Snapshot, TakeSnapshot},
@@ -53,12 +53,18 @@ pub async fn fork(
     let made = made.map_err(|failure| Refused::from(failure).once())?;
     let open = async |fork: &ForkedVm| {
         let copy = glance(&call, VmRef::Id(fork.vm)).await?;
-        handed_out(&call, &headers, &copy).await
+        view::opened(&call, &headers, &copy).await
     };
     let opened: Vec<Result<Sandbox, Failure>> = join_all(made.forks.iter().map(open)).await;
     let copies = opened.into_iter().map(|copy| copy.map(|sandbox| Forked { sandbox }));
-    let copies: Result<Vec<Forked>, Failure> = copies.collect();
-    Ok((StatusCode::CREATED, Json(copies.map_err(|failure| Refused::from(failure).once())?)))
+    match copies.collect::<Result<Vec<_>, _>>() {
+        Ok(copies) => Ok((StatusCode::CREATED, Json(copies))),
+        Err(failure) => {
+            // Nobody is told of any of them.
+            join_all(made.forks.iter().map(|fork| discard(&call, VmRef::Id(fork.vm)))).await;
+            Err(Refused::from(failure).once())
+        }
+    }
 }
 
 pub async fn snapshot(

@@ -144,7 +144,7 @@ async fn make(
 }
 
 /// What a new one is opened with; one that its maker may not open is not left behind.
-pub async fn handed_out(call: &Call, headers: &HeaderMap, vm: &VmView) -> Result<Sandbox, Failure> {
+async fn handed_out(call: &Call, headers: &HeaderMap, vm: &VmView) -> Result<Sandbox, Failure> {
     let opened = view::opened(call, headers, vm).await;
     if opened.is_err() {
         discard(call, VmRef::Id(vm.id)).await;
@@ -236,7 +236,7 @@ pub async fn start(call: &Call, vm: VmRef) -> Result<(), Failure> {
 }
 
 /// Leaves nothing of a sandbox that nobody was told of.
-async fn discard(call: &Call, vm: VmRef) {
+pub async fn discard(call: &Call, vm: VmRef) {
     let destroy = async {
         let permit = call.permit(Command::Destroy { vm: vm.clone() }).await?;
         let operation: Operation = call.engine.destroy_with_snapshots(permit).await?;
