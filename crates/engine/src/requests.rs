@@ -14,7 +14,11 @@ use offshoot_types::{
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
+
+/// For what the daemon before this one was making to be taken back or found done.
+const RECOVERY: Duration = Duration::from_secs(30);
 
 /// Those that are under way.
 #[derive(Debug, Clone, Default)]
@@ -98,7 +102,13 @@ impl Engine {
                     match &earlier.standing {
                         // It may have ended between the look at the record and the look at what is under way. What
                         // is not under way any more is on record, so that a second look tells.
-                        Standing::Unknown(_) if lost != Some(earlier.id) => lost = Some(earlier.id),
+                        Standing::Unknown(operations) if lost != Some(earlier.id) => {
+                            // The start of this daemon takes the making of a VM back, or finds it done.
+                            for making in operations.iter().filter(|one| one.kind == OperationKind::Create) {
+                                core.wait(making.id, Some(RECOVERY)).await?;
+                            }
+                            lost = Some(earlier.id);
+                        }
                         Standing::Unknown(operations) if taken_back(operations) => {
                             let id = earlier.id;
                             core.store.transaction(move |tx| tx.release_request(id)).await?;

@@ -121,6 +121,12 @@ pub async fn finished(call: &Call, operation: &Operation) -> Result<Operation, F
 pub fn check(operation: &Operation) -> Result<(), Failure> {
     match &operation.state {
         OperationState::Ended { outcome: OperationOutcome::Failed { failure } } => Err(failure.clone()),
+        // The next daemon found that all of it was done.
+        OperationState::Ended { outcome: OperationOutcome::Interrupted { undone: false } }
+            if operation.kind == OperationKind::Create =>
+        {
+            Ok(())
+        }
         OperationState::Ended { outcome: OperationOutcome::Interrupted { .. } } => Err(Failure::new(
             ErrorCode::Interrupted,
             format!("`{}` was interrupted by the end of a daemon", operation.kind),

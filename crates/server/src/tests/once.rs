@@ -240,6 +240,29 @@ async fn what_a_daemon_left_in_its_middle_is_explained_and_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_making_of_a_vm_that_a_daemon_left_in_its_middle_is_completed() {
+    let body = json!({ "name": "web", "start": true });
+    // Each ends as soon as there is something of it, wherever that is.
+    for _ in 0..8 {
+        let place = Place::new();
+        let (daemon, address) = Daemon::on_a_port(&place).await;
+        let caller = Caller::of(&daemon, address).await;
+        let sent = caller.send("k", "POST /v1/vms", &body).await;
+        daemon.until_vms(|vms| !vms.is_empty()).await;
+        drop(sent);
+        daemon.vanish().await;
+
+        let (daemon, address) = Daemon::on_a_port(&place).await;
+        let caller = Caller { address, ..caller };
+        let made = caller.until_ended("k", "POST /v1/vms", &body).await;
+        assert_eq!((made.0, &made.2["vm"]["state"]), (200, &json!("running")), "{made:?}");
+        let again = caller.ask("k", "POST /v1/vms", &body).await;
+        assert_eq!((again.0, replayed(&again), &again.2), (200, true, &made.2));
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_is_begun_once_and_found_by_its_operation() {
     let place = Place::new();
     let (daemon, address) = Daemon::on_a_port(&place).await;
