@@ -119,7 +119,7 @@ impl Core {
     pub async fn collect_layers(&self) {
         // One at a time: two would remove the same files.
         let _alone = self.collecting.lock().await;
-        self.drop_damaged_origins().await;
+        self.drop_left_over().await;
         let unused = match self.store.read(|view| view.unused_layers()).await {
             Ok(unused) => unused,
             Err(error) => return self.store_failed("list unused disk layers", &error),

@@ -72,6 +72,19 @@ impl View<'_> {
         expired.sort_by_key(|snapshot| snapshot.taken);
         Ok(expired)
     }
+
+    /// What nobody sees or can use, newest first, needed or not: bases of destroyed VMs, and what forks ran from that could
+    /// not be written.
+    pub fn snapshots_left_over(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM snapshots
+             WHERE (origin = 'fork' AND state = 'damaged')
+                OR (origin = 'rebase' AND state <> 'volatile'
+                    AND EXISTS (SELECT 1 FROM vms WHERE vms.id = snapshots.vm AND vms.state = 'destroyed'))
+             ORDER BY taken DESC"
+        );
+        self.many("list snapshots that are left over", &sql, params![], from_row)
+    }
 }
 
 fn before(now: Timestamp, age: Option<Duration>) -> i64 {

@@ -14,8 +14,8 @@ use crate::{
 };
 use offshoot_store::{SnapshotRecord, SnapshotRetention, StoreError};
 use offshoot_types::{
-    Actor, Failure, OperationId, OperationKind, OperationOutcome, Owner, SnapshotId, SnapshotOrigin,
-    SnapshotState, VmId,
+    Actor, ErrorCode, Failure, OperationId, OperationKind, OperationOutcome, Owner, SnapshotId,
+    SnapshotOrigin, SnapshotState, VmId,
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -196,22 +196,24 @@ impl Core {
         self.collect_layers().await;
     }
 
-    /// Removes what forks ran from that could not be written, once nobody runs from it any more.
-    pub async fn drop_damaged_origins(&self) {
-        let listed = match self.store.read(|view| view.snapshots(None)).await {
-            Ok(listed) => listed,
-            Err(error) => return self.store_failed("list snapshots", &error),
+    /// Removes what is in nobody's list, or cannot be restored, once the last that ran from it is gone: bases of VMs that
+    /// are no more, and what forks ran from that could not be written.
+    pub async fn drop_left_over(&self) {
+        let left = match self.store.read(|view| view.snapshots_left_over()).await {
+            Ok(left) => left,
+            Err(error) => return self.store_failed("look for snapshots that are left over", &error),
         };
-        let damaged = |snapshot: &SnapshotRecord| {
-            snapshot.origin == SnapshotOrigin::Fork && snapshot.state == SnapshotState::Damaged
-        };
-        for SnapshotRecord { id, operation, .. } in listed.into_iter().rev().filter(damaged) {
-            let removed =
-                self.store.transaction(move |tx| tx.remove_snapshot(id, operation, &Actor::Daemon)).await;
-            match removed {
-                Ok(_) => self.remove_snapshot_files(id).await,
-                Err(StoreError::InUse { .. }) => {}
-                Err(error) => self.store_failed("remove a damaged snapshot", &error),
+        for SnapshotRecord { id, operation, .. } in left {
+            // What one is a difference to is looked at after it.
+            let needed = self.store.read(move |view| Ok(!view.snapshot_users(id)?.is_empty())).await;
+            if matches!(needed, Ok(true)) {
+                continue;
+            }
+            if let Err(failure) = self.remove_one(id, true, operation, &Actor::Daemon).await
+                && failure.code != ErrorCode::InUse
+            {
+                let event = TraceEvent::NotCollected { path: &id.to_string(), error: &failure.message };
+                event.emit(&Scope::default());
             }
         }
     }

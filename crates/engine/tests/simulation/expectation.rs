@@ -26,6 +26,13 @@ impl Asked<'_> {
     fn any(&self, holds: impl Fn(&Deed) -> bool) -> bool {
         self.each().any(|(deed, verdict)| holds(deed) && verdict != Verdict::Refused)
     }
+    /// What may have been removed.
+    fn removed(&self) -> impl Iterator<Item = SnapshotId> {
+        let removals = self
+            .each()
+            .filter(|(deed, verdict)| deed.verb == Verb::RemoveSnapshot && verdict.happened() != Some(false));
+        removals.filter_map(|(deed, _)| deed.snapshot)
+    }
 }
 
 impl Model {
@@ -36,7 +43,7 @@ impl Model {
         for (deed, verdict) in asked.each() {
             let alone = asked.deeds.iter().filter(|other| other.vm == deed.vm).count() == 1;
             let verdict = if alone { verdict } else { Verdict::Unsure };
-            self.expect(deed, verdict, &old, &mut expected)?;
+            self.expect(deed, verdict, asked, &old, &mut expected)?;
             check_state(deed, verdict, asked.met, &old, facts)?;
         }
         for vm in &facts.vms {
@@ -72,6 +79,7 @@ impl Model {
         &self,
         deed: &Deed,
         verdict: Verdict,
+        asked: &Asked<'_>,
         old: &BTreeMap<String, Machine>,
         expected: &mut BTreeMap<String, Content>,
     ) -> Result<(), String> {
@@ -92,15 +100,25 @@ impl Model {
             Verb::SetVariable => after.set_variable(&deed.value),
             Verb::Stop | Verb::Restart => after.forget_variable(),
             verb if verb.rolls_back() => {
+                let machine = old.get(&deed.vm);
+                let newest =
+                    |gone: &[SnapshotId]| machine.and_then(|machine| self.newest(machine.position, gone));
                 let to = match verb {
-                    Verb::Undo => old.get(&deed.vm).and_then(|machine| machine.undo),
-                    Verb::RollbackNewest => {
-                        old.get(&deed.vm).and_then(|machine| self.newest(machine.position))
-                    }
+                    Verb::Undo => machine.and_then(|machine| machine.undo),
+                    Verb::RollbackNewest => newest(&[]),
                     _ => deed.snapshot,
                 };
                 match kept(to) {
-                    Some(kept) => after = kept.content.clone(),
+                    Some(target) => {
+                        after = target.content.clone();
+                        // What is removed at the same time may have been gone before this looked.
+                        let removed: Vec<SnapshotId> = asked.removed().collect();
+                        if verb == Verb::RollbackNewest
+                            && let Some(nearest) = kept(newest(&removed))
+                        {
+                            after.or(&nearest.content);
+                        }
+                    }
                     None if verdict.happened() == Some(true) => {
                         return Err(format!("{} went back to what nobody knew", deed.vm));
                     }

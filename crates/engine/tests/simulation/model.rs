@@ -121,11 +121,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// Where a rollback goes that names no snapshot: the nearest above `position` that was kept to be gone back to.
-    pub fn newest(&self, position: Option<SnapshotId>) -> Option<SnapshotId> {
+    /// Where a rollback goes that names no snapshot: the nearest above `position` that was kept to be gone back to. Those
+    /// that are `gone` are passed over.
+    pub fn newest(&self, position: Option<SnapshotId>, gone: &[SnapshotId]) -> Option<SnapshotId> {
         let (mut at, mut passing) = (position, None);
         while let Some((id, kept)) = at.and_then(|id| Some((id, self.kept.get(&id)?))) {
-            match (kept.damaged, kept.passing) {
+            match (kept.damaged || gone.contains(&id), kept.passing) {
                 (true, _) => {}
                 (false, false) => return Some(id),
                 (false, true) => passing = passing.or(Some(id)),

@@ -297,7 +297,12 @@ impl Run {
         let engine = self.engine.take().expect("one lives");
         let used = engine.store().ledger().await.map_err(|error| error.to_string())?;
         if used != Default::default() {
-            return Err(format!("the ledger still promises {used:?}"));
+            let left = engine.store().read(|view| {
+                let left = view.snapshots(None)?.into_iter();
+                left.map(|one| Ok((view.snapshot_users(one.id)?, one))).collect::<Result<Vec<_>, _>>()
+            });
+            let left = left.await.map_err(|error| error.to_string())?;
+            return Err(format!("the ledger still promises {used:?}, for {left:?}"));
         }
         let audit = engine.store().audit_verify(None).await.map_err(|error| error.to_string())?;
         if !matches!(audit, AuditVerdict::Intact(_)) {
