@@ -404,6 +404,7 @@ pub trait Instance: Send + Sync + Debug {
     /// `Some` once the VMM has ended.
     fn exit(&self) -> watch::Receiver<Option<Exit>>;
 
+    /// At most half a second old.
     async fn usage(&self) -> Result<Usage, InstanceError>;
 
     /// Also answers after the VMM has ended.

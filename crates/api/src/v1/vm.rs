@@ -383,7 +383,7 @@ pub enum GuestHealth {
     Reconnecting,
 }
 
-/// Measured figures of the VM's process.
+/// Measured figures of the VM's processes, at most half a second old.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     pub pss_bytes: u64,

@@ -2,12 +2,13 @@
 
 use super::{
     client::Client,
+    figures::{Figures, Measured},
     files::{ExitRecord, Files, read_json},
     wire::{Call, Checkpoint as CheckpointCall, Checkpointed, RESTACK, Reply, Started},
 };
 use crate::{
     Checkpoint, CheckpointPlan, Diagnostics, Exit, GuestIo, Instance, InstanceError, InstanceRecord,
-    StopReport, Usage, memory::Delta, process,
+    StopReport, Usage, memory::Delta,
 };
 use async_trait::async_trait;
 use offshoot_types::{Bytes, ProviderKind};
@@ -31,11 +32,12 @@ pub(crate) struct KeptInstance {
     record: InstanceRecord,
     files: Files,
     client: Client,
+    figures: Figures,
 }
 
 impl KeptInstance {
     pub fn new(record: InstanceRecord, client: Client) -> Self {
-        Self { files: Files::of(&record), record, client }
+        Self { files: Files::of(&record), record, client, figures: Figures::default() }
     }
 
     async fn call(
@@ -172,23 +174,13 @@ impl Instance for KeptInstance {
             return Err(InstanceError::Ended { exit });
         }
         let operation = "measuring";
-        let mut usage = Usage::default();
-        let Started { vmm, companions, .. } = &self.client.started;
-        for id in [vmm, &self.client.keeper].into_iter().chain(companions) {
-            let measured = id.find().and_then(|found| match found {
-                Some(process) => measure(process.id().pid),
-                None => Err(io::Error::new(io::ErrorKind::NotFound, format!("process {} is gone", id.pid))),
-            });
-            let one = measured.map_err(|source| InstanceError::Io { operation, source })?;
-            usage.pss.0 += one.pss.0;
-            usage.rss.0 += one.rss.0;
-            usage.cpu_time += one.cpu_time;
-        }
-        if self.record.provider == ProviderKind::Qemu {
-            let own = super::own_memory::measure(vmm.pid);
-            usage.own_memory = Some(own.map_err(|source| InstanceError::Io { operation, source })?);
-        }
-        Ok(usage)
+        let measured = || {
+            let Started { vmm, companions, .. } = &self.client.started;
+            let others = std::iter::once(&self.client.keeper).chain(companions).cloned().collect();
+            let copies_pages = self.record.provider == ProviderKind::Qemu;
+            Measured { vmm: vmm.clone(), others, copies_pages }
+        };
+        self.figures.of(measured).await.map_err(|source| InstanceError::Io { operation, source })
     }
 
     async fn diagnostics(&self) -> Diagnostics {
@@ -204,18 +196,4 @@ impl Instance for KeptInstance {
         };
         Diagnostics { console_tail, vmm_stderr, limits }
     }
-}
-
-fn measure(pid: i32) -> io::Result<Usage> {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let kib = |key: &str| {
-        let line = rollup.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or_default()
-    };
-    Ok(Usage {
-        pss: Bytes(kib("Pss:") << 10),
-        rss: Bytes(kib("Rss:") << 10),
-        cpu_time: process::cpu_time(pid)?,
-        own_memory: None,
-    })
 }
