@@ -256,8 +256,8 @@ fn check_state(
         (Verb::Suspend, Some(true)) => vec![Some(Suspended)],
         (Verb::Destroy, Some(true)) => vec![None],
         (verb, Some(true)) if verb.rolls_back() => match was {
-            Some(Running | Paused) => vec![Some(Running)],
-            // Switched without a process, and started if there is a memory; that may fail.
+            Some(Running | Paused) if !met.any => vec![Some(Running)],
+            // Switched without a process, also if that had ended just before, and started if there is a memory; that may fail.
             _ => vec![Some(Running), Some(Suspended), Some(Stopped), Some(Failed)],
         },
         (Verb::Start | Verb::Resume, Some(false)) if was != Some(Paused) => {

@@ -3,7 +3,7 @@
 use crate::{acts::Deed, invariants::Facts, schedule::Verb};
 use offshoot_engine::Engine;
 use offshoot_types::{
-    ErrorCode, Failure, Operation, OperationId, OperationKind, OperationOutcome, OperationState,
+    Actor, ErrorCode, Failure, Operation, OperationId, OperationKind, OperationOutcome, OperationState,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,11 @@ pub async fn judge(
     facts: &Facts,
 ) -> Result<Vec<Verdict>, String> {
     let mut found = Vec::new();
-    for operation in facts.operations.iter().filter(|operation| mark.is_none_or(|mark| operation.id > mark)) {
+    // What the daemon begins by itself, such as the base of a rebase, is nobody's deed.
+    let of_deeds = |operation: &&Operation| {
+        mark.is_none_or(|mark| operation.id > mark) && operation.actor != Actor::Daemon
+    };
+    for operation in facts.operations.iter().filter(of_deeds) {
         let vm = match operation.vm {
             Some(vm) => engine.store().vm(vm).await.map_err(|error| error.to_string())?,
             None => None,
