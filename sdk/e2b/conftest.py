@@ -18,6 +18,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         raise pytest.UsageError("OFFSHOOT_BIN has to be the path of the program to test; `cargo xtask sdk` sets it")
     place = tmp_path_factory.mktemp("offshoot")
     serve = [program, "--state-dir", str(place), "serve", "--e2b", "--listen", "127.0.0.1:0"]
+    provider = os.environ.get("OFFSHOOT_E2B_PROVIDER")
+    if provider:
+        serve += ["--provider", provider]
     with (place / "log").open("wb") as log:
         running = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

@@ -1,5 +1,6 @@
 """Processes, in the foreground, in the background and in terminals."""
 
+import os
 import threading
 
 import pytest
@@ -13,6 +14,11 @@ def test_a_command_runs_as_the_user_with_its_environment(sandbox: Sandbox) -> No
     with pytest.raises(CommandExitException) as failed:
         sandbox.commands.run("echo out; exit 3")
     assert (failed.value.exit_code, failed.value.stdout) == (3, "out\n")
+
+
+def test_a_sandbox_is_of_the_provider_its_key_is_for(sandbox: Sandbox) -> None:
+    kernel = sandbox.commands.run("dmesg", user="root").stdout
+    assert ("gVisor" in kernel) == (os.environ.get("OFFSHOOT_E2B_PROVIDER") == "gvisor")
 
 
 def test_output_is_told_as_it_comes(sandbox: Sandbox) -> None:

@@ -7,7 +7,7 @@
 use crate::{
     artifacts::{self, Built},
     packages,
-    process::{checked, root, target_dir},
+    process::{checked, on_path, root, target_dir},
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -104,8 +104,17 @@ fn e2b(built: &Built) -> Result<()> {
     artifacts::image(built, "interpreter")?;
     let venv = virtual_environment("e2b", &["-r", "requirements.txt"], &dir)?;
     checked(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir))?;
-    let mut pytest = Command::new(venv.join("bin/pytest"));
-    checked(pytest.arg("-q").current_dir(&dir).env("OFFSHOOT_BIN", &built.offshoot))
+    let mut providers = vec![""];
+    if on_path("runsc") {
+        providers.push("gvisor");
+    }
+    for provider in providers {
+        let mut pytest = Command::new(venv.join("bin/pytest"));
+        // Empty: the default one.
+        pytest.arg("-q").current_dir(&dir).env("OFFSHOOT_E2B_PROVIDER", provider);
+        checked(pytest.env("OFFSHOOT_BIN", &built.offshoot))?;
+    }
+    Ok(())
 }
 
 fn openapi(built: &Built) -> Result<()> {

@@ -70,9 +70,9 @@ pub async fn serve(mut options: ServeOptions) -> Result<(), ServeError> {
             if let (Some(announce), Some(asked), Some(bound)) =
                 (announce, options.listen.first(), listen.first())
             {
-                match e2b::environment(&daemon.app, asked.scheme(), *bound).await {
+                match e2b::environment(&daemon.app, announce.provider, asked.scheme(), *bound).await {
                     // Whoever is not there to hear it can ask for a key of its own.
-                    Ok(environment) => drop(announce.send(environment)),
+                    Ok(environment) => drop(announce.to.send(environment)),
                     Err(failure) => {
                         daemon.app.engine.shutdown(OnShutdown::LeaveVms).await;
                         ready.report(&StartReport::Failed(failure.clone().into()));

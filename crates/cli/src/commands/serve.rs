@@ -10,8 +10,10 @@ use crate::{
 };
 use offshoot_api::v1::{DaemonMode, StartReport};
 use offshoot_image::Store;
-use offshoot_server::{Environment, Listen, LogFormat, Providers, ReadyPipe, ServeOptions, Tls, serve};
-use offshoot_types::Bytes;
+use offshoot_server::{
+    Announce, Environment, Listen, LogFormat, Providers, ReadyPipe, ServeOptions, Tls, serve,
+};
+use offshoot_types::{Bytes, ProviderKind};
 use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -25,6 +27,7 @@ const EXAMPLES: &str = "Examples:
   offshoot serve --listen 127.0.0.1:7070
   offshoot serve --listen 0.0.0.0:7070 --tls-cert fullchain.pem --tls-key privkey.pem
   offshoot serve --e2b > e2b.env
+  offshoot serve --e2b --provider gvisor > e2b.env
 
 It takes over from a daemon that was started by a verb, VMs included, and is refused where \
 another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
@@ -61,6 +64,9 @@ pub struct Args {
     /// unless --listen says where. The key is good until the next `serve --e2b`
     #[arg(long)]
     e2b: bool,
+    /// What the sandboxes of those clients are made with: `qemu`, or `gvisor` where `offshoot doctor` says that it works
+    #[arg(long, value_name = "PROVIDER", requires = "e2b")]
+    provider: Option<ProviderKind>,
     /// Encrypt what is said over TCP: the file with the chain of certificates, our own first, in PEM. Read at the start
     #[arg(
         long,
@@ -115,8 +121,8 @@ fn explicit(printer: &Printer, global: &Global, args: &Args) -> Result {
     if options.listen.is_empty() {
         options.listen.extend(listen(args, &[(Ipv4Addr::LOCALHOST, 0).into()])?);
     }
-    let (announce, announced) = oneshot::channel();
-    options.announce = Some(announce);
+    let (to, announced) = oneshot::channel();
+    options.announce = Some(Announce { provider: args.provider, to });
     live(options, Some((printer, announced)))
 }
 

@@ -1,7 +1,9 @@
 //! What `serve --e2b` tells whoever started it: the three variables that clients need.
 
 use crate::http::{App, Call};
-use offshoot_types::{Actor, Command, Failure, KeyLimits, KeyName, Owner, RequestId, Scope, Scopes};
+use offshoot_types::{
+    Actor, Command, Failure, KeyLimits, KeyName, Owner, ProviderKind, RequestId, Scope, Scopes,
+};
 use std::net::SocketAddr;
 use tokio::sync::oneshot;
 
@@ -28,11 +30,22 @@ impl Environment {
     }
 }
 
-/// Where it is told once requests are served.
-pub type Announce = oneshot::Sender<Environment>;
+/// That clients are to be told.
+#[derive(Debug)]
+pub struct Announce {
+    /// What their sandboxes are made with; `None`: the default one.
+    pub provider: Option<ProviderKind>,
+    /// Where it is told once requests are served.
+    pub to: oneshot::Sender<Environment>,
+}
 
 /// Makes the key, good for all that clients do with sandboxes and no more.
-pub async fn environment(app: &App, scheme: &str, address: SocketAddr) -> Result<Environment, Failure> {
+pub async fn environment(
+    app: &App,
+    provider: Option<ProviderKind>,
+    scheme: &str,
+    address: SocketAddr,
+) -> Result<Environment, Failure> {
     let uid = rustix::process::geteuid().as_raw();
     let call = Call::new(app, Actor::LocalUser { uid, owner: Owner::default() }, RequestId::new());
     let name: KeyName = KEY.parse().expect("a valid name");
@@ -41,7 +54,7 @@ pub async fn environment(app: &App, scheme: &str, address: SocketAddr) -> Result
         call.engine.remove_key(call.permit(Command::RemoveKey { key: key.id }).await?).await?;
     }
     let scopes = [Scope::VmsRead, Scope::VmsWrite, Scope::Exec, Scope::Files, Scope::Snapshots];
-    let limits = KeyLimits { scopes: Scopes::Only(scopes.into()), ..KeyLimits::NONE };
+    let limits = KeyLimits { scopes: Scopes::Only(scopes.into()), provider, ..KeyLimits::NONE };
     let permit = call.permit(Command::CreateKey { name, limits: Box::new(limits) }).await?;
     let key = call.engine.create_key(permit).await?.secret;
     Ok(Environment { url: url(scheme, address), key })

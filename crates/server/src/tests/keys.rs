@@ -1,6 +1,7 @@
 //! API keys: what they open, and what they do not.
 
 use super::fixture::{Daemon, PATIENCE, Place, call, refused};
+use crate::Announce;
 use offshoot_api::v1::CreateKey;
 use offshoot_types::ErrorCode;
 use serde_json::{Value, json};
@@ -157,8 +158,8 @@ async fn what_clients_of_e2b_need_is_told_and_the_key_before_is_gone() {
     for _ in 0..2 {
         let mut options = place.options(DaemonMode::Explicit);
         options.listen = vec![crate::Listen::plain("127.0.0.1:0".parse().unwrap(), false).unwrap()];
-        let (announce, announced) = tokio::sync::oneshot::channel();
-        options.announce = Some(announce);
+        let (to, announced) = tokio::sync::oneshot::channel();
+        options.announce = Some(Announce { provider: None, to });
         let daemon = place.start(options).await;
         let environment = announced.await.unwrap();
         let names = environment.variables().map(|(name, _)| name);
