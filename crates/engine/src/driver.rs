@@ -201,8 +201,10 @@ impl Driver {
         }
         // Before any request that would believe it lives, too.
         if let Some(exit) = self.machine.seen_exit() {
-            self.exited(exit).await;
-            return self.machine.seen_exit().is_none() || self.again_later().await;
+            return match self.exited(exit).await {
+                Err(failure) if self.machine.seen_exit().is_some() => self.again_later(&failure).await,
+                _ => true,
+            };
         }
         if let Some(request) = self.destroy.take().or_else(|| self.queue.next()) {
             self.handle(request).await;
@@ -223,7 +225,8 @@ impl Driver {
             Some(request) = self.inbox.urgent.recv() => self.offer(request),
             // 2. (No change is under way here.)
             // 3. The truth about the process goes before requests that believe it lives.
-            exit = exit => self.exited(exit).await,
+            // What could not be written is tried again by the next turn.
+            exit = exit => drop(self.exited(exit).await),
             // 4. The guest stopped answering, answers again, or is connected.
             () = link => self.guest_changed().await,
             // 5. The queue is bounded; senders wait.
@@ -664,22 +667,48 @@ impl Driver {
 
     // ---- what happens by itself
 
-    async fn exited(&mut self, exit: Exit) {
-        if let Err(failure) = self.machine.observe_exit(Some(exit)).await {
+    async fn exited(&mut self, exit: Exit) -> Result<(), Failure> {
+        let observed = self.machine.observe_exit(Some(exit)).await;
+        if let Err(failure) = &observed {
             // Removed later, by the last arm of the select.
-            self.unsettled(&failure);
+            self.unsettled(failure);
         }
         self.responsive = true;
         self.tidy = TIDY_FIRST;
+        observed
     }
 
-    /// That the process has ended could not be written, perhaps for a full disk: not tried again without a pause. `false`
-    /// if the engine ends meanwhile.
-    async fn again_later(&self) -> bool {
-        tokio::select! {
-            biased;
-            () = self.core.closing.cancelled() => false,
-            () = tokio::time::sleep(TIDY_FIRST) => true,
+    /// That the process has ended could not be written, perhaps for a full disk: not tried again without a pause, and who
+    /// wants something meanwhile is told so, but for a destroy, which settles everything. `false` if the engine ends
+    /// meanwhile, or nobody can ask any more.
+    async fn again_later(&mut self, failure: &Failure) -> bool {
+        let closing = self.core.closing.clone();
+        let pause = tokio::time::sleep(TIDY_FIRST);
+        tokio::pin!(pause);
+        loop {
+            if let Some(destroy) = self.destroy.take() {
+                self.handle(destroy).await;
+                return true;
+            }
+            match self.queue.next() {
+                Some(request) if request.is_destroy() => {
+                    self.handle(request).await;
+                    return true;
+                }
+                // It is written already, and only to be read.
+                Some(request @ Request::Refresh(_)) => self.handle(request).await,
+                Some(request) => self.refuse_now(request, failure.clone()).await,
+                None => tokio::select! {
+                    biased;
+                    () = closing.cancelled() => return false,
+                    Some(request) = self.inbox.urgent.recv() => self.offer(request),
+                    request = self.inbox.requests.recv() => match request {
+                        Some(request) => self.offer(request),
+                        None => return false,
+                    },
+                    () = &mut pause => return true,
+                },
+            }
         }
     }
 
