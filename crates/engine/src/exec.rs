@@ -4,7 +4,7 @@ use crate::{
     AttachFrom, Engine, ExecSession, ExecState, ExecView, OnDrop,
     core::{Authority, Core},
     error,
-    execs::{Position, Takeover, WaysIn, ways},
+    execs::{Takeover, ways},
     link::GuestLink,
     manager::VmHandle,
     operations::Ticket,
@@ -171,7 +171,7 @@ impl Core {
         let taken = ways.takeover.send(Takeover { sink, stdout: from.stdout, stderr: from.stderr }).await;
         if let Err(SendError(Takeover { sink, .. })) = taken {
             // It has ended; the guest keeps its last output for a while.
-            self.read_along(handle, link, &view, ways.position, sink, from);
+            self.read_along(handle, link, &view, sink, from);
         }
         Ok(session)
     }
@@ -182,11 +182,9 @@ impl Core {
         handle: &VmHandle,
         link: GuestLink,
         exec: &ExecView,
-        position: Arc<Position>,
         sink: Sink,
         from: AttachFrom,
     ) {
-        let ways = WaysIn { position, ..ways().1 };
         let pump = Pump {
             core: self.clone(),
             vm: handle.name.clone(),
@@ -194,7 +192,7 @@ impl Core {
             link,
             exec: exec.id,
             ticket: None,
-            ways,
+            ways: ways().1,
             keeps: false,
             sink: Some(sink),
             stdout: from.stdout,

@@ -6,13 +6,7 @@ use crate::{
     sync::lock,
 };
 use offshoot_types::ExecId;
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Mutex};
 use tokio::sync::mpsc;
 
 /// Ended processes that are still listed.
@@ -37,7 +31,6 @@ pub(crate) struct Ways {
     pub takeover: mpsc::Sender<Takeover>,
     /// For those who have no session of it.
     pub input: ExecInput,
-    pub position: Arc<Position>,
 }
 
 /// The pump's ends of them.
@@ -45,28 +38,12 @@ pub(crate) struct Ways {
 pub(crate) struct WaysIn {
     pub takeovers: mpsc::Receiver<Takeover>,
     pub door: Door,
-    pub position: Arc<Position>,
 }
 
 pub(crate) fn ways() -> (Ways, WaysIn) {
     let (takeover, takeovers) = mpsc::channel(TAKEOVER_DEPTH);
     let (input, door) = session::door();
-    let position = Arc::<Position>::default();
-    (Ways { takeover, input, position: position.clone() }, WaysIn { takeovers, door, position })
-}
-
-/// How much of its output the guest has handed out, to whichever pump came furthest.
-#[derive(Debug, Default)]
-pub(crate) struct Position([AtomicU64; 2]);
-
-impl Position {
-    pub fn advance(&self, stdout: u64, stderr: u64) {
-        self.0[0].fetch_max(stdout, Ordering::Relaxed);
-        self.0[1].fetch_max(stderr, Ordering::Relaxed);
-    }
-    pub fn get(&self) -> (u64, u64) {
-        (self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed))
-    }
+    (Ways { takeover, input }, WaysIn { takeovers, door })
 }
 
 /// Another caller wants the streams, from these offsets.

@@ -109,12 +109,15 @@ impl Engine {
             .detached(TaskKind::Acceptor, async move {
                 let authority = Authority::Granted(Box::new(grant));
                 let link = core.borrow_guest(&handle, authority, Some(command), None).await?;
-                let Some((view, ways)) = handle.shared.execs.get(exec) else {
+                let Some((view, _)) = handle.shared.execs.get(exec) else {
                     return Err(error::exec_not_found(&handle.name, exec));
                 };
-                let (stdout, stderr) = if replay { (0, 0) } else { ways.position.get() };
+                let from = match replay {
+                    true => AttachFrom { stdout: 0, stderr: 0 },
+                    false => core.printed(&handle, &link, exec).await?,
+                };
                 let (_, events, sink) = session::channels(OnDrop::Detach);
-                core.read_along(&handle, link, &view, ways.position, sink, AttachFrom { stdout, stderr });
+                core.read_along(&handle, link, &view, sink, from);
                 Ok(events)
             })
             .await
@@ -157,6 +160,11 @@ impl Engine {
     }
 }
 
+/// What the guest has, those that lately ended included.
+async fn known(handle: &VmHandle, client: &Client) -> Result<Vec<ExecSummary>, Failure> {
+    client.list_execs().await.map_err(|error| error::guest_failure(&handle.name, &error))
+}
+
 fn find(views: Vec<ExecView>, which: &ProcessSelector) -> Option<ExecView> {
     let mut meant: Vec<ExecView> = views.into_iter().filter(|view| which.means(view)).collect();
     let running = meant.iter().position(|view| view.state == ExecState::Running);
@@ -174,8 +182,7 @@ impl Core {
         let authority = Authority::Granted(Box::new(grant));
         let link = self.borrow_guest(handle, authority, Some(command), None).await?;
         let client = self.client_of(handle, &link).await?;
-        let known = client.list_execs().await.map_err(|error| error::guest_failure(&handle.name, &error))?;
-        for summary in known {
+        for summary in known(handle, &client).await? {
             let exec = ExecId::from_uuid(Uuid::from_bytes(summary.exec));
             let here = handle.shared.execs.get(exec).map(|(view, _)| view);
             // One that has ended here may run there again: the VM was rolled back.
@@ -189,6 +196,22 @@ impl Core {
             }
         }
         Ok(handle.shared.execs.list())
+    }
+
+    /// Where the output of a process ends now. Only its guest knows: it ran before this daemon, perhaps, or was brought back
+    /// by a rollback.
+    async fn printed(
+        &self,
+        handle: &VmHandle,
+        link: &GuestLink,
+        exec: ExecId,
+    ) -> Result<AttachFrom, Failure> {
+        let client = self.client_of(handle, link).await?;
+        let summaries = known(handle, &client).await?;
+        let own = summaries.into_iter().find(|summary| summary.exec == *exec.as_uuid().as_bytes());
+        // The guest is only just told to begin it.
+        let none = AttachFrom { stdout: 0, stderr: 0 };
+        Ok(own.map_or(none, |own| AttachFrom { stdout: own.stdout, stderr: own.stderr }))
     }
 
     async fn client_of(&self, handle: &VmHandle, link: &GuestLink) -> Result<Client, Failure> {
@@ -242,8 +265,9 @@ impl Core {
             ways: ways_in,
             keeps: true,
             sink: None,
-            stdout: 0,
-            stderr: 0,
+            // Who wants what was printed before says so when it attaches.
+            stdout: summary.stdout,
+            stderr: summary.stderr,
             timeout: None,
             pty,
             detail: Value::Null,

@@ -256,8 +256,6 @@ impl Pump {
                     match event {
                         Ok(Some(event)) => {
                             let (stdout, stderr) = at.events.offsets();
-                            // Before anybody reads it: what one caller has seen is of before for the next.
-                            self.ways.position.advance(stdout, stderr);
                             let end = self.deliver(event, at.permit.take());
                             (self.stdout, self.stderr) = (stdout, stderr);
                             if let Some(end) = end {

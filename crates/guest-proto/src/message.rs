@@ -31,7 +31,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 const OTHER_VERSION: [&str; 2] = ["protocol version ", ": this agent speaks "];
 
@@ -275,6 +275,9 @@ pub struct ExecSummary {
     pub pid: u32,
     /// `None` while it runs.
     pub ended: Option<ExecEnd>,
+    /// Bytes of output there have been so far, by stream: where whoever wants only what comes from now on attaches.
+    pub stdout: u64,
+    pub stderr: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

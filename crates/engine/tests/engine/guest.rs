@@ -347,7 +347,9 @@ impl Services for Guest {
     async fn list_execs(&self) -> Vec<ExecSummary> {
         let summary = |(exec, program): (&[u8; 16], &Arc<Program>)| {
             let end = |status| ExecEnd { status, truncated: false, wall_us: 1, user_us: 1, system_us: 1 };
-            ExecSummary { exec: *exec, pid: program.pid, ended: program.state.borrow().end.map(end) }
+            let state = program.state.borrow();
+            let (ended, stdout) = (state.end.map(end), state.output.len() as u64);
+            ExecSummary { exec: *exec, pid: program.pid, ended, stdout, stderr: 0 }
         };
         self.programs.lock().unwrap().iter().map(summary).collect()
     }

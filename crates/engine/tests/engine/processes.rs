@@ -149,8 +149,10 @@ async fn a_process_is_the_same_after_its_vm_was_suspended_and_resumed() {
     assert_eq!((found.id, &found.state), (exec, &ExecState::Running));
     assert_eq!(found.spec.tag.as_deref(), Some("the cat"));
     let mut all = follow(&engine, "a", exec, true).await;
+    let mut new = follow(&engine, "a", exec, false).await;
     type_in(&engine, "a", exec, "two").await;
     says(&mut all, "onetwo").await;
+    says(&mut new, "two").await;
     end(&engine, "a", exec).await;
     assert_eq!(ended(&mut all).await, ExecStatus::Exited(0));
     leave(engine).await;
@@ -160,6 +162,9 @@ async fn a_process_is_the_same_after_its_vm_was_suspended_and_resumed() {
 async fn a_fork_has_its_sources_processes_and_they_are_its_own() {
     let (_stage, engine, _) = stage().await;
     let (exec, pid) = cat(&engine, "a").await;
+    let mut before = follow(&engine, "a", exec, false).await;
+    type_in(&engine, "a", exec, "before").await;
+    says(&mut before, "before").await;
     fork(&engine, ForkSource::Vm(named("a")), None, 1).await.unwrap();
     let listed = engine.processes(permit(&engine, inspect("a-1"))).await.unwrap();
     assert_eq!(listed.len(), 1, "{listed:?}");
@@ -195,11 +200,14 @@ async fn a_rollback_brings_back_a_process_that_had_ended() {
 async fn a_process_outlives_the_daemon_with_its_tag() {
     let (stage, engine, _) = stage().await;
     let (exec, _) = cat(&engine, "a").await;
+    let mut before = follow(&engine, "a", exec, false).await;
+    type_in(&engine, "a", exec, "before").await;
+    says(&mut before, "before").await;
     leave(engine).await;
     let engine = stage.engine().await;
     let found = find(&engine, "a", ProcessSelector::Tag("the cat".into())).await.unwrap();
     assert_eq!((found.id, &found.state), (exec, &ExecState::Running));
-    let mut events = follow(&engine, "a", exec, true).await;
+    let mut events = follow(&engine, "a", exec, false).await;
     type_in(&engine, "a", exec, "still there").await;
     says(&mut events, "still there").await;
     leave(engine).await;

@@ -135,10 +135,15 @@ impl Execs {
     pub fn list(&self) -> Vec<ExecSummary> {
         let mut registry = lock(&self.registry);
         registry.expire();
-        let summary = |process: &Arc<Process>| ExecSummary {
-            exec: process.id,
-            pid: process.pid.cast_unsigned(),
-            ended: process.end(),
+        let summary = |process: &Arc<Process>| {
+            let [stdout, stderr] = process.printed();
+            ExecSummary {
+                exec: process.id,
+                pid: process.pid.cast_unsigned(),
+                ended: process.end(),
+                stdout,
+                stderr,
+            }
         };
         registry.processes.values().map(summary).collect()
     }

@@ -145,6 +145,12 @@ impl Process {
         self.lock().rings.iter().map(Ring::held).sum()
     }
 
+    /// Bytes of output there have been, by stream.
+    pub fn printed(&self) -> [u64; 2] {
+        let state = self.lock();
+        [0, 1].map(|stream| state.rings[stream].end())
+    }
+
     pub fn forget_output(&self) {
         self.lock().rings.iter_mut().for_each(Ring::clear);
     }

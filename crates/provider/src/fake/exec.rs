@@ -115,7 +115,8 @@ impl Execs {
         let table = self.table();
         let summary = |(id, exec): (&Id, &Arc<Exec>)| {
             let process = exec.process.borrow();
-            ExecSummary { exec: *id, pid: process.pid, ended: process.ended }
+            let [stdout, stderr] = [&process.stdout, &process.stderr].map(|ring| ring.end());
+            ExecSummary { exec: *id, pid: process.pid, ended: process.ended, stdout, stderr }
         };
         table.iter().map(summary).collect()
     }

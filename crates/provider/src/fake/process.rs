@@ -34,7 +34,7 @@ impl Ring {
         self.dropped += surplus as u64;
     }
 
-    fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.dropped + self.kept.len() as u64
     }
 
