@@ -3,8 +3,8 @@
 use crate::{
     commands::{
         completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, image, keeper, key, life,
-        list, logs, pause, race, repl, restart, resume, rollback, run, serve, shell, snapshot, start, status,
-        stop, suspend, r#try, tx, undo, wait,
+        list, logs, pause, port, race, repl, restart, resume, rollback, run, serve, shell, snapshot, start,
+        status, stop, suspend, r#try, tx, undo, wait,
     },
     duration::Span,
     options::Within,
@@ -95,6 +95,7 @@ pub enum Verb {
     Repl(repl::Args),
     Shell(shell::Args),
     Cp(cp::Args),
+    Port(port::Args),
     Snapshot(snapshot::Args),
     Fork(fork::Args),
     Diff(diff::Args),

@@ -26,6 +26,7 @@ mod doctor;
 mod duration;
 mod exit_code;
 mod failure;
+mod forward;
 mod hints;
 mod interrupt;
 mod lang;

@@ -13,7 +13,10 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
+};
 
 /// One write becomes one block of at most this size: one frame of the multiplexer.
 const BLOCK: usize = 16 * 1024 - PREFIX;
@@ -28,6 +31,8 @@ pub struct Tunnel<S = MuxStream> {
     out: Vec<u8>,
     sent: usize,
     end_queued: bool,
+    /// Its place among the tunnels of its session, where those are counted.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -46,7 +51,12 @@ impl<S> Tunnel<S> {
             out: Vec::new(),
             sent: 0,
             end_queued: false,
+            _place: None,
         }
+    }
+
+    pub(crate) fn at(self, place: OwnedSemaphorePermit) -> Self {
+        Self { _place: Some(place), ..self }
     }
 }
 

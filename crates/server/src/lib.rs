@@ -3,6 +3,7 @@
 //! ```text
 //! Unix socket, TCP -> listener (who) -> http (wire <-> Command, one file per resource)
 //!                                   \-> e2b  (one VM, opened by its access token)
+//!                                   both --> preview (programs in a VM, over HTTP)
 //!                                          |  policy: Authorized<Command>
 //!                                          v
 //!                                       engine <- wiring (images, providers, policy)
@@ -19,6 +20,7 @@ mod images;
 mod listener;
 mod log;
 mod options;
+mod preview;
 mod ready;
 mod record;
 mod serve;

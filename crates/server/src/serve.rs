@@ -20,6 +20,7 @@ use crate::{
     images::HostImages,
     listener::{Service, TcpDoor, UnixDoor},
     log,
+    preview::Origin,
     record::RecordFile,
     shutdown::{Shutdown, Vms},
     tasks::{TaskKind, Tasks},
@@ -162,7 +163,9 @@ async fn build(
     let unix = UnixDoor::bind(&record.socket, options.identify)
         .map_err(|error| unavailable("cannot open the daemon's socket", &error))?;
     let (activity, shutdown, tasks) = (Activity::default(), Shutdown::default(), Tasks::default());
-    let app = App::new(Shared { engine, policy, images, record, activity, shutdown, tasks, tokens });
+    let mut listeners = options.listen.iter().zip(&record.listen);
+    let front = listeners.find_map(|(asked, bound)| Origin::of_listener(asked.scheme(), *bound));
+    let app = App::new(Shared { engine, policy, images, record, activity, shutdown, tasks, tokens, front });
     Ok(Daemon { app, unix, tcp, signals, _record: record_file })
 }
 

@@ -738,6 +738,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/vms/{vm}/previews": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make a link by which a browser sees a program in a VM. Whoever visits it may do so for a while, with the authority of whoever made
+         *     it, and nothing else.
+         */
+        post: operations["create_preview"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/vms/{vm}/race": {
         parameters: {
             query?: never;
@@ -1254,6 +1274,21 @@ export interface components {
             ttl_ms?: number | null;
             /** @description It is good for VMs whose names begin so, and no others. */
             vm_prefix?: string | null;
+        };
+        /** @description Make a link to a program in a VM. */
+        CreatePreview: {
+            /**
+             * @description Where browsers find the daemon, such as `https://preview.example.com`: each preview is at a host name of its own
+             *     below it. If absent, `localhost` at the daemon's own port.
+             */
+            origin?: string | null;
+            /** @description What to look at first; `/` if absent. */
+            path?: string | null;
+            /**
+             * Format: u-int32
+             * @description TCP port in the VM on which it speaks HTTP.
+             */
+            port: number;
         };
         /** @description Define a VM. */
         CreateVm: {
@@ -2047,6 +2082,20 @@ export interface components {
             template?: string;
             /** @description What went wrong last, until something went well. */
             trouble?: string | null;
+        };
+        /** @description A link to a program in a VM. */
+        Preview: {
+            /** Format: date-time */
+            expires: string;
+            /** @description Where the program is then found. */
+            origin: string;
+            /**
+             * Format: u-int64
+             * @description How long the cookie holds, unless the API key that made the link ends before.
+             */
+            session_ms: number;
+            /** @description To be visited by a browser, which then gets a cookie for this host name alone. A secret as long as it holds. */
+            url: string;
         };
         /** @description A failure as it was recorded. */
         Problem: {
@@ -10267,6 +10316,217 @@ export interface operations {
                 };
             };
             /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
+            502: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unavailable` */
+            503: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `timeout` */
+            504: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `no_resource` */
+            507: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    create_preview: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /** @description Name or id */
+                vm: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CreatePreview"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Preview"];
+                };
+            };
+            /** @description `invalid_argument`, `exec_failed` */
+            400: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `not_found` */
+            404: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction` */
+            409: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `interrupted` */
+            499: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported` */
+            501: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `guest` */
             502: {
                 headers: {
                     /** @description Names this request in the daemon's log */

@@ -1,9 +1,10 @@
-//! A TCP connection to a port inside a VM, as a byte stream.
+//! A TCP connection to a port inside a VM, as a byte stream, and links to what speaks HTTP there.
 
 use super::{Client, ClientError, connection::Socket, connection::query};
-use crate::v1::{TCP_END, TcpQuery};
+use crate::v1::{CreatePreview, Preview, TCP_END, TcpQuery};
 use bytes::{Buf, Bytes};
 use futures::{Sink, Stream, ready};
+use http::Method;
 use offshoot_types::VmRef;
 use std::{
     io,
@@ -32,6 +33,11 @@ impl Client {
         let path = query(&format!("/v1/vms/{vm}/tcp"), &TcpQuery { port: port.into() });
         let socket = self.websocket(&path).await?;
         Ok(TcpConnection { socket, arrived: Bytes::new(), end_seen: false, end_sent: false })
+    }
+
+    /// Makes a link by which a browser sees a program in a VM.
+    pub async fn preview(&self, vm: &VmRef, request: &CreatePreview) -> Result<Preview, ClientError> {
+        self.json(Method::POST, &format!("/v1/vms/{vm}/previews"), Some(request)).await
     }
 }
 

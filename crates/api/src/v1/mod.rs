@@ -18,6 +18,7 @@ mod key;
 mod operation;
 mod page;
 mod pool;
+mod preview;
 mod race;
 mod rollback;
 mod run;
@@ -57,6 +58,7 @@ pub use key::{CreateKey, Key, KeyCreated, KeyList, KeysRemoved, NewKey};
 pub use operation::{Operation, OperationList, OperationQuery, OperationStateName, OutcomeName, Problem};
 pub use page::{MAX_PAGE, PageQuery};
 pub use pool::{LastStart, Pool, PoolShelf};
+pub use preview::{CreatePreview, NewPreview, Preview};
 pub use race::{
     MAX_RACERS, NewRace, RaceMessage, RaceOutcome, RaceRequest, RacerScore, decode_race_output,
     encode_race_output,

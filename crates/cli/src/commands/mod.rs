@@ -17,6 +17,7 @@ pub mod life;
 pub mod list;
 pub mod logs;
 pub mod pause;
+pub mod port;
 pub mod race;
 pub mod repl;
 pub mod restart;
@@ -67,6 +68,7 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
         Verb::List(args) => context.abandonable("the list", list::run(context, args)).await,
         Verb::Status(args) => context.abandonable("the status", status::run(context, args)).await,
         Verb::Cp(args) => context.abandonable("the copy", cp::run(context, args)).await,
+        Verb::Port(args) => context.abandonable("the forwarding", port::run(context, args)).await,
         Verb::Logs(args) => context.abandonable("the log", logs::run(context, args)).await,
         Verb::Wait(args) => wait::run(context, args).await,
         Verb::Daemon(args) => context.abandonable("the daemon's answer", daemon::run(context, args)).await,

@@ -2,7 +2,7 @@
 
 use crate::Home;
 
-const VERBS: [&str; 33] = [
+const VERBS: [&str; 34] = [
     "run",
     "create",
     "start",
@@ -20,6 +20,7 @@ const VERBS: [&str; 33] = [
     "repl",
     "shell",
     "cp",
+    "port",
     "snapshot",
     "fork",
     "diff",

@@ -5,4 +5,5 @@ mod branches;
 mod copies;
 mod fixture;
 mod lifecycle;
+mod ports;
 mod processes;

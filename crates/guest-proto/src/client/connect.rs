@@ -1,7 +1,7 @@
 //! From a pipe to a session: epoch, multiplexer, handshake, heartbeats.
 
 use super::{
-    Client, ClientError, ConnectError, HostServices, Inner,
+    Client, ClientError, ConnectError, HostServices, Inner, TUNNELS,
     call::{Call, Context},
     heartbeat::{Health, Heartbeat},
     host_services,
@@ -13,7 +13,10 @@ use crate::{
     task::OwnedTask,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Longest text the guest may say about itself.
@@ -83,6 +86,7 @@ pub(super) async fn connect(
     let client = Client {
         inner: Arc::new(Inner {
             session,
+            tunnels: Arc::new(Semaphore::new(TUNNELS)),
             health,
             patience: options.patience,
             leave,

@@ -45,9 +45,11 @@ use crate::{
 };
 use call::{Call, Context};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+/// TCP connections into one guest at once: what else is asked of it finds a stream all the same.
+pub const TUNNELS: usize = 204;
 /// More processes than a listing can plausibly hold.
 const MAX_EXECS: usize = 65_536;
 
@@ -60,6 +62,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Inner {
     session: Session,
+    tunnels: Arc<Semaphore>,
     health: watch::Receiver<Health>,
     patience: Duration,
     /// Makes the heartbeats take leave and close the session.
@@ -119,11 +122,13 @@ impl Client {
         self.ask("measure", &HostOpen::Usage).await
     }
 
-    /// A TCP connection to a port inside the guest.
+    /// A TCP connection to a port inside the guest; at most [`TUNNELS`] at once.
     pub async fn connect_tcp(&self, port: u16) -> Result<Tunnel, ClientError> {
+        let place = self.inner.tunnels.clone().try_acquire_owned();
+        let place = place.map_err(|_full| ClientError::TooManyStreams { limit: TUNNELS })?;
         let mut call = Call::open(self.context("connect"), &HostOpen::Tcp { port }).await?;
         call.reply::<()>().await?;
-        Ok(call.into_tunnel())
+        Ok(call.into_tunnel().at(place))
     }
 
     /// Has the guest's disk hold what its programs have written so far. `limit`: as long as that may take.

@@ -24,8 +24,9 @@ use std::sync::Arc;
 use stream::Shared;
 use tokio::sync::{mpsc, oneshot};
 
-/// Streams the host may have open at once.
-pub const HOST_STREAMS: usize = 192;
+/// Streams the host may have open at once: no more than agents of older images take, which are built for 192 and 32
+/// that linger.
+pub const HOST_STREAMS: usize = 224;
 /// Streams the guest may have open at once.
 pub const GUEST_STREAMS: usize = 32;
 /// Streams the other end has dropped already and our handlers have not.

@@ -7,7 +7,7 @@ use crate::{
 use async_trait::async_trait;
 use offshoot_guest_proto::{
     Tunnel,
-    client::{Client, ClientError, ConnectError, HostService, HostServices},
+    client::{Client, ClientError, ConnectError, HostService, HostServices, TUNNELS},
     message::*,
     server::OpenServiceError,
 };
@@ -169,6 +169,27 @@ async fn tcp_carries_bytes_both_ways_with_an_end_for_each() {
     let (_, received) = tokio::join!(talk, read.read_to_end(&mut got));
     received.unwrap();
     assert!(got == sent);
+}
+
+#[tokio::test]
+async fn connections_leave_room_for_everything_else() {
+    let (_guest, client) = pair().await;
+    let mut open = Vec::new();
+    for nth in 0..TUNNELS {
+        open.push(client.connect_tcp(7).await.unwrap_or_else(|error| panic!("connection {nth}: {error}")));
+    }
+    let one_more = client.connect_tcp(7).await.unwrap_err();
+    assert!(matches!(one_more, ClientError::TooManyStreams { limit: TUNNELS }), "{one_more:?}");
+    client.exec(start(1, &["cat"])).await.unwrap();
+    for tunnel in &mut open {
+        tunnel.write_all(b"x").await.unwrap();
+        tunnel.flush().await.unwrap();
+    }
+    for tunnel in &mut open {
+        assert_eq!(tunnel.read_u8().await.unwrap(), b'x');
+    }
+    open.pop();
+    client.connect_tcp(7).await.unwrap();
 }
 
 #[tokio::test]

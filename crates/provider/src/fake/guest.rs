@@ -8,7 +8,7 @@ use super::{
     host::{GuestFault, GuestFaults},
     state::Stored,
     stillness::Still,
-    survey,
+    survey, web,
     world::{MACHINE_ID, World},
 };
 use crate::Exit;
@@ -28,7 +28,7 @@ use std::{
 use tokio::{io::AsyncWriteExt, sync::watch, time::Instant};
 
 pub(super) const KERNEL: &str = "0.0.0-fake";
-/// The one port that listens: it sends back what it gets (RFC 862).
+/// A port that listens besides the web server's: it sends back what it gets (RFC 862).
 const ECHO: u16 = 7;
 
 #[derive(Debug)]
@@ -230,6 +230,13 @@ impl Services for Guest {
                 if tokio::io::copy(&mut from, &mut to).await.is_ok() {
                     let _ = to.shutdown().await;
                 }
+            }
+            return;
+        }
+        if port == web::PORT {
+            if let Ok(tunnel) = peer.accept().await {
+                // As above.
+                let _ = web::serve(tunnel).await;
             }
             return;
         }

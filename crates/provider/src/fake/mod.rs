@@ -23,6 +23,7 @@ mod program;
 mod state;
 mod stillness;
 mod survey;
+mod web;
 mod world;
 
 pub use host::{BootFault, CheckpointFault, FakeHost, FakeMachine, GuestFault};

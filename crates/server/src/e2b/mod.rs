@@ -6,7 +6,7 @@
 //!              v
 //!          route: the VM by its name, running or woken by requests --> access: token, signature, or open on this host
 //!              | Sandbox (what the holder of the token may do is policy's to say)
-//!              '-> 49983 envd    49999 interpreter    others: into the VM
+//!              '-> 49983 envd    49999 interpreter    others: into the VM (`preview`)
 //! ```
 //! A sandbox is a VM, and its id is the VM's name. What the wire calls a thing is said here and nowhere else.
 
@@ -16,7 +16,6 @@ mod announce;
 mod control;
 mod envd;
 mod interpreter;
-mod port;
 mod refusal;
 mod route;
 mod sandbox;

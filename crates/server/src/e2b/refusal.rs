@@ -5,6 +5,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use offshoot_types::Failure;
 use serde_json::json;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,14 +20,23 @@ pub enum Refusal {
     Private { sandbox: String, port: u16 },
     /// The signature is right, and its time is up.
     Expired,
+    /// The link to a preview is over, or another's.
+    LinkOver { sandbox: String, port: u16 },
+    /// A browser's cookie, in a request that a page of another origin makes.
+    Foreign { sandbox: String, port: u16 },
+    /// An API key that may not, or may not now.
+    Key(Failure),
 }
 
 impl Refusal {
-    const fn status(&self) -> StatusCode {
+    fn status(&self) -> StatusCode {
         match self {
             Self::Gone { .. } | Self::PortClosed { .. } => StatusCode::BAD_GATEWAY,
             Self::Unauthorized | Self::Expired => StatusCode::UNAUTHORIZED,
-            Self::Private { .. } => StatusCode::FORBIDDEN,
+            Self::Private { .. } | Self::LinkOver { .. } | Self::Foreign { .. } => StatusCode::FORBIDDEN,
+            Self::Key(failure) => {
+                StatusCode::from_u16(failure.code.http_status()).unwrap_or(StatusCode::FORBIDDEN)
+            }
         }
     }
 }
@@ -52,6 +62,19 @@ impl IntoResponse for Refusal {
                 "port": port,
                 "code": code,
             }),
+            Self::LinkOver { sandbox, port } => json!({
+                "sandboxId": sandbox,
+                "message": format!("This link is over. `offshoot port {sandbox} {port} --preview` prints another"),
+                "port": port,
+                "code": code,
+            }),
+            Self::Foreign { sandbox, port } => json!({
+                "sandboxId": sandbox,
+                "message": "The cookie of a preview is good for its own pages, and a page of another origin asked",
+                "port": port,
+                "code": code,
+            }),
+            Self::Key(failure) => json!({ "code": code, "message": failure.message }),
             Self::Expired => json!({ "code": code, "message": "signature is already expired" }),
             Self::Unauthorized => json!({
                 "code": code,

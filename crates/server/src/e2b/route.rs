@@ -3,12 +3,15 @@
 use super::{
     access::{self, Signed, Way},
     address::{Address, ENVD, INTERPRETER},
-    control, envd, interpreter, port,
+    control, envd, interpreter,
     refusal::Refusal,
     sandbox::{DEFAULT_USER, Sandbox},
     token::Purpose,
 };
-use crate::http::{App, Call, Caller, glance};
+use crate::{
+    http::{App, Call, Caller, KeyEnds, glance},
+    preview::{self, Admission, Dress, Front, NotForwarded, Origin, Way as Road},
+};
 use axum::{
     Router,
     extract::{Request, State},
@@ -63,20 +66,32 @@ impl Doors {
         let id = vm.id;
         let port = port.ok_or_else(gone)?;
         let (mut parts, body) = request.into_parts();
-        let local = match parts.extensions.get::<Caller>() {
-            Some(Caller::User { .. }) => true,
-            Some(Caller::Network { local }) => *local,
-            None => false,
+        let (local, tls) = match parts.extensions.get::<Caller>() {
+            Some(Caller::User { .. }) => (true, false),
+            Some(Caller::Network { local, tls }) => (*local, *tls),
+            None => (false, false),
         };
         let made_here = control::is_made_here(&vm.labels);
         let way = Way { vm: id, port, local, made_here, open: control::is_open(&vm.labels) };
-        if !access::may_pass(&self.app.tokens, way, &parts) {
-            let program = port != ENVD && port != INTERPRETER && !access::has_token(&parts.headers);
-            return Err(match access::has_expired(&self.app.tokens, way, &parts) {
-                true => Refusal::Expired,
-                false if program => Refusal::Private { sandbox, port },
-                false => Refusal::Unauthorized,
-            });
+        let mut visitor = None;
+        let program = port != ENVD && port != INTERPRETER && !access::has_token(&parts.headers);
+        if !access::may_pass(&self.app.tokens, way, &parts) || (program && preview::is_visit(&parts)) {
+            let admission = match program {
+                true => preview::admit(&self.app, &vm, port, tls, &parts),
+                false => Admission::Nobody,
+            };
+            match admission {
+                Admission::In { actor, origin, ends } => visitor = Some(Visitor { actor, origin, ends }),
+                Admission::Visit(response) => return Ok(response),
+                Admission::LinkOver => return Err(Refusal::LinkOver { sandbox, port }),
+                Admission::Foreign => return Err(Refusal::Foreign { sandbox, port }),
+                Admission::Refused(failure) => return Err(Refusal::Key(failure)),
+                Admission::Nobody if access::has_expired(&self.app.tokens, way, &parts) => {
+                    return Err(Refusal::Expired);
+                }
+                Admission::Nobody if program => return Err(Refusal::Private { sandbox, port }),
+                Admission::Nobody => return Err(Refusal::Unauthorized),
+            }
         }
         let opened = open(&self.app, vm, &parts)?;
         tracing::Span::current().record("actor", tracing::field::display(&opened.call.actor));
@@ -95,10 +110,48 @@ impl Doors {
         let answered = match port {
             ENVD => self.envd.call(request).await,
             INTERPRETER => self.interpreter.call(request).await,
-            port => return port::forward(opened, port, request).await,
+            port => return to_program(opened, visitor, port, request).await,
         };
         Ok(answered.unwrap_or_else(|never| match never {}))
     }
+}
+
+/// Who comes by host and shows no token of the VM.
+struct Visitor {
+    actor: Actor,
+    origin: Origin,
+    ends: Option<KeyEnds>,
+}
+
+/// Hands a request to the program at a port: as E2B's clients know it, or as a preview.
+async fn to_program(
+    opened: Sandbox,
+    visitor: Option<Visitor>,
+    port: u16,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let Sandbox { mut call, vm, name, .. } = opened;
+    let (dress, ends) = match visitor {
+        Some(Visitor { actor, origin, ends }) => {
+            tracing::Span::current().record("actor", tracing::field::display(&actor));
+            call.actor = actor;
+            (Dress::Preview(Front { origin, prefix: String::new() }), ends)
+        }
+        None => (Dress::AsSent, None),
+    };
+    let road = Road { call: &call, vm: VmRef::Id(vm), port, dress: &dress, ends };
+    preview::forward(road, request).await.map_err(|not| match (not, dress) {
+        (NotForwarded::Denied(failure), Dress::Preview(_)) => Refusal::Key(failure),
+        (NotForwarded::Denied(_), Dress::AsSent) => Refusal::Unauthorized,
+        (NotForwarded::Gone(failure), _) => {
+            tracing::info!(code = %failure.code, message = failure.message, "the sandbox could not be reached");
+            Refusal::Gone { sandbox: name.to_string() }
+        }
+        (NotForwarded::Closed(failure), _) => {
+            tracing::info!(code = %failure.code, message = failure.message, "a program could not be reached");
+            Refusal::PortClosed { sandbox: name.to_string(), port }
+        }
+    })
 }
 
 /// Links to signed files name no sandbox where one address serves all: it is the one whose token they are signed with.

@@ -3,6 +3,7 @@
 
 use offshoot_engine::HostKey;
 use offshoot_policy::Authorized;
+use offshoot_provider::parts::Hash;
 use offshoot_types::{Command, ErrorCode, Failure, VmId};
 use std::path::Path;
 
@@ -55,6 +56,16 @@ impl Tokens {
     /// To compute with, never to be answered.
     pub(crate) fn of(&self, vm: VmId, purpose: Purpose) -> String {
         self.0.authenticate(&purpose.bytes(vm)).to_string()
+    }
+
+    /// Authenticates something else that opens a VM. Not what [`Purpose`] says.
+    pub(crate) fn tag(&self, bytes: &[u8]) -> Hash {
+        self.0.authenticate(bytes)
+    }
+
+    /// Whether [`Tokens::tag`] has made this. Takes the same time whatever differs.
+    pub(crate) fn is_ours(&self, bytes: &[u8], tag: &Hash) -> bool {
+        self.0.is_ours(bytes, tag)
     }
 
     /// Whether this is the VM's token. Takes the same time whatever differs.

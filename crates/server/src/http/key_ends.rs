@@ -1,4 +1,4 @@
-//! What was begun with an API key ends with it: streams and sessions, which would go on as long as their caller likes.
+//! What was begun with an API key (or the cookie of a preview) ends with it: streams and sessions, which would go on as long as their caller likes.
 
 use axum::body::Body;
 use futures::{
@@ -42,5 +42,8 @@ impl KeyEnds {
 }
 
 fn ended() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "the API key of this request was removed or has expired")
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "what let this request in, an API key or the cookie of a preview, was removed or has expired",
+    )
 }

@@ -30,6 +30,8 @@ mod once;
 mod openapi;
 mod operations;
 mod portable;
+mod ports;
+mod previews;
 mod race_session;
 mod request;
 mod rollbacks;
@@ -47,11 +49,12 @@ pub use create::specify;
 pub use error::ApiError;
 pub use extract::{BODY_DEADLINE, Json, Unread, read_body};
 pub(crate) use files_stream::drain;
+pub(crate) use key_ends::KeyEnds;
 pub use openapi::openapi_json;
 pub use request::{Call, Caller};
 pub(crate) use vms::glance;
 
-use crate::{activity::Activity, e2b, images::HostImages, shutdown::Shutdown, tasks::Tasks};
+use crate::{activity::Activity, e2b, images::HostImages, preview::Origin, shutdown::Shutdown, tasks::Tasks};
 use axum::{
     Router,
     http::Uri,
@@ -80,6 +83,8 @@ pub struct Shared {
     pub tasks: Tasks,
     /// What opens single VMs.
     pub tokens: e2b::Tokens,
+    /// Where browsers of this host find the daemon, if it listens for them.
+    pub front: Option<Origin>,
 }
 
 impl App {
@@ -150,6 +155,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(files::chmod))
         .routes(routes!(console::console))
         .routes(routes!(tcp::tcp))
+        .routes(routes!(previews::create))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show))
         .routes(routes!(events::events))
@@ -166,6 +172,7 @@ pub fn router(app: App) -> Router {
     let native = keyed
         .route_layer(middleware::from_fn_with_state(app.clone(), once::once))
         .merge(e2b::control_routes())
+        .merge(ports::routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::identify))

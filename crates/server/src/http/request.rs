@@ -31,8 +31,8 @@ use tracing::Instrument;
 pub enum Caller {
     /// A process of this user, by the kernel's word.
     User { uid: u32 },
-    /// Somebody. `local` if the connection cannot have left this host.
-    Network { local: bool },
+    /// Somebody. `local` if the connection cannot have left this host, `tls` if it is encrypted.
+    Network { local: bool, tls: bool },
 }
 
 /// One request: who asks, and by which name it is found in the log.

@@ -85,7 +85,7 @@ impl Door for TcpDoor {
 
     fn caller(&self, stream: &TcpStream) -> io::Result<Caller> {
         let local = stream.peer_addr()?.ip().is_loopback() && self.address.ip().is_loopback();
-        Ok(Caller::Network { local })
+        Ok(Caller::Network { local, tls: self.tls.is_some() })
     }
 
     fn open(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Stream>> + Send + 'static {
@@ -119,7 +119,11 @@ mod tests {
         let door = TcpDoor::bind(listen("0.0.0.0:0", true).unwrap()).await.unwrap();
         let stream = TcpStream::connect(("127.0.0.1", door.address().port())).await.unwrap();
         let accepted = door.accept().await.unwrap();
-        assert_eq!(door.caller(&accepted).unwrap(), Caller::Network { local: false }, "anybody could be");
+        assert_eq!(
+            door.caller(&accepted).unwrap(),
+            Caller::Network { local: false, tls: false },
+            "anybody could be"
+        );
         drop(stream);
     }
 
@@ -130,7 +134,7 @@ mod tests {
         let (stream, accepted) = tokio::join!(TcpStream::connect(door.address()), door.accept());
         let (_stream, accepted) = (stream.unwrap(), accepted.unwrap());
         assert!(accepted.nodelay().unwrap());
-        assert_eq!(door.caller(&accepted).unwrap(), Caller::Network { local: true });
+        assert_eq!(door.caller(&accepted).unwrap(), Caller::Network { local: true, tls: false });
         let taken = TcpDoor::bind(Listen::plain(door.address(), false).unwrap()).await;
         assert_eq!(taken.unwrap_err().code, ErrorCode::Unavailable);
     }

@@ -14,6 +14,7 @@ mod keys;
 mod leavers;
 mod network;
 mod once;
+mod previews;
 mod refusals;
 mod runs;
 mod tls;

@@ -127,7 +127,10 @@ async fn another_user_is_denied_on_every_route() {
             walked += 1;
         }
     }
-    assert!(walked >= 53, "{walked} routes");
+    assert!(walked >= 54, "{walked} routes");
+    // What programs in VMs answer is in no document.
+    let answer = ask_as_stranger(&place, "get", "/v1/vms/{vm}/ports/80/").await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("\"code\":\"denied\""), "{answer}");
     let body = refused(daemon.client.run(&RunRequest::default()).await.map(drop), ErrorCode::Denied);
     assert!(body.message.contains(&stranger.to_string()), "{}", body.message);
     daemon.vanish().await;
@@ -148,6 +151,7 @@ async fn ask_as_stranger(place: &Place, method: &str, path: &str) -> String {
     let body = match path.rsplit('/').next().unwrap() {
         "vms" => r#"{"name":"web"}"#,
         "exec" => r#"{"exec":{"argv":["true"]}}"#,
+        "previews" => r#"{"port":80}"#,
         "forks" => r#"{"source":"web"}"#,
         "diff" => r#"{"to":"web"}"#,
         "rename" => r#"{"from":"/a","to":"/b"}"#,

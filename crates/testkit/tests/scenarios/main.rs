@@ -15,6 +15,7 @@ mod files;
 mod interactive;
 mod lifecycle;
 mod pool;
+mod ports;
 mod rebase;
 mod run;
 mod scale;

@@ -185,6 +185,16 @@ class CreateKey(TypedDict):
     vm_prefix: NotRequired[str | None]
 
 
+class CreatePreview(TypedDict):
+    """
+    Make a link to a program in a VM.
+    """
+
+    origin: NotRequired[str | None]
+    path: NotRequired[str | None]
+    port: int
+
+
 DaemonMode: TypeAlias = Literal['autostarted', 'explicit']
 
 
@@ -747,6 +757,17 @@ class PoolShelf(TypedDict):
     target: int
     template: NotRequired[str]
     trouble: NotRequired[str | None]
+
+
+class Preview(TypedDict):
+    """
+    A link to a program in a VM.
+    """
+
+    expires: str
+    origin: str
+    session_ms: int
+    url: str
 
 
 class Problem(TypedDict):
