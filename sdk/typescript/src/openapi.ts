@@ -2613,7 +2613,7 @@ export interface components {
              */
             timeout_ms?: number | null;
         };
-        /** @description Measured figures of the VM's process. */
+        /** @description Measured figures of the VM's processes, at most half a second old. */
         Usage: {
             /** Format: u-int64 */
             cpu_ms: number;

@@ -1200,7 +1200,7 @@ TryPart: TypeAlias = Literal['command', 'check']
 
 class Usage(TypedDict):
     """
-    Measured figures of the VM's process.
+    Measured figures of the VM's processes, at most half a second old.
     """
 
     cpu_ms: int

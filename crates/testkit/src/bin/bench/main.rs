@@ -11,6 +11,7 @@ mod load;
 mod machine;
 mod offshoot;
 mod peers;
+mod ports;
 mod rebase;
 mod sample;
 mod warm;
@@ -94,6 +95,9 @@ fn main() -> Result<()> {
     }
     if wanted("load") {
         runtime.block_on(load::measure(&plan, &mut record.rows))?;
+    }
+    if wanted("ports") {
+        runtime.block_on(ports::measure(&plan, &mut record.rows))?;
     }
     if wanted("rebase") {
         runtime.block_on(rebase::measure(&plan, &mut record.rows))?;
