@@ -1,5 +1,5 @@
-//! `cargo xtask sdk`: the SDKs of this project, those of E2B, and a client made of the OpenAPI document, checked and run
-//! against a real daemon and real VMs.
+//! `cargo xtask sdk`: the SDKs of this project, those of E2B and of the Model Context Protocol, and a client made of the
+//! OpenAPI document, checked and run against a real daemon and real VMs.
 //!
 //! What they need is installed from PyPI and npm: into a virtual environment below `target/`, and into `node_modules`
 //! beside each `package.json`. Nothing of the host's own Python or Node is changed.
@@ -30,11 +30,13 @@ pub enum Suite {
     Typescript,
     /// `sdk/e2b`: E2B's own SDKs, unmodified.
     E2b,
+    /// `sdk/mcp`: the Python SDK of the Model Context Protocol, unmodified.
+    Mcp,
     /// `openapi/conformance`: requests made from the OpenAPI document, and answers held to it.
     Openapi,
 }
 
-const ALL: &[Suite] = &[Suite::Python, Suite::Typescript, Suite::E2b, Suite::Openapi];
+const ALL: &[Suite] = &[Suite::Python, Suite::Typescript, Suite::E2b, Suite::Mcp, Suite::Openapi];
 
 pub fn run(args: &Args) -> Result<()> {
     packages::ensure()?;
@@ -61,6 +63,7 @@ fn test(built: &Built, suites: &[Suite]) -> u64 {
             Suite::Python => python(built),
             Suite::Typescript => typescript(built),
             Suite::E2b => e2b(built),
+            Suite::Mcp => mcp(built),
             Suite::Openapi => openapi(built),
         };
         if let Err(error) = outcome {
@@ -115,6 +118,13 @@ fn e2b(built: &Built) -> Result<()> {
         checked(pytest.env("OFFSHOOT_BIN", &built.offshoot))?;
     }
     Ok(())
+}
+
+fn mcp(built: &Built) -> Result<()> {
+    let dir = root().join("sdk/mcp");
+    let venv = virtual_environment("mcp", &["-r", "requirements.txt"], &dir)?;
+    let mut pytest = Command::new(venv.join("bin/pytest"));
+    checked(pytest.arg("-q").current_dir(&dir).env("OFFSHOOT_BIN", &built.offshoot))
 }
 
 fn openapi(built: &Built) -> Result<()> {

@@ -3,8 +3,8 @@
 use crate::{
     commands::{
         completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, image, keeper, key, life,
-        list, logs, pause, port, race, repl, restart, resume, rollback, run, serve, shell, snapshot, start,
-        status, stop, suspend, r#try, tx, undo, wait,
+        list, logs, mcp, pause, port, race, repl, restart, resume, rollback, run, serve, shell, snapshot,
+        start, status, stop, suspend, r#try, tx, undo, wait,
     },
     duration::Span,
     options::Within,
@@ -108,6 +108,7 @@ pub enum Verb {
     Wait(wait::Args),
     Image(image::Args),
     Key(key::Args),
+    Mcp(mcp::Args),
     Daemon(daemon::Args),
     Serve(serve::Args),
     Doctor(doctor::Args),

@@ -12,7 +12,7 @@ use offshoot_api::Client;
 use offshoot_types::{ErrorCode, Failure, TransactionId};
 use std::{future::Future, time::Duration};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     pub printer: Printer,
     pub paths: Paths,
@@ -30,12 +30,16 @@ pub struct Context {
 impl Context {
     /// The daemon of the state directory, started if need be.
     pub async fn client(&self) -> Result<Client> {
-        let client = daemon::connect(self).await?;
+        Ok(self.speaking_for_us(daemon::connect(self).await?))
+    }
+
+    /// With what the options say of every request.
+    pub fn speaking_for_us(&self, client: Client) -> Client {
         let client = if self.no_wake { client.without_waking() } else { client };
-        Ok(match self.transaction {
+        match self.transaction {
             Some(transaction) => client.within(transaction),
             None => client,
-        })
+        }
     }
 
     /// The daemon of the state directory if one runs.

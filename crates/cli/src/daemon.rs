@@ -58,10 +58,10 @@ pub async fn connect(context: &Context) -> Result<Client> {
     progress.during(context.abandonable("reaching the daemon", find_or_start(context, &progress))).await
 }
 
-async fn find_or_start(context: &Context, progress: &Progress) -> Result<Client> {
+pub async fn find_or_start(context: &Context, progress: &Progress) -> Result<Client> {
     let dir = context.paths.prepare()?;
     if let Some(client) = answering(&dir).await? {
-        context.tell(&TraceEvent::DaemonFound { socket: client.socket() });
+        context.tell(&TraceEvent::DaemonFound { socket: client.socket().unwrap_or(&dir.socket()) });
         return Ok(client);
     }
     if context.autostart == Autostart::Refused {
@@ -82,9 +82,9 @@ async fn start(context: &Context, dir: &StateDir) -> Result<Client> {
         return Ok(client);
     }
     spawn(dir, began).await?;
-    let client = Client::new(dir.socket());
-    context.tell(&TraceEvent::DaemonStarted { socket: client.socket(), took: began.elapsed() });
-    Ok(client)
+    let socket = dir.socket();
+    context.tell(&TraceEvent::DaemonStarted { socket: &socket, took: began.elapsed() });
+    Ok(Client::new(socket))
 }
 
 /// The daemon where our environment says it listens, else where it recorded that it does: it may have been

@@ -30,6 +30,7 @@ mod forward;
 mod hints;
 mod interrupt;
 mod lang;
+mod mcp;
 mod options;
 mod paths;
 mod printer;

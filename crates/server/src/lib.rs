@@ -3,6 +3,7 @@
 //! ```text
 //! Unix socket, TCP -> listener (who) -> http (wire <-> Command, one file per resource)
 //!                                   \-> e2b  (one VM, opened by its access token)
+//!                                   \-> mcp  (tools of agents, which are callers of http again)
 //!                                   both --> preview (programs in a VM, over HTTP)
 //!                                          |  policy: Authorized<Command>
 //!                                          v
@@ -19,6 +20,7 @@ mod idle;
 mod images;
 mod listener;
 mod log;
+mod mcp;
 mod options;
 mod preview;
 mod ready;

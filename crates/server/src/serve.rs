@@ -61,7 +61,8 @@ impl<F: Into<Failure>> From<F> for ServeError {
 /// `options.ready` when the socket accepts requests, or why it never will.
 pub async fn serve(mut options: ServeOptions) -> Result<(), ServeError> {
     if let Some(format) = options.log {
-        log::install(format, "info");
+        // What a client of MCP does is in the log as the requests that it makes.
+        log::install(format, "info,rmcp=warn");
     }
     let mut ready = std::mem::take(&mut options.ready);
     let announce = options.announce.take();

@@ -47,6 +47,10 @@ impl Shutdown {
         self.expired.cancel();
     }
 
+    /// For what is told of it by a token; it is not to be cancelled.
+    pub fn requested_token(&self) -> CancellationToken {
+        self.requested.clone()
+    }
     pub async fn requested(&self) {
         self.requested.cancelled().await;
     }

@@ -26,6 +26,8 @@ pub enum TaskKind {
     Import,
     /// Queues what happens in a directory of a VM. Its panic leaves that watcher without events.
     Watcher,
+    /// Ends a session of MCP with its API key. Its panic leaves that session until it is idle.
+    KeyWatch,
     /// Ends an idle daemon. Its panic leaves the daemon running.
     Idle,
 }

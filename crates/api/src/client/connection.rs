@@ -1,10 +1,13 @@
 //! Connections to the socket, and the plain request-and-answer part of the protocol.
 
-use super::ClientError;
+use super::{
+    ClientError,
+    dial::{Dial, Way, Wire},
+};
 use crate::v1::{ErrorBody, MAX_CODE_MESSAGE, MAX_FRAME, NO_WAKE_HEADER, TRANSACTION_HEADER};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, BodyStream, Empty, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -21,7 +24,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
-use tokio::{net::UnixStream, sync::oneshot};
+use tokio::sync::oneshot;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -36,10 +39,12 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// A handle to the daemon at one socket; cheap to clone, clones share one idle connection.
+/// A handle to one daemon; cheap to clone, clones share one idle connection.
 #[derive(Clone)]
 pub struct Client {
-    socket: Arc<Path>,
+    way: Way,
+    /// Sent with every request; a socket needs none.
+    key: Option<HeaderValue>,
     idle: Arc<Mutex<Option<http1::SendRequest<Body>>>>,
     within: Option<TransactionId>,
     no_wake: bool,
@@ -47,14 +52,23 @@ pub struct Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("socket", &self.socket).finish_non_exhaustive()
+        f.debug_struct("Client").field("way", &self.way).finish_non_exhaustive()
     }
 }
 
 impl Client {
     /// Connects when the first request is made.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: Arc::from(socket.into()), idle: Arc::default(), within: None, no_wake: false }
+        Self::by(Way::Socket(Arc::from(socket.into())), None)
+    }
+
+    /// The same by another way than a socket. `authorization` goes with every request, as its header of that name.
+    pub fn dialling(dial: Arc<dyn Dial>, authorization: Option<HeaderValue>) -> Self {
+        Self::by(Way::Dialled(dial), authorization)
+    }
+
+    fn by(way: Way, key: Option<HeaderValue>) -> Self {
+        Self { way, key, idle: Arc::default(), within: None, no_wake: false }
     }
 
     /// A handle whose requests are made from within an open transaction.
@@ -71,6 +85,10 @@ impl Client {
 
     fn request(&self, method: Method, path: &str) -> http::request::Builder {
         let request = Request::builder().method(method).uri(path).header(header::HOST, "offshoot");
+        let request = match &self.key {
+            Some(key) => request.header(header::AUTHORIZATION, key),
+            None => request,
+        };
         let request = match self.within {
             Some(transaction) => request.header(TRANSACTION_HEADER, transaction.to_string()),
             None => request,
@@ -78,8 +96,12 @@ impl Client {
         if self.no_wake { request.header(NO_WAKE_HEADER, "1") } else { request }
     }
 
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// Of a client that was made with one.
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.way {
+            Way::Socket(socket) => Some(socket),
+            Way::Dialled(_) => None,
+        }
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -216,27 +238,10 @@ impl Client {
         Ok((sender, response))
     }
 
-    /// A daemon acts for the user who runs it. One of somebody else has no business with our requests, and a
-    /// socket in a shared directory may have been put there to hear them.
-    fn check_owner(&self, stream: &UnixStream) -> Result<(), ClientError> {
-        let peer = stream.peer_cred().map_err(|source| ClientError::Io { operation: "connect", source })?;
-        match (peer.uid(), rustix::process::geteuid().as_raw()) {
-            (owner, uid) if owner == uid => Ok(()),
-            (owner, uid) => Err(ClientError::Foreign { socket: self.socket.to_path_buf(), owner, uid }),
-        }
-    }
-
     async fn connect(&self) -> Result<http1::SendRequest<Body>, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning { socket: self.socket.to_path_buf(), source }
-            }
-            _ => ClientError::Io { operation: "connect", source },
-        })?;
-        self.check_owner(&stream)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| ClientError::io("connect", error))?;
+        let wire = self.way.connect().await?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(wire)).await.map_err(|error| ClientError::io("connect", error))?;
         drive(connection);
         Ok(sender)
     }
@@ -247,7 +252,7 @@ impl Client {
     clippy::disallowed_methods,
     reason = "the task ends with the last handle to its connection, whose failure each request reports itself"
 )]
-fn drive(connection: http1::Connection<TokioIo<UnixStream>, Body>) {
+fn drive(connection: http1::Connection<TokioIo<Box<dyn Wire>>, Body>) {
     tokio::spawn(connection.with_upgrades());
 }
 

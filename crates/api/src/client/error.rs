@@ -16,6 +16,9 @@ pub enum ClientError {
     /// Somebody else listens where our daemon should: nothing was said to it.
     #[error("the daemon at {} belongs to user {owner}, not to user {uid}", socket.display())]
     Foreign { socket: PathBuf, owner: u32, uid: u32 },
+    /// There is no way to a daemon, in the words of who looked for one.
+    #[error("{}", .0.message)]
+    Unreachable(Box<Failure>),
     /// The daemon answered, with an error.
     #[error("{0}")]
     Api(Box<ErrorBody>),
@@ -51,6 +54,7 @@ impl ClientError {
         match self {
             Self::NotRunning { .. } | Self::Io { .. } => ErrorCode::Unavailable,
             Self::Foreign { .. } => ErrorCode::Denied,
+            Self::Unreachable(failure) => failure.code,
             Self::Api(body) => body.code,
             Self::Protocol { .. } => ErrorCode::Internal,
             Self::Timeout { .. } => ErrorCode::Timeout,
@@ -61,6 +65,7 @@ impl ClientError {
     pub fn into_failure(self) -> Failure {
         match self {
             Self::Api(body) => (*body).into(),
+            Self::Unreachable(failure) => *failure,
             other => {
                 let mut failure = Failure::new(other.code(), other.to_string());
                 if let Self::Foreign { owner, .. } = other {

@@ -1,4 +1,4 @@
-//! A typed client of the daemon, over its Unix socket.
+//! A typed client of the daemon, over its Unix socket or whatever else leads to it.
 //!
 //! ```text
 //! Client -- http: requests on a kept-alive connection ------> JSON in, JSON out
@@ -11,6 +11,7 @@ mod attempt;
 mod connection;
 mod contexts;
 mod conversation;
+mod dial;
 mod error;
 mod exec;
 mod files;
@@ -24,6 +25,7 @@ mod vms;
 pub use attempt::{RaceEvent, RaceEvents, TryConnection, TryEvent, TryEvents};
 pub use connection::{ByteStream, Client};
 pub use contexts::{CodeConnection, CodeControl, CodeEvent, CodeEvents};
+pub use dial::{Dial, Wire, connect};
 pub use error::ClientError;
 pub use exec::{ExecConnection, ExecEvent, ExecEvents, ExecInput};
 pub use files::FileDownload;

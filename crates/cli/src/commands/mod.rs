@@ -16,6 +16,7 @@ pub mod key;
 pub mod life;
 pub mod list;
 pub mod logs;
+pub mod mcp;
 pub mod pause;
 pub mod port;
 pub mod race;
@@ -65,6 +66,7 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
         Verb::Context(args) => context::run(context, args).await,
         Verb::Image(args) => image::run(context, args).await,
         Verb::Key(args) => key::run(context, args).await,
+        Verb::Mcp(args) => mcp::run(context, args).await,
         Verb::List(args) => context.abandonable("the list", list::run(context, args)).await,
         Verb::Status(args) => context.abandonable("the status", status::run(context, args)).await,
         Verb::Cp(args) => context.abandonable("the copy", cp::run(context, args)).await,

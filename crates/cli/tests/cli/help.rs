@@ -2,7 +2,7 @@
 
 use crate::Home;
 
-const VERBS: [&str; 34] = [
+const VERBS: [&str; 35] = [
     "run",
     "create",
     "start",
@@ -33,6 +33,7 @@ const VERBS: [&str; 34] = [
     "wait",
     "image",
     "key",
+    "mcp",
     "daemon",
     "serve",
     "doctor",

@@ -7,7 +7,7 @@ use axum::{
         FromRequest, FromRequestParts, Path, Request,
         ws::{WebSocket, WebSocketUpgrade},
     },
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, Uri, header, request::Parts},
     response::Response,
 };
 use futures::StreamExt;
@@ -123,12 +123,18 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
 #[derive(Debug)]
 pub struct Query<T>(pub T);
 
+impl<T: DeserializeOwned> Query<T> {
+    pub fn of(uri: &Uri) -> Result<Self, ApiError> {
+        axum::extract::Query::<T>::try_from_uri(uri)
+            .map(|axum::extract::Query(value)| Self(value))
+            .map_err(|rejection| Failure::new(ErrorCode::InvalidArgument, rejection.body_text()).into())
+    }
+}
+
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        axum::extract::Query::<T>::try_from_uri(&parts.uri)
-            .map(|axum::extract::Query(value)| Self(value))
-            .map_err(|rejection| Failure::new(ErrorCode::InvalidArgument, rejection.body_text()).into())
+        Self::of(&parts.uri)
     }
 }
 

@@ -47,14 +47,16 @@ mod vms;
 pub use changes::finished;
 pub use create::specify;
 pub use error::ApiError;
-pub use extract::{BODY_DEADLINE, Json, Unread, read_body};
+pub use extract::{BODY_DEADLINE, Json, Query, Unread, read_body};
 pub(crate) use files_stream::drain;
 pub(crate) use key_ends::KeyEnds;
 pub use openapi::openapi_json;
-pub use request::{Call, Caller};
+pub use request::{Call, Caller, key_of, nobody};
 pub(crate) use vms::glance;
 
-use crate::{activity::Activity, e2b, images::HostImages, preview::Origin, shutdown::Shutdown, tasks::Tasks};
+use crate::{
+    activity::Activity, e2b, images::HostImages, mcp, preview::Origin, shutdown::Shutdown, tasks::Tasks,
+};
 use axum::{
     Router,
     http::Uri,
@@ -168,11 +170,20 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The service behind every connection.
 pub fn router(app: App) -> Router {
+    let api = with(&app, Router::new());
+    // Its tools are callers of the API like any other.
+    with(&app, mcp::routes(&app, api))
+}
+
+/// The API, and `more` for whoever is known.
+fn with(app: &App, more: Router<App>) -> Router {
+    let app = app.clone();
     let ((keyed, _), (open, _)) = (routes().split_for_parts(), open_routes().split_for_parts());
     let native = keyed
         .route_layer(middleware::from_fn_with_state(app.clone(), once::once))
         .merge(e2b::control_routes())
         .merge(ports::routes())
+        .merge(more)
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::identify))

@@ -220,13 +220,17 @@ fn who(app: &App, caller: Option<&Caller>, headers: &HeaderMap) -> Result<Actor,
     if let Some(Caller::User { uid }) = caller {
         return Ok(Actor::LocalUser { uid: *uid, owner: Owner::default() });
     }
+    app.engine.authenticate(key_of(headers).ok_or_else(no_key)?)
+}
+
+/// The API key that a request carries.
+pub fn key_of(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(key)
     });
     let key = headers.get("x-api-key").and_then(|value| value.to_str().ok()).or(bearer);
-    let key = key.map(str::trim).filter(|key| !key.is_empty());
-    app.engine.authenticate(key.ok_or_else(no_key)?)
+    key.map(str::trim).filter(|key| !key.is_empty())
 }
 
 fn no_key() -> Failure {

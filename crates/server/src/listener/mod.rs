@@ -25,7 +25,7 @@ use crate::{
     tasks::{TaskKind, Tasks},
 };
 use axum::Router;
-use connection::Connection;
+pub use connection::Connection;
 use futures::FutureExt;
 use opening::Opening;
 use std::{io, sync::Arc, time::Duration};

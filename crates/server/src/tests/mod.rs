@@ -12,6 +12,7 @@ mod fixture;
 mod interpreter;
 mod keys;
 mod leavers;
+mod mcp;
 mod network;
 mod once;
 mod previews;

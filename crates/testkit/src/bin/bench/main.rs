@@ -9,6 +9,7 @@ mod branch;
 mod gvisor;
 mod load;
 mod machine;
+mod mcp;
 mod offshoot;
 mod peers;
 mod ports;
@@ -98,6 +99,9 @@ fn main() -> Result<()> {
     }
     if wanted("ports") {
         runtime.block_on(ports::measure(&plan, &mut record.rows))?;
+    }
+    if wanted("mcp") {
+        runtime.block_on(mcp::measure(&plan, &mut record.rows))?;
     }
     if wanted("rebase") {
         runtime.block_on(rebase::measure(&plan, &mut record.rows))?;
