@@ -181,8 +181,8 @@ impl DeniedReason {
                 }
             }
             Self::QueueFull => {
-                Failure::new(ErrorCode::Busy, format!("VM `{vm}` has {QUEUE_DEPTH} requests waiting already"))
-                    .hint("try again when some have ended")
+                let message = format!("VM `{vm}` has {QUEUE_DEPTH} requests waiting already");
+                Failure::new(ErrorCode::NoResource, message).hint("try again when some have ended")
             }
             Self::BeingDestroyed => {
                 Failure::new(ErrorCode::WrongState, format!("VM `{vm}` is being destroyed"))

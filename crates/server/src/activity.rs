@@ -1,14 +1,36 @@
 //! Who is here: open connections and the sessions they became.
 
 use offshoot_types::{ErrorCode, Failure};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 /// Sessions stop being accepted at this many guards.
 const MAX_PRESENT: usize = 2048;
+/// Requests that are being answered, up to the head of the answer. A connection of HTTP/2 carries many.
+const MAX_UNDER_WAY: usize = 2048;
 
 /// Counts guards. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Activity(watch::Sender<usize>);
+
+/// Bounds the requests that are being answered.
+#[derive(Debug)]
+pub struct UnderWay(Semaphore);
+
+impl Default for UnderWay {
+    fn default() -> Self {
+        Self(Semaphore::new(MAX_UNDER_WAY))
+    }
+}
+
+impl UnderWay {
+    /// One more, until it is dropped. Nobody waits for room: a queue without an end would be a stall.
+    pub fn begin(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        self.0.try_acquire().map_err(|_none_left| {
+            let message = format!("{MAX_UNDER_WAY} requests are being answered already");
+            Failure::new(ErrorCode::NoResource, message).hint("try again when some have ended")
+        })
+    }
+}
 
 /// One connection or session, until dropped.
 #[derive(Debug)]
@@ -51,6 +73,15 @@ impl Drop for Present {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beyond_the_bound_a_request_is_refused_at_once_and_served_when_another_has_ended() {
+        let bound = UnderWay::default();
+        let mut under_way: Vec<_> = (0..MAX_UNDER_WAY).map(|_| bound.begin().unwrap()).collect();
+        assert_eq!(bound.begin().unwrap_err().code, ErrorCode::NoResource);
+        under_way.pop();
+        drop(bound.begin().unwrap());
+    }
 
     #[tokio::test]
     async fn it_is_over_when_the_last_has_left() {

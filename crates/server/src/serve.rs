@@ -12,7 +12,7 @@
 
 use crate::{
     ServeOptions,
-    activity::Activity,
+    activity::{Activity, UnderWay},
     claim::{Claim, claim},
     e2b::{self, Tokens},
     http::{App, Shared, router},
@@ -166,7 +166,18 @@ async fn build(
     let (activity, shutdown, tasks) = (Activity::default(), Shutdown::default(), Tasks::default());
     let mut listeners = options.listen.iter().zip(&record.listen);
     let front = listeners.find_map(|(asked, bound)| Origin::of_listener(asked.scheme(), *bound));
-    let app = App::new(Shared { engine, policy, images, record, activity, shutdown, tasks, tokens, front });
+    let app = App::new(Shared {
+        engine,
+        policy,
+        images,
+        record,
+        activity,
+        under_way: UnderWay::default(),
+        shutdown,
+        tasks,
+        tokens,
+        front,
+    });
     Ok(Daemon { app, unix, tcp, signals, _record: record_file })
 }
 

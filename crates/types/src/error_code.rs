@@ -62,8 +62,8 @@ codes! {
     Denied = "denied", 403, 5, false;
     /// A deadline passed.
     Timeout = "timeout", 504, 6, true;
-    /// Memory, disk, VM count or another ledger is exhausted.
-    NoResource = "no_resource", 507, 7, true;
+    /// Memory, disk, VM count or another ledger is exhausted, or too much is under way.
+    NoResource = "no_resource", 503, 7, true;
     /// The host cannot do this: a missing program, permission or proven isolation class.
     Unavailable = "unavailable", 503, 8, false;
     /// The VMM failed.

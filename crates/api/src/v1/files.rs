@@ -76,6 +76,13 @@ pub struct ListQuery {
     /// `root` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// At most so many, 1 to 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before. Pages are in the order of names; of two that look the same because neither is
+    /// UTF-8, one may be missed between pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// Read a file, or a range of it.
@@ -233,6 +240,9 @@ pub struct DirectoryList {
     pub entries: Vec<DirectoryEntry>,
     /// There are more entries than one answer holds.
     pub truncated: bool,
+    /// Of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -135,29 +135,33 @@ impl Job<'_> {
         if depth >= MAX_DEPTH {
             return Err(too_deep(&source.path));
         }
-        let query = ListQuery { path: source.path.clone(), user: self.user.clone() };
-        let listing = self.client.list_directory(source.vm, &query).await?;
-        if listing.truncated {
-            return Err(Failure::new(
-                ErrorCode::Unsupported,
-                format!("`{}` in the VM has more entries than can be listed", source.path),
-            )
-            .hint("pack it with `tar` inside the VM and copy the archive")
-            .into());
-        }
-        for entry in listing.entries {
-            let name = Name::check(&entry.name)
-                .map_err(|error| Failure::new(ErrorCode::Guest, error.to_string()))?;
-            if entry.lossy {
-                return Err(Failure::new(
-                    ErrorCode::Unsupported,
-                    format!("`{}` in the VM holds a name that is not UTF-8: `{}`", source.path, entry.name),
-                )
-                .hint("rename it, or pack the directory with `tar` inside the VM")
-                .into());
+        let mut query =
+            ListQuery { path: source.path.clone(), user: self.user.clone(), ..ListQuery::default() };
+        // A large directory comes in several answers.
+        loop {
+            let listing = self.client.list_directory(source.vm, &query).await?;
+            for entry in listing.entries {
+                let name = Name::check(&entry.name)
+                    .map_err(|error| Failure::new(ErrorCode::Guest, error.to_string()))?;
+                if entry.lossy {
+                    return Err(Failure::new(
+                        ErrorCode::Unsupported,
+                        format!(
+                            "`{}` in the VM holds a name that is not UTF-8: `{}`",
+                            source.path, entry.name
+                        ),
+                    )
+                    .hint("rename it, or pack the directory with `tar` inside the VM")
+                    .into());
+                }
+                let child =
+                    Source { vm: source.vm, path: join(&source.path, name.as_str()), stat: entry.stat };
+                self.fetch(&child, directory, &shown.join(name.as_str()), name, depth + 1).await?;
             }
-            let child = Source { vm: source.vm, path: join(&source.path, name.as_str()), stat: entry.stat };
-            self.fetch(&child, directory, &shown.join(name.as_str()), name, depth + 1).await?;
+            query.cursor = listing.next_cursor;
+            if query.cursor.is_none() {
+                break;
+            }
         }
         Ok(())
     }

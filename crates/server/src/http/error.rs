@@ -53,9 +53,9 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// When to ask again, where that is known: a key's rate is one of seconds.
+/// When to ask again, in seconds: a key's rate is one of seconds, and so is the pace at which what is under way ends.
 fn retry_after(code: ErrorCode) -> Option<HeaderValue> {
-    matches!(code, ErrorCode::RateLimited).then(|| HeaderValue::from_static("1"))
+    matches!(code, ErrorCode::RateLimited | ErrorCode::NoResource).then(|| HeaderValue::from_static("1"))
 }
 
 /// Every code has a status between 400 and 599, as a test of `offshoot-types` checks.

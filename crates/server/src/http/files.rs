@@ -7,8 +7,8 @@ use super::{
 };
 use axum::http::StatusCode;
 use offshoot_api::v1::{
-    self, DirectoryEntry, DirectoryList, ListQuery, MakeDirectory, RemoveFile, RenameFile, SetMode,
-    StatQuery, Symlink, absolute_path,
+    self, DirectoryEntry, DirectoryList, ListQuery, MakeDirectory, PageQuery, RemoveFile, RenameFile,
+    SetMode, StatQuery, Symlink, absolute_path,
 };
 use offshoot_engine::guest_failure;
 use offshoot_guest_proto::{
@@ -37,7 +37,7 @@ pub async fn stat(
     Ok(axum::Json(wire_stat(found)))
 }
 
-/// Entries of a directory, at most 50000.
+/// Entries of a directory, by name: with `limit` a page of them, else all, but for those beyond 50000.
 #[utoipa::path(get, path = "/v1/vms/{vm}/files/list", tag = "files", operation_id = "list_directory",
     params(("vm" = String, Path, description = "Name or id"), ListQuery),
     responses((status = 200, body = DirectoryList), GuestErrors))]
@@ -49,19 +49,34 @@ pub async fn list(
     absolute_path("path", &query.path)?;
     let user = query.user()?;
     let command = Command::Files { vm, access: FileAccess::Read, path: query.path.clone() };
+    let page = PageQuery { limit: query.limit, cursor: query.cursor };
+    let most = page.limit()?.unwrap_or(MAX_ENTRIES);
     let list = in_guest(&call, command, user, async |files| {
         let mut listing = files.list(query.path).await?;
         let mut entries = Vec::new();
         while let Some(entry) = listing.next().await? {
-            if entries.len() == MAX_ENTRIES {
-                return Ok(DirectoryList { entries, truncated: true });
+            if page.cursor.as_ref().is_some_and(|cursor| entry.name <= *cursor) {
+                continue;
             }
             let stat = wire_stat(entry.stat);
             entries.push(DirectoryEntry { name: entry.name, lossy: entry.lossy, stat });
+            // However large the directory, what is held is bounded: the first of what was seen so far.
+            if entries.len() > 2 * most {
+                first(&mut entries, most + 1);
+            }
         }
-        Ok(DirectoryList { entries, truncated: false })
+        first(&mut entries, most + 1);
+        let truncated = entries.len() > most;
+        entries.truncate(most);
+        let next_cursor = entries.last().filter(|_| truncated).map(|last| last.name.clone());
+        Ok(DirectoryList { entries, truncated, next_cursor })
     });
     Ok(axum::Json(list.await?))
+}
+
+fn first(entries: &mut Vec<DirectoryEntry>, most: usize) {
+    entries.sort_by(|one, other| one.name.cmp(&other.name));
+    entries.truncate(most);
 }
 
 /// Make a directory.

@@ -55,7 +55,13 @@ pub use request::{Call, Caller, key_of, nobody};
 pub(crate) use vms::glance;
 
 use crate::{
-    activity::Activity, e2b, images::HostImages, mcp, preview::Origin, shutdown::Shutdown, tasks::Tasks,
+    activity::{Activity, UnderWay},
+    e2b,
+    images::HostImages,
+    mcp,
+    preview::Origin,
+    shutdown::Shutdown,
+    tasks::Tasks,
 };
 use axum::{
     Router,
@@ -81,6 +87,7 @@ pub struct Shared {
     pub images: HostImages,
     pub record: DaemonRecord,
     pub activity: Activity,
+    pub under_way: UnderWay,
     pub shutdown: Shutdown,
     pub tasks: Tasks,
     /// What opens single VMs.
@@ -190,7 +197,8 @@ fn with(app: &App, more: Router<App>) -> Router {
         .merge(open);
     // Whatever names a sandbox goes to the sandbox, before anything else is looked at.
     let router = native.layer(middleware::from_fn_with_state(e2b::Doors::new(app.clone()), e2b::route));
-    router.layer(middleware::from_fn(request::surround)).with_state(app)
+    let bounded = router.layer(middleware::from_fn_with_state(app.clone(), request::bound));
+    bounded.layer(middleware::from_fn(request::surround)).with_state(app)
 }
 
 async fn no_such_route() -> ApiError {

@@ -263,6 +263,15 @@ pub async fn surround(mut request: Request, next: Next) -> Response {
     .await
 }
 
+/// Refuses what goes beyond the requests that may be under way, but for whoever asks whether the daemon lives.
+pub async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
+    let alive = matches!(request.uri().path(), "/health" | "/healthz");
+    match app.under_way.begin() {
+        Err(failure) if !alive => ApiError::from(failure).into_response(),
+        _under_way => next.run(request).await,
+    }
+}
+
 fn report(response: &Response, failure: Option<Failure>, begun: Instant) {
     let (status, elapsed_us) = (response.status().as_u16(), begun.elapsed().as_micros() as u64);
     match failure {

@@ -4,8 +4,8 @@ use super::fixture::{Daemon, PATIENCE, Place, refused, vm};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use offshoot_api::v1::{
-    FileKind, ListQuery, MakeDirectory, ReadQuery, RemoveFile, RenameFile, SetMode, StatQuery, Symlink,
-    WriteQuery,
+    DirectoryList, FileKind, ListQuery, MakeDirectory, ReadQuery, RemoveFile, RenameFile, SetMode, StatQuery,
+    Symlink, WriteQuery,
 };
 use offshoot_types::ErrorCode;
 use std::io;
@@ -87,11 +87,23 @@ async fn a_tree_is_made_listed_renamed_linked_and_removed() {
     let link = Symlink { target: path("g"), path: path("/workspace/a/l"), user: None };
     client.symlink(&web, &link).await.unwrap();
 
-    let list = ListQuery { path: path("/workspace/a"), user: None };
+    let list = ListQuery { path: path("/workspace/a"), ..ListQuery::default() };
     let listed = client.list_directory(&web, &list).await.unwrap();
-    let mut names: Vec<&str> = listed.entries.iter().map(|entry| entry.name.as_str()).collect();
-    names.sort_unstable();
-    assert_eq!((names, listed.truncated), (vec!["b", "g", "l"], false));
+    let names = |listed: &DirectoryList| -> Vec<String> {
+        listed.entries.iter().map(|entry| entry.name.clone()).collect()
+    };
+    assert_eq!(
+        (names(&listed), listed.truncated, &listed.next_cursor),
+        (vec!["b".into(), "g".into(), "l".into()], false, &None)
+    );
+    let mut page = ListQuery { limit: Some(2), ..list.clone() };
+    let first = client.list_directory(&web, &page).await.unwrap();
+    assert_eq!((names(&first), first.next_cursor.as_deref()), (vec!["b".into(), "g".into()], Some("g")));
+    page.cursor = first.next_cursor;
+    let last = client.list_directory(&web, &page).await.unwrap();
+    assert_eq!((names(&last), last.truncated, last.next_cursor), (vec!["l".to_owned()], false, None));
+    page.limit = Some(0);
+    refused(client.list_directory(&web, &page).await, ErrorCode::InvalidArgument);
     let stat = |follow| StatQuery { path: path("/workspace/a/l"), follow, user: None };
     assert_eq!(client.stat_file(&web, &stat(false)).await.unwrap().kind, FileKind::Symlink);
     let followed = client.stat_file(&web, &stat(true)).await.unwrap();

@@ -73,7 +73,7 @@ async fn a_key_makes_so_many_vms_of_its_names_and_sees_no_others() {
     assert_eq!(make("other").await.0, 403);
     assert_eq!(make("ci-a").await.0, 200);
     let (status, _, body) = make("ci-b").await;
-    assert_eq!((status, &body["code"]), (507, &json!("no_resource")), "{body}");
+    assert_eq!((status, &body["code"]), (503, &json!("no_resource")), "{body}");
     let (_, _, list) = get(address, "/v1/vms", &secret).await;
     let names: Vec<&str> =
         list["vms"].as_array().unwrap().iter().map(|vm| vm["name"].as_str().unwrap()).collect();

@@ -198,3 +198,23 @@ async fn a_wait_for_a_vm_that_is_not_there_ends_at_once() {
     assert!(matches!(waited, Err(ClientError::Api(body)) if body.code == ErrorCode::NotFound));
     daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_a_vm_can_queue_is_refused_for_now_and_all_are_answered() {
+    let place = Place::new();
+    let daemon = Daemon::explicit(&place).await;
+    daemon.boot("web").await;
+    let restarts = (0..300).map(|_| raw(&place, "POST /v1/vms/web/restart", "{}"));
+    let answers = timeout(PATIENCE, futures::future::join_all(restarts)).await.expect("no request stalls");
+    let (done, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.starts_with("HTTP/1.1 200"));
+    assert!(done.len() >= 64, "what has room is done: {}", done.len());
+    assert!(!refused.is_empty(), "nothing was refused");
+    for answer in refused {
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("retry-after: 1") && answer.contains("\"no_resource\""), "{answer}");
+    }
+    let after = raw(&place, "GET /v1/vms/web", "").await;
+    assert!(after.starts_with("HTTP/1.1 200") && after.contains("\"running\""), "{after}");
+    daemon.stop().await;
+}
