@@ -1,7 +1,7 @@
 //! The code interpreter of a sandbox, byte by byte as E2B's SDKs read it. The VM in memory interprets a toy language.
 
-use super::fixture::{Daemon, PATIENCE, Place, exchange};
-use offshoot_api::v1::CreateVm;
+use super::fixture::{Daemon, PATIENCE, Place, exchange, vm};
+use offshoot_api::v1::{CreateVm, DestroyQuery};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use tokio::{
@@ -186,5 +186,30 @@ async fn silence_is_broken_and_code_that_waits_its_turn_has_its_answer_begun() {
     assert!(kinds(&first) + kinds(&second) >= 1, "{first:?} {second:?}");
     let texts = |lines: &[Value]| lines.iter().filter(|line| line["type"] == "result").count();
     assert_eq!((texts(&first), texts(&second)), (1, 1));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_of_a_sandbox_that_is_killed_breaks_off() {
+    let place = Place::new();
+    let (daemon, address) = Daemon::on_a_port(&place).await;
+    boot(&daemon).await;
+    let body = json!({ "code": "sleep 1000" }).to_string();
+    let request = format!(
+        "POST /execute HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: web\r\ne2b-sandbox-port: 49999\r\n\
+        content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut buffer = [0; 4096];
+    let count = timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().unwrap();
+    assert!(buffer[..count].starts_with(b"HTTP/1.1 200"));
+    daemon.client.destroy(&vm("web"), &DestroyQuery::default()).await.unwrap();
+    let mut rest = Vec::new();
+    // Closed or reset: there is neither an end of the execution nor of the answer.
+    let _broken = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it ends");
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(!rest.contains("end_of_execution") && !rest.ends_with("0\r\n\r\n"), "{rest}");
     daemon.stop().await;
 }

@@ -11,7 +11,7 @@ use super::{MAX_BODY, contexts::named, default_context, default_of, failure::Ref
 use crate::{
     activity::Present,
     e2b::sandbox::{DEFAULT_USER, Sandbox},
-    http::{App, read_body},
+    http::{Call, glance, read_body},
 };
 use axum::{
     body::{Body, Bytes},
@@ -22,12 +22,13 @@ use futures::{FutureExt, stream};
 use jiff::Timestamp;
 use offshoot_engine::{CodeEvent, CodeSession, OutputStream};
 use offshoot_guest_proto::message::{INTERPRETER_DIED, INTERPRETER_KILLED};
-use offshoot_types::{Command, ContextCode, ContextName, ErrorCode, Failure, Language, VmRef};
+use offshoot_types::{
+    Command, ContextCode, ContextName, ErrorCode, Failure, Language, VmId, VmRef, VmStateName,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, VecDeque},
-    convert::Infallible,
     time::Duration,
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
@@ -82,13 +83,13 @@ pub async fn execute(sandbox: Sandbox, body: Body) -> Result<Response, Refused> 
         Ok(None) => return Err(without_end().into()),
         Err(_it_waits) => None,
     };
-    let mut lines = Lines::new(call.app, session, present);
+    let mut lines = Lines::new(call, vm, session, present);
     if let Some(event) = first {
         lines.take(event);
     }
     let chunks = stream::unfold(lines, async |mut lines| {
         let chunk = lines.chunk().await?;
-        Some((Ok::<_, Infallible>(chunk), lines))
+        Some((chunk, lines))
     });
     let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(([kind], Body::from_stream(chunks)).into_response())
@@ -126,39 +127,56 @@ fn without_end() -> Failure {
 
 /// What is said of one execution, and how far that has come.
 struct Lines {
-    app: App,
+    call: Call,
+    vm: VmId,
     session: CodeSession,
     _present: Present,
     keepalive: Interval,
     /// Bytes at the end of a stream's last piece that are not a whole character yet.
     tails: [Vec<u8>; 2],
     pending: VecDeque<Vec<u8>>,
+    /// Why nothing further can be heard of the code.
+    failed: Option<String>,
     over: bool,
 }
 
+/// The sandbox went in the middle. Clients take an answer that breaks off for that, and one with an end for the code's own.
+#[derive(Debug, thiserror::Error)]
+#[error("the sandbox does not run any more")]
+struct BrokenOff;
+
 impl Lines {
-    fn new(app: App, session: CodeSession, present: Present) -> Self {
+    fn new(call: Call, vm: VmId, session: CodeSession, present: Present) -> Self {
         let mut keepalive = interval_at(Instant::now() + KEEPALIVE, KEEPALIVE);
         keepalive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (tails, pending) = (Default::default(), VecDeque::new());
-        Self { app, session, _present: present, keepalive, tails, pending, over: false }
+        Self { call, vm, session, _present: present, keepalive, tails, pending, failed: None, over: false }
     }
 
     /// What is there to be said, and at least one line; `None` after the last. Nothing is lost if it is dropped.
-    async fn chunk(&mut self) -> Option<Bytes> {
+    async fn chunk(&mut self) -> Option<Result<Bytes, BrokenOff>> {
         while self.pending.is_empty() {
             if self.over {
                 return None;
             }
+            if let Some(why) = self.failed.take() {
+                if !self.runs().await {
+                    self.over = true;
+                    return Some(Err(BrokenOff));
+                }
+                self.lose(&why);
+                continue;
+            }
             tokio::select! {
                 biased;
                 event = self.session.next() => self.take_next(event),
-                () = self.app.shutdown.expired() => self.lose("the daemon is stopping"),
+                () = self.call.app.shutdown.expired() => self.lose("the daemon is stopping"),
                 _ = self.keepalive.tick() => self.say(&json!({ "type": "keepalive" })),
             }
         }
         self.keepalive.reset();
-        while !self.over && self.pending.iter().map(Vec::len).sum::<usize>() < CHUNK {
+        while !self.over && self.failed.is_none() && self.pending.iter().map(Vec::len).sum::<usize>() < CHUNK
+        {
             let Some(event) = self.session.next().now_or_never() else { break };
             self.take_next(event);
         }
@@ -166,7 +184,12 @@ impl Lines {
         while self.pending.front().is_some_and(|next| chunk.len() + next.len() <= CHUNK) {
             chunk.extend(self.pending.pop_front().unwrap_or_default());
         }
-        Some(chunk.into())
+        Some(Ok(chunk.into()))
+    }
+
+    async fn runs(&self) -> bool {
+        let view = glance(&self.call, VmRef::Id(self.vm)).await;
+        view.is_ok_and(|view| view.state.name() == VmStateName::Running)
     }
 
     fn take_next(&mut self, event: Option<CodeEvent>) {
@@ -193,7 +216,7 @@ impl Lines {
             }
             CodeEvent::Error { name, message, traceback } => self.error(&name, &message, &traceback),
             CodeEvent::Ended { .. } => self.end(),
-            CodeEvent::Failed(failure) => self.lose(&failure.message),
+            CodeEvent::Failed(failure) => self.failed = Some(failure.message),
         }
     }
 
