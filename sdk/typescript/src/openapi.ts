@@ -609,7 +609,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Entries of a directory, at most 50000. */
+        /** Entries of a directory, by name: with `limit` a page of them, else all, but for those beyond 50000. */
         get: operations["list_directory"];
         put?: never;
         post?: never;
@@ -1440,6 +1440,8 @@ export interface components {
         };
         DirectoryList: {
             entries: components["schemas"]["DirectoryEntry"][];
+            /** @description Of the next page, if there is one. */
+            next_cursor?: string | null;
             /** @description There are more entries than one answer holds. */
             truncated: boolean;
         };
@@ -2959,19 +2961,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -3156,7 +3147,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -3169,17 +3160,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -3462,7 +3442,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -3475,17 +3455,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -3700,19 +3669,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `unavailable`, `no_resource` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -3862,19 +3820,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -4025,19 +3972,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -4283,19 +4219,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -4435,19 +4360,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -4858,7 +4772,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -4871,17 +4785,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -5157,7 +5060,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -5170,17 +5073,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -5437,7 +5329,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -5450,17 +5342,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -5609,7 +5490,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -5622,17 +5503,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -5794,7 +5664,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -5807,17 +5677,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -6097,7 +5956,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -6110,17 +5969,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -6391,7 +6239,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -6404,17 +6252,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -6579,19 +6416,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -6748,7 +6574,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -6761,17 +6587,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -7018,7 +6833,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -7031,17 +6846,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -7203,7 +7007,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -7216,17 +7020,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -7388,7 +7181,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -7401,17 +7194,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -7568,7 +7350,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -7581,17 +7363,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -7779,7 +7550,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -7792,17 +7563,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -7953,7 +7713,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -7966,17 +7726,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -8125,7 +7874,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -8138,17 +7887,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -8305,7 +8043,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -8318,17 +8056,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -8527,7 +8254,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -8540,17 +8267,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -8737,7 +8453,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -8759,17 +8475,6 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `no_resource` */
-            507: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
         };
     };
     list_directory: {
@@ -8778,6 +8483,13 @@ export interface operations {
                 path: string;
                 /** @description `root` if absent. */
                 user?: string;
+                /** @description At most so many, 1 to 1000. */
+                limit?: number;
+                /**
+                 * @description `next_cursor` of the page before. Pages are in the order of names; of two that look the same because neither is
+                 *     UTF-8, one may be missed between pages.
+                 */
+                cursor?: string;
             };
             header?: never;
             path: {
@@ -8910,7 +8622,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -8923,17 +8635,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -9120,7 +8821,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -9133,17 +8834,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -9330,7 +9020,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -9343,17 +9033,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -9540,7 +9219,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -9553,17 +9232,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -9715,7 +9383,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -9728,17 +9396,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -9925,7 +9582,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -9938,17 +9595,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -10114,19 +9760,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -10326,7 +9961,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -10339,17 +9974,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -10537,7 +10161,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -10550,17 +10174,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -10717,7 +10330,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -10730,17 +10343,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -10940,7 +10542,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -10953,17 +10555,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -11163,7 +10754,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -11176,17 +10767,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -11374,7 +10954,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -11387,17 +10967,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -11563,19 +11132,8 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -11860,7 +11418,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -11873,17 +11431,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -12083,7 +11630,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -12096,17 +11643,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -12306,7 +11842,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -12319,17 +11855,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -12529,7 +12054,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -12542,17 +12067,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -12697,7 +12211,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -12710,17 +12224,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -13005,7 +12508,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -13018,17 +12521,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -13191,7 +12683,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -13204,17 +12696,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -13377,7 +12858,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -13390,17 +12871,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -13557,7 +13027,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -13570,17 +13040,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -13742,7 +13201,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description `unavailable` */
+            /** @description `no_resource`, `unavailable` */
             503: {
                 headers: {
                     /** @description Names this request in the daemon's log */
@@ -13755,17 +13214,6 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
-                headers: {
-                    /** @description Names this request in the daemon's log */
-                    "x-request-id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description `no_resource` */
-            507: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;

@@ -217,7 +217,8 @@ impl Arguments for ListFiles {
     async fn perform(self, call: &Call) -> Result<Reply, Failure> {
         let vm = call.vm(self.vm.as_deref()).await?;
         let path = self.path.unwrap_or_else(|| "/home/user".into());
-        let query = ListQuery { path: path.clone(), user: Some(self.user.unwrap_or_else(|| USER.into())) };
+        let user = Some(self.user.unwrap_or_else(|| USER.into()));
+        let query = ListQuery { path: path.clone(), user, ..ListQuery::default() };
         let listing = call.client().list_directory(&vm, &query);
         let mut list = call.unless_cancelled("listing the directory", listing).await?;
         list.entries.sort_by(|one, other| one.name.cmp(&other.name));

@@ -1281,6 +1281,7 @@ class DirectoryEntry(TypedDict):
 
 class DirectoryList(TypedDict):
     entries: list[DirectoryEntry]
+    next_cursor: NotRequired[str | None]
     truncated: bool
 
 
