@@ -93,7 +93,7 @@ async fn a_process_outlives_its_handle_and_is_attached_to_from_an_offset() {
     let (_guest, client) = pair().await;
     drop(client.exec(start(5, &["survivor"])).await.unwrap());
     let execs = client.list_execs().await.unwrap();
-    assert_eq!(execs, [ExecSummary { exec: [5; 16], pid: PID, ended: None }]);
+    assert_eq!(execs, [ExecSummary { exec: [5; 16], pid: PID, ended: None, stdout: 3, stderr: 4 }]);
     let attach = ExecAttach { exec: [5; 16], stdout_offset: 5, stderr_offset: 0 };
     let (_sender, mut events) = client.attach(attach).await.unwrap().split();
     let data = b"before".to_vec();

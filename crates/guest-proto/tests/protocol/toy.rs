@@ -185,7 +185,10 @@ impl Services for Toy {
 
     async fn list_execs(&self) -> Vec<ExecSummary> {
         let running = self.running.lock().unwrap();
-        running.keys().map(|&exec| ExecSummary { exec, pid: PID, ended: None }).collect()
+        running
+            .keys()
+            .map(|&exec| ExecSummary { exec, pid: PID, ended: None, stdout: 3, stderr: 4 })
+            .collect()
     }
 
     async fn file(&self, request: FileRequest, mut peer: FilePeer) {
