@@ -17,7 +17,7 @@ use offshoot_api::{
     Client, ClientError,
     v1::{Change, CreateVm, DestroyQuery, SetLife},
 };
-use offshoot_types::{ErrorCode, Failure, VmId, VmName, VmRef, VmStateName};
+use offshoot_types::{ErrorCode, Failure, VmId, VmName, VmRef, VmStateName, Wake};
 use std::{
     fmt,
     str::FromStr,
@@ -107,6 +107,13 @@ enum Own {
     Over,
 }
 
+/// Completes how a VM that was made for an agent rests: it stays for nobody to pay for, and goes on whoever suspended it, for
+/// an agent has no other way to it than to use it.
+pub fn rests(life: &mut SetLife) {
+    life.idle_suspend_ms.get_or_insert(DEFAULT_IDLE.as_millis() as u64);
+    life.wake.get_or_insert_with(|| Wake::Always.to_string());
+}
+
 impl Session {
     /// Makes nothing yet. Refused if what the name of its VM is to begin with makes no name.
     pub fn new(client: Client, options: Options) -> Result<Self, Failure> {
@@ -127,15 +134,17 @@ impl Session {
         create.start = true;
         create.wait = Some(true);
         create.labels.entry(LABEL.into()).or_insert_with(|| id.into());
-        let life = create.life.get_or_insert_default();
-        if *life == SetLife::default() {
-            life.idle_suspend_ms = Some(DEFAULT_IDLE.as_millis() as u64);
-        }
+        rests(create.life.get_or_insert_default());
         Ok(Self(Arc::new(Inner { client, vm, create, name, at_end, own: Mutex::new(Own::Unused) })))
     }
 
     pub fn client(&self) -> &Client {
         &self.0.client
+    }
+
+    /// What VMs are made with that an agent asks for; `None`: the default one.
+    pub fn provider(&self) -> Option<String> {
+        self.0.create.provider.clone()
     }
 
     /// What a tool without a VM would take now, if there is one.
@@ -272,11 +281,22 @@ mod tests {
         let create = &session(Options::default()).0.create;
         assert_eq!(create.name, "mcp-5f1e");
         assert_eq!(create.labels[LABEL], "5f1e");
-        assert_eq!(create.life.as_ref().unwrap().idle_suspend_ms, Some(600_000));
-        let life = SetLife { idle_suspend_ms: Some(0), ..SetLife::default() };
-        let create = CreateVm { name: "ci-".into(), life: Some(life.clone()), ..CreateVm::default() };
-        let create = session(Options { create, ..Options::default() }).0.create.clone();
-        assert_eq!((create.name.as_str(), create.life), ("ci-mcp-5f1e", Some(life)));
+        let rests = |create: &CreateVm| {
+            let life = create.life.clone().unwrap();
+            (life.idle_suspend_ms, life.wake.unwrap())
+        };
+        assert_eq!(rests(create), (Some(600_000), "always".into()));
+        for (life, expected) in [
+            (SetLife { idle_suspend_ms: Some(0), ..SetLife::default() }, (Some(0), "always")),
+            (SetLife { wake: Some("never".into()), ..SetLife::default() }, (Some(600_000), "never")),
+        ] {
+            let create = CreateVm { name: "ci-".into(), life: Some(life), ..CreateVm::default() };
+            let create = session(Options { create, ..Options::default() }).0.create.clone();
+            assert_eq!(
+                (create.name.as_str(), rests(&create)),
+                ("ci-mcp-5f1e", (expected.0, expected.1.into()))
+            );
+        }
     }
 
     #[test]

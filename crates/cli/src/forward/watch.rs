@@ -4,13 +4,16 @@
 
 use crate::failure::Result;
 use offshoot_api::{
-    Client,
+    Client, ClientError,
     v1::{Event, EventDetail, EventQuery},
 };
 use offshoot_types::{ErrorCode, Failure, VmId, VmName, VmRef, VmStateName};
+use std::time::Duration;
 
 /// One long poll.
 const POLL_MS: u64 = 30_000;
+/// After one that was refused for now.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Watch {
@@ -66,7 +69,15 @@ impl Watch {
     pub async fn ended(&self, client: &Client) -> Result<Failure> {
         let mut query = EventQuery { after: self.after, wait_ms: Some(POLL_MS), limit: None };
         loop {
-            let page = client.events(&query).await?;
+            let page = match client.events(&query).await {
+                Ok(page) => page,
+                // The daemon has too much to do just now: that is no end of the VM.
+                Err(ClientError::Api(body)) if body.retryable => {
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             query.after = page.next_after;
             if let Some(end) = page.events.iter().find_map(|event| self.end(event)) {
                 return Ok(end);

@@ -11,11 +11,11 @@ use std::{
 /// Copies of a file that is changed again and again.
 const MAX_COPIES: u32 = 1000;
 
-/// The file's text; nothing if there is none.
+/// The file's text; nothing if there is none. A link that leads nowhere is none of ours to replace.
 pub fn read(path: &Path) -> Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_link(path) => Ok(String::new()),
         Err(error) => Err(file("read", path, error).into()),
     }
 }
@@ -28,7 +28,7 @@ pub fn replace(path: &Path, text: &str) -> Result<Option<PathBuf>> {
             let real = path.canonicalize().map_err(|error| file("find", path, error))?;
             (real, Some(found.permissions().mode() & 0o777))
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => (path.to_path_buf(), None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_link(path) => (path.to_path_buf(), None),
         Err(error) => return Err(file("look at", path, error).into()),
     };
     if let Some(dir) = path.parent() {
@@ -50,12 +50,18 @@ pub fn replace(path: &Path, text: &str) -> Result<Option<PathBuf>> {
     Ok(copy)
 }
 
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
+}
+
 fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut to = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // Whatever the umask says: others may read it as they could before.
+    to.set_permissions(fs::Permissions::from_mode(mode))?;
     to.write_all(text.as_bytes())?;
     to.sync_all()
 }
@@ -101,7 +107,7 @@ mod tests {
         assert_eq!(done(read(&path)), "");
         assert_eq!(done(replace(&path, "one")), None);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
         let first = done(replace(&path, "two")).unwrap();
         let second = done(replace(&path, "three")).unwrap();
         assert_eq!(
@@ -109,7 +115,7 @@ mod tests {
             ("one".into(), "two".into())
         );
         assert_eq!(done(read(&path)), "three");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o664);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 3, "nothing half written is left");
     }
 
@@ -122,6 +128,15 @@ mod tests {
         done(replace(&link, "two"));
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&real).unwrap(), "two");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link.json");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere.json"), &link).unwrap();
+        assert!(read(&link).is_err() && replace(&link, "two").is_err());
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     }
 
     #[test]

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 const GRACE: Duration = Duration::from_secs(5);
 /// Longest text of a value or traceback that is told.
 const MAX_TEXT: usize = 32 * 1024;
+/// Displays of which the text is kept.
+const MAX_DISPLAYED: usize = 256;
 /// Pictures in one answer, and base64 of all of them.
 const MAX_IMAGES: usize = 8;
 const MAX_IMAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -130,6 +132,7 @@ struct Cell {
     output: Output,
     /// Texts of what was displayed that is no picture.
     displayed: Vec<String>,
+    displayed_left_out: usize,
     value: Option<String>,
     error: Option<(String, String, String)>,
     images: Vec<(String, String)>,
@@ -145,10 +148,13 @@ impl Cell {
             CodeEvent::Started { created, .. } => self.fresh = created,
             CodeEvent::Output(stream, data) => self.output.push(stream, &data),
             CodeEvent::Display { mime, .. } => {
-                if let Some(text) = self.show(mime)
-                    && self.displayed.iter().map(String::len).sum::<usize>() < MAX_TEXT
-                {
-                    self.displayed.push(bounded(&text));
+                let taken: usize = self.displayed.iter().map(String::len).sum();
+                match self.show(mime) {
+                    Some(text) if self.displayed.len() < MAX_DISPLAYED && taken < MAX_TEXT => {
+                        self.displayed.push(bounded(&text));
+                    }
+                    Some(_) => self.displayed_left_out += 1,
+                    None => {}
                 }
             }
             CodeEvent::Value { mime } => self.value = self.show(mime).map(|text| bounded(&text)),
@@ -211,6 +217,12 @@ impl Cell {
                 self.images_left_out
             ));
         }
+        if self.displayed_left_out > 0 {
+            text.push_str(&format!(
+                "\n--- {} more displays are left out: show less at once, or write it to a file",
+                self.displayed_left_out
+            ));
+        }
         if self.interrupted {
             let seconds = timeout_ms / 1000;
             text.push_str(&format!(
@@ -227,6 +239,7 @@ impl Cell {
             "interrupted": self.interrupted,
             "milliseconds": milliseconds,
             "output": self.output.data(),
+            "displayed_left_out": self.displayed_left_out,
             "displayed": self.displayed.iter().map(|text| Value::from(text.as_str())).collect::<Vec<_>>(),
         });
         let reply = Reply::new(text, data).with_images(self.images);
@@ -258,6 +271,18 @@ mod tests {
 
     fn mime(kind: &str, data: &str) -> BTreeMap<String, String> {
         [("text/plain".to_owned(), "<Figure>".to_owned()), (kind.to_owned(), data.to_owned())].into()
+    }
+
+    #[test]
+    fn displays_without_end_are_counted_and_not_kept() {
+        let shown = || CodeEvent::Display {
+            id: None,
+            update: false,
+            mime: [("text/plain".into(), String::new())].into(),
+        };
+        let (text, result) = told((0..MAX_DISPLAYED + 3).map(|_| shown()));
+        assert!(text.contains("3 more displays are left out"), "{text}");
+        assert_eq!(result["structuredContent"]["displayed"].as_array().unwrap().len(), MAX_DISPLAYED);
     }
 
     #[test]

@@ -232,7 +232,8 @@ impl Arguments for ListFiles {
         if left_out > 0 || list.truncated {
             let more = if list.truncated { format!("more than {left_out}") } else { left_out.to_string() };
             text.push_str(&format!(
-                "\n--- {more} entries are not shown: `exec` with `ls {path} | tail -n +{}`",
+                "\n--- {more} entries are not shown: `exec` with `LC_ALL=C ls -A -- '{}' | tail -n +{}`",
+                path.replace('\'', "'\\''"),
                 count + 1
             ));
         }

@@ -4,7 +4,7 @@ use super::{Arguments, Effect};
 use crate::{
     call::{Call, parse},
     reply::Reply,
-    session::DEFAULT_IDLE,
+    session::rests,
 };
 use offshoot_api::v1::{self, Change, DestroyQuery, PageQuery, SetLife, Vm};
 use offshoot_types::{ErrorCode, Failure, VmRef};
@@ -39,7 +39,8 @@ impl Arguments for CreateVm {
     const EFFECT: Effect = Effect::Adds;
 
     async fn perform(self, call: &Call) -> Result<Reply, Failure> {
-        let life = SetLife { idle_suspend_ms: Some(DEFAULT_IDLE.as_millis() as u64), ..SetLife::default() };
+        let mut life = SetLife::default();
+        rests(&mut life);
         let request = v1::CreateVm {
             name: self.name.clone(),
             image: self.image,
@@ -47,6 +48,7 @@ impl Arguments for CreateVm {
             cpus: self.cpus,
             disk_mib: self.disk_mib,
             life: Some(life),
+            provider: call.session.provider(),
             start: true,
             ..v1::CreateVm::default()
         };

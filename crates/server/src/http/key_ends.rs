@@ -6,7 +6,11 @@ use futures::{
     future::{BoxFuture, Either, Shared, select},
     stream,
 };
+use offshoot_types::{ErrorCode, Failure};
 use std::io;
+
+const ENDED: &str =
+    "what let this request in, an API key or the cookie of a preview, was removed or has expired";
 
 /// Resolves when the key of a request is removed or expires.
 #[derive(Clone)]
@@ -27,6 +31,11 @@ impl KeyEnds {
         self.0
     }
 
+    /// What is said to who has not been answered by then.
+    pub fn failure() -> Failure {
+        Failure::new(ErrorCode::Unauthenticated, ENDED)
+    }
+
     /// An answer that breaks off then, rather than to look as if it had come to its end.
     pub fn bound(self, body: Body) -> Body {
         let parts = (body.into_data_stream(), self.reached());
@@ -42,8 +51,5 @@ impl KeyEnds {
 }
 
 fn ended() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        "what let this request in, an API key or the cookie of a preview, was removed or has expired",
-    )
+    io::Error::new(io::ErrorKind::PermissionDenied, ENDED)
 }

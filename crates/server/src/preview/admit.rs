@@ -95,6 +95,10 @@ pub fn admit(app: &App, vm: &VmFacts, port: u16, secure: bool, request: &Parts) 
         // Whoever may do everything gave no more away than this.
         None => Actor::Sandbox { vm: vm.id, owner: vm.owner.clone() },
     };
+    // Judged by policy it would be denied, and each denial is written down: a page that is left open asks often.
+    if ticket.key.is_some() && app.engine.key_limits(&actor).is_none() {
+        return Admission::LinkOver;
+    }
     let key = app.engine.key_ends(&actor);
     let ends = KeyEnds::new(async move {
         let key = async {

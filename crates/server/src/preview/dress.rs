@@ -41,7 +41,12 @@ impl Dress {
         *request.version_mut() = Version::HTTP_11;
         let headers = request.headers_mut();
         let upgrade = headers::upgrade(headers);
+        let chunked = headers.contains_key(header::TRANSFER_ENCODING);
         headers::leave_hop(headers, upgrade);
+        if chunked {
+            // A body of a length that nobody knows yet, whatever the method: without this word that of a GET is lost.
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         headers::hide_ours(headers);
         cookies::hide_ours(headers);
         // The server has answered it by reading the body.
@@ -60,6 +65,8 @@ impl Dress {
     /// Makes of a program's answer one of ours.
     pub fn response(&self, port: u16, response: &mut Response) {
         let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        // In HTTP/1.0, which simple programs speak, an answer that breaks off would look as if it had come to its end.
+        *response.version_mut() = Version::HTTP_11;
         let headers = response.headers_mut();
         let upgrade = headers::upgrade(headers).filter(|_| switches);
         headers::leave_hop(headers, upgrade);
@@ -182,6 +189,16 @@ mod tests {
         for absent in ["authorization", "x-forwarded-prefix", "expect"] {
             assert_eq!(text(headers, absent), None, "{absent}");
         }
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_stays_one_and_an_answer_shows_when_it_breaks_off() {
+        let mut asked = request("/", &[("transfer-encoding", "chunked"), ("connection", "keep-alive")]);
+        Dress::AsSent.request(8000, &mut asked);
+        assert_eq!(text(asked.headers(), "transfer-encoding"), Some("chunked"));
+        let mut answer = Response::builder().version(Version::HTTP_10).body(Body::empty()).unwrap();
+        preview("").response(80, &mut answer);
+        assert_eq!(answer.version(), Version::HTTP_11);
     }
 
     #[test]

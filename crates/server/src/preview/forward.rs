@@ -22,7 +22,7 @@ use hyper::{client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use offshoot_engine::guest_failure;
 use offshoot_types::{Command, ErrorCode, Failure, VmRef};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{io::copy_bidirectional_with_sizes, time::timeout};
 
 /// How long a program may take to accept a connection.
@@ -74,7 +74,9 @@ pub async fn forward(way: Way<'_>, mut request: Request) -> Result<Response, Not
         NotForwarded::Closed(Failure::new(ErrorCode::Guest, message).caused_by(&error))
     };
     let permit = call.permit(command).await.map_err(NotForwarded::Denied)?;
-    let guest = call.engine.guest(permit).await.map_err(NotForwarded::Gone)?;
+    // The VM is in use until the connection ends, and what it became by an upgrade. It is no operation that would have to
+    // be completed: a connection changes nothing that is recorded.
+    let guest = Arc::new(call.engine.guest(permit).await.map_err(NotForwarded::Gone)?);
     let tunnel = match timeout(CONNECT, guest.client().connect_tcp(port)).await {
         Ok(Ok(tunnel)) => tunnel,
         Ok(Err(error)) => return Err(NotForwarded::Closed(guest_failure(&name, &error))),
@@ -87,10 +89,9 @@ pub async fn forward(way: Way<'_>, mut request: Request) -> Result<Response, Not
     let handshake = http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(tunnel));
     let (mut sender, connection) = handshake.await.map_err(broken)?;
     let (shutdown, tasks) = (call.app.shutdown.clone(), call.app.tasks.clone());
+    let in_use = guest.clone();
     tasks.spawn(TaskKind::Port, async move {
-        // The VM is in use until the connection ends. It is no operation that would have to be completed: a connection
-        // changes nothing that is recorded.
-        let _guest = guest;
+        let _in_use = in_use;
         tokio::select! {
             ended = connection.with_upgrades() => {
                 if let Err(error) = ended {
@@ -103,7 +104,11 @@ pub async fn forward(way: Way<'_>, mut request: Request) -> Result<Response, Not
 
     let theirs = request.extensions_mut().remove::<OnUpgrade>();
     dress.request(port, &mut request);
-    let mut response = sender.send_request(request).await.map_err(broken)?;
+    let mut response = tokio::select! {
+        answered = sender.send_request(request) => answered.map_err(broken)?,
+        // What is still being sent to the program breaks off with it.
+        () = reached(ends.clone()) => return Err(NotForwarded::Denied(KeyEnds::failure())),
+    };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let (Some(theirs), Some(ours)) = (theirs, response.extensions_mut().remove::<OnUpgrade>())
     {
@@ -111,7 +116,7 @@ pub async fn forward(way: Way<'_>, mut request: Request) -> Result<Response, Not
         let shutdown = call.app.shutdown.clone();
         let ends = ends.clone();
         tasks.spawn(TaskKind::Port, async move {
-            let _present = present;
+            let (_present, _in_use) = (present, guest);
             let carried = async {
                 let (theirs, ours) = tokio::try_join!(theirs, ours).ok()?;
                 let (mut theirs, mut ours) = (TokioIo::new(theirs), TokioIo::new(ours));

@@ -1,9 +1,12 @@
 //! Programs in a VM over HTTP: by path, by host, with a key, with a browser's cookie, and without either. The VM in memory has
 //! a web server at port 8000.
 
-use super::fixture::{Daemon, PATIENCE, Place, exchange, refused, vm};
-use offshoot_api::v1::{Change, CreateKey, CreatePreview, ForkRequest, Preview, RollbackRequest};
-use offshoot_types::ErrorCode;
+use super::fixture::{Daemon, PATIENCE, Place, call, exchange, refused, vm};
+use offshoot_api::v1::{
+    Change, CreateKey, CreatePreview, ForkRequest, Preview, RollbackRequest, SetLife, Vm,
+};
+use offshoot_types::{ErrorCode, VmStateName};
+use serde_json::json;
 use std::net::SocketAddr;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -135,8 +138,14 @@ async fn who_may_not_connect_reaches_nothing() {
             .await;
     assert_eq!(status(&answer), 401, "{answer}");
     let of_files = CreatePreview { port: 8000, ..CreatePreview::default() };
-    let minted = ask(address, "POST /v1/vms/web/previews", &[("authorization", &bearer)]).await;
-    assert!(matches!(status(&minted), 400 | 403), "{minted}");
+    let (minted, _, body) = call(
+        address,
+        "POST /v1/vms/web/previews",
+        &[("authorization", bearer.as_str()), ("content-type", "application/json")],
+        &json!({ "port": 8000 }),
+    )
+    .await;
+    assert_eq!(minted, 403, "{body}");
     refused(daemon.client.preview(&vm("ghost"), &of_files).await, ErrorCode::NotFound);
     let bad = CreatePreview { path: Some("//evil.example".into()), ..of_files };
     refused(daemon.client.preview(&vm("web"), &bad).await, ErrorCode::InvalidArgument);
@@ -283,6 +292,27 @@ async fn upgrades_pass_and_are_closed_with_the_state_of_the_vm() {
     }
     let answer = ask(address, "GET /", &[("host", &host), ("cookie", &cookie)]).await;
     assert_eq!(status(&answer), 502, "it does not run: {answer}");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_does_not_rest_while_a_websocket_leads_into_it() {
+    let place = Place::new();
+    let (daemon, address, key) = world(&place, "exec").await;
+    let host = format!("8000-web.localhost:{}", address.port());
+    let (mut socket, answer) = upgraded(address, &host, &[("x-api-key", key.as_str())]).await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    let life = SetLife { idle_suspend_ms: Some(1000), ..SetLife::default() };
+    daemon.client.set_life(&vm("web"), &life).await.unwrap();
+    // Twice as long as it may be idle.
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+        echoes(&mut socket, b"at work").await;
+    }
+    let suspended = |vms: &[Vm]| vms.iter().all(|vm| vm.state == VmStateName::Suspended);
+    assert!(!suspended(&daemon.client.vms().await.unwrap().vms), "it was suspended under its user");
+    drop(socket);
+    daemon.until_vms(suspended).await;
     daemon.stop().await;
 }
 
