@@ -117,9 +117,10 @@ impl Core {
     /// Removes every layer that neither a VM nor a snapshot needs. What cannot be removed now is tried again by the
     /// next call: after a destroy or a removed snapshot, hourly, and at every start.
     pub async fn collect_layers(&self) {
+        // What is being read is waited for: by whoever removes it, and by nobody who only collects layers.
+        self.drop_left_over().await;
         // One at a time: two would remove the same files.
         let _alone = self.collecting.lock().await;
-        self.drop_left_over().await;
         let unused = match self.store.read(|view| view.unused_layers()).await {
             Ok(unused) => unused,
             Err(error) => return self.store_failed("list unused disk layers", &error),
