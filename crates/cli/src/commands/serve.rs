@@ -13,7 +13,7 @@ use offshoot_image::Store;
 use offshoot_server::{
     Announce, Environment, Listen, LogFormat, Providers, ReadyPipe, ServeOptions, Tls, serve,
 };
-use offshoot_types::{Bytes, ProviderKind};
+use offshoot_types::{Bytes, ProviderChoice};
 use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -64,9 +64,9 @@ pub struct Args {
     /// unless --listen says where. The key is good until the next `serve --e2b`
     #[arg(long)]
     e2b: bool,
-    /// What the sandboxes of those clients are made with: `qemu`, or `gvisor` where `offshoot doctor` says that it works
+    /// What the sandboxes of those clients are made with: `auto`, `qemu`, or `gvisor` where `offshoot doctor` says that it works
     #[arg(long, value_name = "PROVIDER", requires = "e2b")]
-    provider: Option<ProviderKind>,
+    provider: Option<ProviderChoice>,
     /// Encrypt what is said over TCP: the file with the chain of certificates, our own first, in PEM. Read at the start
     #[arg(
         long,
@@ -122,7 +122,11 @@ fn explicit(printer: &Printer, global: &Global, args: &Args) -> Result {
         options.listen.extend(listen(args, &[(Ipv4Addr::LOCALHOST, 0).into()])?);
     }
     let (to, announced) = oneshot::channel();
-    options.announce = Some(Announce { provider: args.provider, to });
+    let provider = match args.provider.unwrap_or_default() {
+        ProviderChoice::Auto => None,
+        ProviderChoice::Named(kind) => Some(kind),
+    };
+    options.announce = Some(Announce { provider, to });
     live(options, Some((printer, announced)))
 }
 
