@@ -41,8 +41,12 @@ impl Call {
         }
         self.own.store(true, Ordering::Relaxed);
         if self.session.has_to_start() {
-            let making = self.session.vm();
-            return self.progress.during("starting the VM of this session", making).await;
+            let making = self.progress.during("starting the VM of this session", self.session.vm());
+            return tokio::select! {
+                biased;
+                made = making => made,
+                () = self.cancelled() => Err(cancelled("the VM of this session was not waited for; the next call does")),
+            };
         }
         self.session.vm().await
     }
@@ -52,7 +56,7 @@ impl Call {
         self.own.load(Ordering::Relaxed)
     }
 
-    /// `work`, unless the client no longer wants it. What the daemon has begun it completes.
+    /// `work`, unless the client no longer wants it. What the daemon has begun by then it may complete.
     pub async fn unless_cancelled<T>(
         &self,
         what: &str,
@@ -61,7 +65,7 @@ impl Call {
         tokio::select! {
             biased;
             done = self.progress.during(what, work) => done.map_err(ClientError::into_failure),
-            () = self.cancelled() => Err(cancelled(format!("{what}: no longer waited for; the daemon completes it"))),
+            () = self.cancelled() => Err(cancelled(format!("{what}: no longer waited for; if it had begun, it may be completed all the same"))),
         }
     }
 }

@@ -100,6 +100,8 @@ type Creation = Shared<BoxFuture<'static, Result<(), Failure>>>;
 
 #[derive(Debug)]
 enum Own {
+    /// The session has not begun, and may never.
+    NotBegun,
     Unused,
     Made(Creation),
     /// There may be one, which is not known to run.
@@ -138,6 +140,22 @@ impl Session {
         Ok(Self(Arc::new(Inner { client, vm, create, name, at_end, own: Mutex::new(Own::Unused) })))
     }
 
+    /// As [`new`](Self::new), for a request that may begin the session: until [`begin`](Self::begin) it has no VM of its own,
+    /// which nobody would end.
+    pub fn not_begun(client: Client, options: Options) -> Result<Self, Failure> {
+        let session = Self::new(client, options)?;
+        *session.own() = Own::NotBegun;
+        Ok(session)
+    }
+
+    /// From now on calls belong together.
+    pub fn begin(&self) {
+        let mut own = self.own();
+        if matches!(&*own, Own::NotBegun) {
+            *own = Own::Unused;
+        }
+    }
+
     pub fn client(&self) -> &Client {
         &self.0.client
     }
@@ -152,7 +170,7 @@ impl Session {
         match (&self.0.vm, &*self.own()) {
             (Some(vm), _) => Some(vm.clone()),
             (None, Own::Made(_) | Own::Doubted) => Some(self.name()),
-            (None, Own::Unused | Own::Over) => None,
+            (None, Own::NotBegun | Own::Unused | Own::Over) => None,
         }
     }
 
@@ -181,6 +199,7 @@ impl Session {
                     *own = Own::Made(creation.clone());
                     creation
                 }
+                Own::NotBegun => return Err(not_begun()),
                 Own::Over => return Err(over()),
             }
         };
@@ -210,7 +229,7 @@ impl Session {
     pub async fn end(&self, wait: bool) -> Result<Option<(VmName, AtEnd)>, Failure> {
         let own = std::mem::replace(&mut *self.own(), Own::Over);
         match own {
-            Own::Unused | Own::Over => return Ok(None),
+            Own::NotBegun | Own::Unused | Own::Over => return Ok(None),
             // One that failed may have got somewhere; what is not there is found out below.
             Own::Made(creation) => drop(creation.await),
             Own::Doubted => {}
@@ -241,6 +260,14 @@ impl Session {
     fn own(&self) -> MutexGuard<'_, Own> {
         self.0.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_begun() -> Failure {
+    Failure::new(
+        ErrorCode::InvalidArgument,
+        "the client has begun no session that could have a VM of its own",
+    )
+    .hint("name one in `vm` (`create_vm` makes one), or let the client begin with `initialize`")
 }
 
 fn over() -> Failure {
@@ -297,6 +324,19 @@ mod tests {
                 ("ci-mcp-5f1e", (expected.0, expected.1.into()))
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_has_not_begun_makes_no_vm() {
+        let client = Client::new("/nonexistent/offshoot.sock");
+        let session = Session::not_begun(client, Options::default()).unwrap();
+        assert_eq!(session.vm().await.unwrap_err().code, ErrorCode::InvalidArgument);
+        assert_eq!((session.present_vm(), session.end(true).await.unwrap()), (None, None));
+        let client = Client::new("/nonexistent/offshoot.sock");
+        let session = Session::not_begun(client, Options::default()).unwrap();
+        session.begin();
+        // It is tried now, and nobody is there.
+        assert_eq!(session.vm().await.unwrap_err().code, ErrorCode::Unavailable);
     }
 
     #[test]

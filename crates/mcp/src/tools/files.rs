@@ -73,6 +73,8 @@ impl Arguments for ReadFile {
         };
         let (stat, content) = call.unless_cancelled("reading the file", reading).await?;
         let size = stat.size.max(self.offset + content.len() as u64);
+        // Files of /proc and the like say that they are empty: one that filled the whole part may go on.
+        let open_ended = stat.size == 0 && content.len() as u64 >= length;
         if let Some(mime) = picture
             && content.len() as u64 <= MAX_PICTURE
         {
@@ -85,6 +87,7 @@ impl Arguments for ReadFile {
             &self.path,
             self.offset,
             size,
+            open_ended,
             &content[..content.len().min(length as usize)],
         ))
     }
@@ -99,17 +102,22 @@ fn picture_type(path: &str) -> Option<&'static str> {
     }
 }
 
-fn part(vm: &str, path: &str, offset: u64, size: u64, content: &[u8]) -> Reply {
-    let (encoding, text, taken) = as_text(content, offset + content.len() as u64 >= size);
+fn part(vm: &str, path: &str, offset: u64, size: u64, open_ended: bool, content: &[u8]) -> Reply {
+    let whole = offset + content.len() as u64 >= size && !open_ended;
+    let (encoding, text, taken) = as_text(content, whole);
     let end = offset + taken as u64;
     let mut head = format!("{path}: bytes {offset} to {end} of {size}");
     if encoding == Encoding::Base64 {
         head.push_str(", in base64");
     }
     let mut shown = format!("{head}\n---\n{text}");
-    let next = (end < size).then_some(end);
+    let next = (end < size || open_ended).then_some(end);
     if let Some(next) = next {
-        shown.push_str(&format!("\n--- {} bytes follow: go on with `offset` {next}", size - next));
+        let follow = match open_ended {
+            true => "more may follow".to_owned(),
+            false => format!("{} bytes follow", size - next),
+        };
+        shown.push_str(&format!("\n--- {follow}: go on with `offset` {next}"));
     }
     let data = json!({
         "vm": vm, "path": path, "size": size, "offset": offset, "next_offset": next,
@@ -270,7 +278,7 @@ mod tests {
 
     #[test]
     fn what_follows_is_told_with_the_way_to_it() {
-        let reply = rmcp::model::CallToolResult::from(part("v", "/a", 10, 100, b"hello"));
+        let reply = rmcp::model::CallToolResult::from(part("v", "/a", 10, 100, false, b"hello"));
         let json = serde_json::to_value(reply).unwrap();
         let text = json["content"][0]["text"].as_str().unwrap();
         assert_eq!(

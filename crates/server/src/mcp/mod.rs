@@ -106,7 +106,7 @@ impl Door {
             return Ok(self.service.handle(request).await.map(Body::new));
         }
         let (parts, body) = request.into_parts();
-        let present = self.sessions.admit()?;
+        let present = self.sessions.admit(&call.actor)?;
         let opening = self.opening(&call, &parts, present)?;
         let answer = self.service.handle(Request::from_parts(parts, body));
         Ok(opening.scope(answer).await.map(Body::new))
@@ -127,7 +127,7 @@ impl Door {
         let client = Client::dialling(Arc::new(inside), authorization);
         let client = call.within.map_or(client.clone(), |transaction| client.within(transaction));
         let client = if call.no_wake { client.without_waking() } else { client };
-        let session = Session::new(client, options)?;
+        let session = Session::not_begun(client, options)?;
         let ends = parts.extensions.get::<KeyEnds>().cloned();
         Ok(Opening::new(session, call.actor.clone(), ends, present))
     }

@@ -34,6 +34,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Sessions at once. Each may have a VM, which counts where VMs are counted.
 const MAX_SESSIONS: usize = 256;
+/// Of those of one caller: others find room all the same.
+const MAX_OF_ONE: usize = 64;
 
 tokio::task_local! {
     static OPENING: Opening;
@@ -95,10 +97,14 @@ impl Sessions {
         Self { local: Arc::new(local), open: Mutex::default(), app }
     }
 
-    /// Whether there is room for one more.
-    pub fn admit(&self) -> Result<Present, Failure> {
-        if self.open().len() >= MAX_SESSIONS {
-            let message = format!("{MAX_SESSIONS} sessions of MCP are open already");
+    /// Whether there is room for one more of this caller.
+    pub fn admit(&self, actor: &Actor) -> Result<Present, Failure> {
+        let (all, own) = {
+            let open = self.open();
+            (open.len(), open.values().filter(|one| one.actor == *actor).count())
+        };
+        if all >= MAX_SESSIONS || own >= MAX_OF_ONE {
+            let message = format!("{all} sessions of MCP are open already, {own} of them of this caller");
             return Err(Failure::new(ErrorCode::NoResource, message)
                 .hint("end some, or wait until they are silent for an hour"));
         }
@@ -153,6 +159,7 @@ impl SessionManager for Sessions {
         };
         let (session, actor, ends, present) = OPENING.try_with(of).map_err(|_| SessionError::Nobody)?;
         let (id, transport) = self.local.create_session().await?;
+        session.begin();
         let over = CancellationToken::new();
         let open = Open { actor, session, present, _over: over.clone().drop_guard() };
         self.open().insert(id.clone(), open);

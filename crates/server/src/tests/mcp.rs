@@ -2,7 +2,7 @@
 
 #![expect(deprecated, reason = "a cancelled call is told of by the protocol's logging")]
 
-use super::fixture::{Daemon, PATIENCE, Place, call};
+use super::fixture::{Daemon, PATIENCE, Place, call, exchange};
 use offshoot_api::v1::CreateKey;
 use offshoot_mcp::{AtEnd, Options, Server, Session};
 use offshoot_types::VmStateName;
@@ -16,12 +16,12 @@ use rmcp::{
     transport::StreamableHttpClientTransport,
 };
 use serde_json::{Value, json};
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
     net::TcpStream,
     sync::mpsc,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// Hears what is logged.
@@ -269,10 +269,39 @@ async fn a_session_is_of_its_caller_may_no_more_than_that_and_ends_with_its_key(
     let mut first = [0; 12];
     timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap().unwrap();
     assert_eq!(&first, b"HTTP/1.1 200");
+    let open = async || daemon.client.daemon().await.unwrap().connections;
+    let before = open().await;
     daemon.client.remove_key(one.details.id).await.unwrap();
     let mut rest = Vec::new();
     let _ended_or_broken_off = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it ends");
     assert_eq!(call(address, "POST /mcp", &headers(&one.key, &theirs), &listing()).await.0, 401);
     assert_eq!(daemon.client.vms().await.unwrap().vms[0].state, VmStateName::Running);
+    // Not the stream alone: the session too is gone.
+    let gone = async {
+        while open().await + 2 > before {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("the session ends with its key");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_no_session_has_no_vm_and_makes_none() {
+    let place = Place::new();
+    let (daemon, address) = Daemon::on_a_port(&place).await;
+    let key = daemon.client.create_key(&CreateKey::default()).await.unwrap().key;
+    let meta = json!({
+        "io.modelcontextprotocol/protocolVersion": "2025-11-25",
+        "io.modelcontextprotocol/clientInfo": { "name": "t", "version": "0" },
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
+    let run = json!({ "name": "run_code", "arguments": { "code": "x = 1" }, "_meta": meta });
+    let run = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": run });
+    let stream = TcpStream::connect(address).await.unwrap();
+    let headers = headers(&key, &[("mcp-protocol-version", "2025-11-25")]);
+    let answer = exchange(stream, "POST /mcp", &headers, &run.to_string()).await;
+    assert!(answer.contains("begun no session"), "{answer}");
+    assert!(daemon.client.vms().await.unwrap().vms.is_empty(), "{answer:?}");
     daemon.stop().await;
 }
