@@ -32,7 +32,9 @@ impl Origin {
     /// As a request names it that came with this scheme; `None` for what is no host.
     pub fn of_host(secure: bool, host: &str) -> Option<Self> {
         let host = host.to_ascii_lowercase();
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
+        let allowed = |byte: u8| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+        };
         if host.is_empty() || !host.bytes().all(allowed) {
             return None;
         }

@@ -64,6 +64,7 @@ async fn a_key_that_may_connect_reaches_a_program_by_path_and_by_host_and_the_pr
     let host = format!("8000-web.localhost:{}", address.port());
     for (by, path, prefix) in [
         ("x", "/v1/vms/web/ports/8000/a/b?c=%20", Some("/v1/vms/web/ports/8000")),
+        ("[::1]:3000", "/v1/vms/web/ports/8000/a/b?c=%20", Some("/v1/vms/web/ports/8000")),
         (&host, "/a/b?c=%20", None),
     ] {
         let headers = [
@@ -95,6 +96,9 @@ async fn a_key_that_may_connect_reaches_a_program_by_path_and_by_host_and_the_pr
         let named = [("host", by), ("x-api-key", key.as_str()), ("authorization", "Basic theirs")];
         let answer = ask(address, &format!("GET {path}"), &named).await;
         assert!(answer.contains("authorization: basic theirs") && !answer.contains("e2b_"), "{answer}");
+        let theirs = [("host", by), ("x-api-key", "theirs"), ("authorization", bearer.as_str())];
+        let answer = ask(address, &format!("GET {path}"), &theirs).await;
+        assert!(answer.contains("x-api-key: theirs") && !answer.contains("e2b_"), "{answer}");
     }
     let web = daemon.client.vm(&vm("web")).await.unwrap();
     let by_id = ask(address, &format!("GET /v1/vms/{}/ports/8000/", web.id), &[("x-api-key", &key)]).await;
