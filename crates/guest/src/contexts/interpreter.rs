@@ -57,8 +57,9 @@ fn recipe(language: Language) -> Recipe {
         },
         Language::Javascript => Recipe {
             // Node resolves the name of a script, which an anonymous file does not have.
-            argv: &["node", "-e", "eval(require('fs').readFileSync(12, 'utf8'))"],
-            script: include_str!("runners/runner.js"),
+            // Of its internals it is asked for the parser it has.
+            argv: &["node", "--expose-internals", "-e", "eval(require('fs').readFileSync(12, 'utf8'))"],
+            script: concat!(include_str!("runners/imports.js"), include_str!("runners/runner.js")),
             // It knows no real-time signals.
             reseed: libc::SIGUSR2,
         },

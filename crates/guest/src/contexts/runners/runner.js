@@ -6,7 +6,8 @@
 //   14 what the order is about, a file the agent rewrites before each: the code to run; for `lend` variables of the
 //      environment that are the next code's only, for `settle` the directory and variables that stay, all ended by NULs
 //   15 one line for each reseeding asked for by signal
-// Code runs as in the developer tools' console: `let` and `const` persist and may be declared again, `await` works.
+// Code runs as in the developer tools' console: `let` and `const` persist and may be declared again, `await` works, and
+// `import` by `offshootImports`.
 (() => {
   'use strict';
   const fs = require('fs'), net = require('net'), util = require('util'), vm = require('vm');
@@ -248,7 +249,7 @@
       Object.defineProperty(globalThis, key, { configurable: true, enumerable: false, value: () => {
         delete globalThis[key];
         pending = post('Runtime.evaluate', {
-          expression: `${code}\n//# sourceURL=${name}`, replMode: true, awaitPromise: true, silent: true,
+          expression: `${offshootImports(code)}\n//# sourceURL=${name}`, replMode: true, awaitPromise: true, silent: true,
           objectGroup });
       } });
       // While the code holds the thread, a SIGINT ends it; while it awaits, the handler above.

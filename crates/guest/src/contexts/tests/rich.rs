@@ -77,6 +77,43 @@ async fn javascript_shows_what_it_is_told_to_and_what_values_say_of_themselves()
 }
 
 #[tokio::test]
+async fn javascript_imports_modules_by_declarations_and_calls() {
+    let _one = CHILDREN.lock().await;
+    let bench = Bench::new();
+    let js = Language::Javascript;
+    let code = "\n  console.log(typeof readFileSync, pi)\n  import { readFileSync, existsSync as there } from 'fs'\n\
+        import all, * as os from 'node:os'; import 'path'\nimport {\n default as pi } from 'data:text/javascript,export default 3'\n\
+        [there('/'), all === os.default, (await import('node:util')).inspect.name, `import('x')`] // import('y')";
+    let seen = bench.run(js, code).await;
+    assert_eq!(
+        (seen.value(), seen.stdout.as_str()),
+        ("[ true, true, 'inspect', \"import('x')\" ]", "function 3\n"),
+        "{seen:?}"
+    );
+    // Again, from a function, and of the directory the code is in.
+    let code = "import { readFileSync } from 'fs';\n\
+        fs = await import('fs'); d = fs.mkdtempSync('/tmp/import-'); fs.writeFileSync(d + '/own.mjs', 'export const own = 7');\n\
+        pack = d + '/node_modules/pack/'; fs.mkdirSync(pack, { recursive: true });\n\
+        fs.writeFileSync(pack + 'package.json', '{\"main\": \"../../own.mjs\"}');\n\
+        process.chdir(d); const get = () => import('./own.mjs');\n[(await get()).own, (await import('pack')).own]";
+    let seen = bench.run(js, code).await;
+    assert_eq!(seen.value(), "[ 7, 7 ]", "{seen:?}");
+    let (name, message, _) = bench.run(js, "import { none } from 'fs'").await.error.unwrap();
+    assert_eq!((name.as_str(), message.contains("export named 'none'")), ("SyntaxError", true), "{message}");
+    let (_, message, _) = bench.run(js, "await import('nothing-of-this-name')").await.error.unwrap();
+    assert!(message.contains("nothing-of-this-name"), "{message}");
+    // Lines are where they were, and code that is none is told of by the engine.
+    let (_, _, trace) =
+        bench.run(js, "import {\n  sep } from 'path'\n\nthrow Error('x')").await.error.unwrap();
+    assert!(trace.contains(":4:"), "{trace}");
+    assert_eq!(bench.run(js, "import {").await.error.unwrap().0, "SyntaxError");
+    let seen =
+        bench.run(js, "process.chdir('/'); fs.rmSync(d, { recursive: true }); process.execArgv.length").await;
+    assert_eq!(seen.value(), "2");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn python_refuses_input_clearly_and_shows_tracebacks_of_the_code_alone() {
     let _one = CHILDREN.lock().await;
     let bench = Bench::new();
