@@ -13,7 +13,6 @@ mod contexts;
 mod forks;
 mod portable;
 mod race;
-mod risk;
 mod rollbacks;
 mod snapshots;
 pub(crate) mod temporary;

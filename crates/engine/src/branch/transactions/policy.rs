@@ -15,16 +15,14 @@
 use super::state::{self, Keeping};
 use crate::{
     ExecSession, ExecState, OnDrop,
-    branch::{
-        risk,
-        try_exec::{Outlet, Undoable, inner},
-    },
+    branch::try_exec::{Outlet, Undoable, inner},
     core::{Authority, Core},
     exec::exec_id,
     manager::VmHandle,
     session,
     tasks::TaskKind,
 };
+use offshoot_code::risk;
 use offshoot_types::{
     AutoSnapshot, Command, ContextCode, ExecSpec, Failure, OperationId, SnapshotPolicy, TransactionId,
     TrySpec,
@@ -69,7 +67,7 @@ impl Core {
         within: Option<TransactionId>,
     ) -> Result<(), Failure> {
         let policy = handle.view.borrow().policy;
-        let risky = || risk::of_code(code.language.unwrap_or_default(), &code.code).is_some();
+        let risky = || risk::of_code(Some(code.language.unwrap_or_default().into()), &code.code).is_some();
         match plan(policy, risky) {
             Plan::Plain | Plan::AfterFailure => Ok(()),
             Plan::Before | Plan::Undoable => {

@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_macros, reason = "a command-line program of the project, not the product")]
 
+mod blocks;
 mod branch;
 mod gvisor;
 mod load;
@@ -102,6 +103,9 @@ fn main() -> Result<()> {
     }
     if wanted("mcp") {
         runtime.block_on(mcp::measure(&plan, &mut record.rows))?;
+    }
+    if wanted("blocks") {
+        blocks::measure(&plan, &mut record.rows)?;
     }
     if wanted("rebase") {
         runtime.block_on(rebase::measure(&plan, &mut record.rows))?;

@@ -2,15 +2,16 @@
 //!
 //! Advisory, never a boundary: it reads the text of a command, and there is always another way to write the same
 //! thing. What it misses is still held by the VM; what it suspects without reason costs one snapshot. So the table
-//! rather says yes once too often, and nobody is refused because of it.
+//! rather says yes once too often, and nobody is refused because of it who did not ask to be.
 
-use offshoot_types::{ExecArgv, Language};
-use regex::RegexSet;
+use crate::Language;
+use offshoot_types::ExecArgv;
+use regex::bytes::{RegexSet, RegexSetBuilder};
 use std::{fmt, sync::LazyLock};
 
 /// What a command may do that somebody may want back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Hazard {
+pub enum Hazard {
     RemovesTree,
     WritesDevice,
     /// Overwrites or discards many files at once.
@@ -21,6 +22,25 @@ pub(crate) enum Hazard {
     RunsText,
     StartsPrograms,
     ChangesPackages,
+    /// Goes around what its language keeps from going wrong.
+    LeavesSafety,
+}
+
+impl Hazard {
+    /// Its stable name, for programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RemovesTree => "removes-tree",
+            Self::WritesDevice => "writes-device",
+            Self::ChangesManyFiles => "changes-many-files",
+            Self::ExhaustsProcesses => "exhausts-processes",
+            Self::RunsDownload => "runs-download",
+            Self::RunsText => "runs-text",
+            Self::StartsPrograms => "starts-programs",
+            Self::ChangesPackages => "changes-packages",
+            Self::LeavesSafety => "leaves-safety",
+        }
+    }
 }
 
 impl fmt::Display for Hazard {
@@ -34,6 +54,7 @@ impl fmt::Display for Hazard {
             Self::RunsText => "runs text as code",
             Self::StartsPrograms => "starts other programs",
             Self::ChangesPackages => "changes installed packages",
+            Self::LeavesSafety => "uses unsafe code",
         })
     }
 }
@@ -66,6 +87,7 @@ const RULES: &[Rule] = &[
     any(Hazard::RemovesTree, r"\bfind\b.*\s-(?:delete\b|exec(?:dir)?\s+(?:\S*/)?rm\b)"),
     any(Hazard::RemovesTree, r"\bxargs\b.*\brm\b"),
     any(Hazard::RemovesTree, r"\brmtree\s*\(|\bremovedirs\s*\(|\brimraf\b"),
+    any(Hazard::RemovesTree, r"\bos\s*\.\s*RemoveAll\s*\(|\bremove_dir_all\b"),
     any(Hazard::RemovesTree, r"\bfs(?:Promises|\.promises)?\s*\.\s*(?:rm|rmdir)(?:Sync)?\s*\("),
     any(
         Hazard::WritesDevice,
@@ -103,28 +125,37 @@ const RULES: &[Rule] = &[
     only(Language::Javascript, Hazard::RunsText, r"(?i)\bfunction\s*\("),
     only(Language::Javascript, Hazard::StartsPrograms, r"\brequire\s*\("),
     only(Language::Javascript, Hazard::StartsPrograms, r"\bchild_process\b"),
+    only(
+        Language::Go,
+        Hazard::StartsPrograms,
+        r"\bexec\s*\.\s*Command|\bos\s*\.\s*StartProcess\b|\bos/exec\b",
+    ),
+    only(Language::Go, Hazard::LeavesSafety, r"\bunsafe\s*\.|\x22unsafe\x22|\bsyscall\s*\.|\x22plugin\x22"),
+    only(Language::Rust, Hazard::StartsPrograms, r"\bstd\s*::\s*process\b|\bCommand\s*::\s*new\b"),
+    only(Language::Rust, Hazard::LeavesSafety, r"\bunsafe\b"),
 ];
 
+/// Read as bytes, of which ASCII alone means anything: so no text is slower than another.
 static PATTERNS: LazyLock<RegexSet> = LazyLock::new(|| {
-    let set = RegexSet::new(RULES.iter().map(|rule| rule.pattern));
+    let set = RegexSetBuilder::new(RULES.iter().map(|rule| rule.pattern)).unicode(false).build();
     set.unwrap_or_else(|error| unreachable!("the table is constant and every test compiles it: {error}"))
 });
 
 /// Of a process about to be run: its whole command line is read, not only its first word.
-pub(crate) fn of_exec(argv: &ExecArgv) -> Option<Hazard> {
+pub fn of_exec(argv: &ExecArgv) -> Option<Hazard> {
     match argv {
         ExecArgv::Argv(words) => of_text(&words.join(" "), None),
         ExecArgv::Shell(script) => of_text(script, Some(Language::Bash)),
     }
 }
 
-/// Of code for a live context.
-pub(crate) fn of_code(language: Language, code: &str) -> Option<Hazard> {
-    of_text(code, Some(language))
+/// Of code, in a language that need not be known.
+pub fn of_code(language: Option<Language>, code: &str) -> Option<Hazard> {
+    of_text(code, language)
 }
 
 fn of_text(text: &str, language: Option<Language>) -> Option<Hazard> {
-    let matches = PATTERNS.matches(text);
+    let matches = PATTERNS.matches(text.as_bytes());
     let rules = matches.into_iter().filter_map(|index| RULES.get(index));
     let meant = |rule: &&Rule| match rule.scope {
         Scope::Any => true,
@@ -175,11 +206,16 @@ mod tests {
             ("new Function('x')", Some(Language::Javascript)),
             ("require('fs')", Some(Language::Javascript)),
             ("child_process", Some(Language::Javascript)),
+            ("os.RemoveAll(path)", None),
+            ("exec.Command(`ls`).Run()", Some(Language::Go)),
+            ("import \"unsafe\"", Some(Language::Go)),
+            ("std::process::exit(1)", Some(Language::Rust)),
+            ("unsafe { *p }", Some(Language::Rust)),
         ];
         let mut reached = vec![false; RULES.len()];
         for (text, language) in examples {
             assert!(of_text(text, *language).is_some(), "{text}");
-            for index in PATTERNS.matches(text) {
+            for index in PATTERNS.matches(text.as_bytes()) {
                 reached[index] = true;
             }
         }
@@ -216,13 +252,16 @@ mod tests {
             assert!(shell(text).is_some(), "{text}");
         }
         for code in ["eval('1')", "x = function(a) { return a }", "const fs = require('fs')"] {
-            assert!(of_code(Language::Javascript, code).is_some(), "{code}");
+            assert!(of_code(Some(Language::Javascript), code).is_some(), "{code}");
         }
         for code in ["__import__('os')", "exec('x')", "eval('x')"] {
-            assert!(of_code(Language::Python, code).is_some(), "{code}");
+            assert!(of_code(Some(Language::Python), code).is_some(), "{code}");
+        }
+        for code in ["unsafe { f() }", "use std::process::Command;"] {
+            assert!(of_code(Some(Language::Rust), code).is_some(), "{code}");
         }
         for code in ["rm -rf x", "format x", "mkfs x"] {
-            assert!(of_code(Language::Bash, code).is_some(), "{code}");
+            assert!(of_code(Some(Language::Bash), code).is_some(), "{code}");
         }
     }
 
@@ -264,8 +303,8 @@ mod tests {
         ] {
             assert_eq!(shell(text), None, "{text}");
         }
-        assert_eq!(of_code(Language::Python, "def function(x):\n    return x + 1\nfunction(2)"), None);
-        assert_eq!(of_code(Language::Javascript, "[1,2].map((x) => x + 1)"), None);
+        assert_eq!(of_code(Some(Language::Python), "def function(x):\n    return x + 1\nfunction(2)"), None);
+        assert_eq!(of_code(Some(Language::Javascript), "[1,2].map((x) => x + 1)"), None);
     }
 
     proptest::proptest! {
@@ -273,7 +312,7 @@ mod tests {
         #[test]
         fn any_text_is_classified_without_a_panic(text in ".{0,400}") {
             let _ = shell(&text);
-            let _ = of_code(Language::Javascript, &text);
+            let _ = of_code(Some(Language::Javascript), &text);
         }
     }
 }
