@@ -56,14 +56,7 @@ pub(crate) struct Takeover {
 
 impl Execs {
     pub fn insert(&self, view: ExecView, ways: Ways) {
-        let mut entries = lock(&self.entries);
-        entries.insert(view.id, Entry { view, ways });
-        // Ids are in order of creation, so the first ended ones are the oldest.
-        let ended: Vec<ExecId> =
-            entries.values().filter(|e| e.view.state != ExecState::Running).map(|e| e.view.id).collect();
-        for id in ended.iter().take(ended.len().saturating_sub(KEEP_ENDED)) {
-            entries.remove(id);
-        }
+        insert(&mut lock(&self.entries), view, ways);
     }
 
     pub fn update(&self, exec: ExecId, change: impl FnOnce(&mut ExecView)) {
@@ -74,11 +67,12 @@ impl Execs {
 
     /// As `insert`, unless it is there and runs: then its ways are answered, and `ways` lead nowhere.
     pub fn insert_unless_running(&self, view: ExecView, ways: Ways) -> Option<Ways> {
-        let running = |entry: &Entry| entry.view.state == ExecState::Running;
-        if let Some(entry) = lock(&self.entries).get(&view.id).filter(|entry| running(entry)) {
+        let mut entries = lock(&self.entries);
+        let running = |entry: &&Entry| entry.view.state == ExecState::Running;
+        if let Some(entry) = entries.get(&view.id).filter(running) {
             return Some(entry.ways.clone());
         }
-        self.insert(view, ways);
+        insert(&mut entries, view, ways);
         None
     }
 
@@ -93,5 +87,15 @@ impl Execs {
 
     pub fn running(&self) -> usize {
         lock(&self.entries).values().filter(|entry| entry.view.state == ExecState::Running).count()
+    }
+}
+
+fn insert(entries: &mut BTreeMap<ExecId, Entry>, view: ExecView, ways: Ways) {
+    entries.insert(view.id, Entry { view, ways });
+    // Ids are in order of creation, so the first ended ones are the oldest.
+    let ended: Vec<ExecId> =
+        entries.values().filter(|e| e.view.state != ExecState::Running).map(|e| e.view.id).collect();
+    for id in ended.iter().take(ended.len().saturating_sub(KEEP_ENDED)) {
+        entries.remove(id);
     }
 }
