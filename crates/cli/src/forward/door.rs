@@ -13,6 +13,22 @@ use tokio::{
 /// Bytes of one direction of a connection that are here at once, besides what the kernel and the WebSocket hold.
 const BUFFER: usize = 64 * 1024;
 
+/// Nobody is to take what breaks off for what came to its end: a connection that did not is reset.
+#[derive(Debug)]
+struct Unended {
+    stream: TcpStream,
+    ended: bool,
+}
+
+impl Drop for Unended {
+    fn drop(&mut self) {
+        if !self.ended {
+            // A socket that is gone needs no telling.
+            let _gone = self.stream.set_zero_linger();
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Door {
     listener: TcpListener,
@@ -50,21 +66,17 @@ impl Door {
         Ok(stream)
     }
 
-    /// Carries a connection to its end. Dropped, it closes it.
-    pub async fn carry(&self, client: &Client, printer: &Printer, watch: &Watch, mut here: TcpStream) {
-        let carried = match client.tcp(&VmRef::Id(watch.vm()), self.port).await {
+    /// Carries a connection to its end. Dropped, it resets it.
+    pub async fn carry(&self, client: &Client, printer: &Printer, watch: &Watch, here: TcpStream) {
+        let mut here = Unended { stream: here, ended: false };
+        match client.tcp(&VmRef::Id(watch.vm()), self.port).await {
             Ok(mut there) => {
                 self.said.take();
-                copy_bidirectional_with_sizes(&mut here, &mut there, BUFFER, BUFFER).await.map(drop)
+                let carried =
+                    copy_bidirectional_with_sizes(&mut here.stream, &mut there, BUFFER, BUFFER).await;
+                here.ended = carried.is_ok();
             }
-            Err(error) => {
-                self.say(printer, self.refusal(watch.name(), &error));
-                Err(io::ErrorKind::ConnectionRefused.into())
-            }
-        };
-        if carried.is_err() {
-            // Nobody is to take what broke off for what came to its end. A socket that is gone needs no telling.
-            let _gone = here.set_zero_linger();
+            Err(error) => self.say(printer, self.refusal(watch.name(), &error)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use offshoot_types::Failure;
@@ -26,6 +26,8 @@ pub enum Refusal {
     Foreign { sandbox: String, port: u16 },
     /// An API key that may not, or may not now.
     Key(Failure),
+    /// It has no room for more now.
+    Busy(Failure),
 }
 
 impl Refusal {
@@ -34,7 +36,7 @@ impl Refusal {
             Self::Gone { .. } | Self::PortClosed { .. } => StatusCode::BAD_GATEWAY,
             Self::Unauthorized | Self::Expired => StatusCode::UNAUTHORIZED,
             Self::Private { .. } | Self::LinkOver { .. } | Self::Foreign { .. } => StatusCode::FORBIDDEN,
-            Self::Key(failure) => {
+            Self::Key(failure) | Self::Busy(failure) => {
                 StatusCode::from_u16(failure.code.http_status()).unwrap_or(StatusCode::FORBIDDEN)
             }
         }
@@ -74,13 +76,34 @@ impl IntoResponse for Refusal {
                 "port": port,
                 "code": code,
             }),
-            Self::Key(failure) => json!({ "code": code, "message": failure.message }),
+            Self::Key(failure) | Self::Busy(failure) => json!({ "code": code, "message": failure.message }),
             Self::Expired => json!({ "code": code, "message": "signature is already expired" }),
             Self::Unauthorized => json!({
                 "code": code,
                 "message": "unauthorized access, please provide a valid access token or method signing if supported",
             }),
         };
-        (status, Json(body)).into_response()
+        let mut response = (status, Json(body)).into_response();
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offshoot_types::ErrorCode;
+
+    #[test]
+    fn who_finds_no_room_is_told_to_come_again() {
+        let full = Failure::new(ErrorCode::NoResource, "204 connections are open");
+        let response = Refusal::Busy(full).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+        let closed = Refusal::PortClosed { sandbox: "s".into(), port: 80 }.into_response();
+        assert_eq!(closed.status(), StatusCode::BAD_GATEWAY);
+        assert!(!closed.headers().contains_key(header::RETRY_AFTER));
     }
 }

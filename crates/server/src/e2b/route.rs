@@ -21,7 +21,7 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use offshoot_policy::VmFacts;
-use offshoot_types::{Actor, Command, RequestId, Target, VmRef, VmStateName};
+use offshoot_types::{Actor, Command, ErrorCode, RequestId, Target, VmRef, VmStateName};
 use tower_service::Service;
 
 /// What is behind the router, port by port.
@@ -147,6 +147,7 @@ async fn to_program(
             tracing::info!(code = %failure.code, message = failure.message, "the sandbox could not be reached");
             Refusal::Gone { sandbox: name.to_string() }
         }
+        (NotForwarded::Closed(failure), _) if failure.code == ErrorCode::NoResource => Refusal::Busy(failure),
         (NotForwarded::Closed(failure), _) => {
             tracing::info!(code = %failure.code, message = failure.message, "a program could not be reached");
             Refusal::PortClosed { sandbox: name.to_string(), port }
