@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use offshoot_testkit::{TestEnv, wait_for_value};
 use serde_json::{Value, json};
 use std::{
-    fs::File,
+    fs::{self, File},
     net::SocketAddr,
     process::Stdio,
     time::{Duration, Instant},
@@ -30,6 +30,8 @@ use tokio::net::TcpStream;
 
 const CLIENTS: [usize; 3] = [1, 8, 64];
 const SANDBOXES: usize = 8;
+/// Clients that read nothing.
+const READERS: usize = 64;
 const ENVD: &str = "49983";
 const INTERPRETER: &str = "49999";
 /// A request that takes longer has stalled.
@@ -62,6 +64,7 @@ pub async fn measure(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
         place.load("commands.run('true')", clients, span, rows, |n| Ask::command("true", of(n))).await?;
         place.load("run_code('1+1')", clients, span, rows, |n| Ask::code("1+1", of(n))).await?;
     }
+    slow_readers(&place, serving.id(), &sandboxes, span, rows).await?;
     for sandbox in &sandboxes {
         place.kill(&sandbox.id).await?;
     }
@@ -270,6 +273,46 @@ async fn login_shell(plan: &Plan, place: &Place, sandbox: &Sandbox) -> Result<Ro
     let Some(times) = out.trim().strip_prefix("took ") else { bail!("{status}: {body}") };
     let times = times.split(' ').map(|time| time.parse().context("a time")).collect::<Result<Vec<f64>>>()?;
     Ok(Row::new("load: `bash -l -c true` spawned inside the guest", Unit::Ms, times, 0))
+}
+
+/// Clients that ask for output without end and read none of it: what each costs the daemon, and whether others notice.
+async fn slow_readers(
+    place: &Place,
+    daemon: u32,
+    sandboxes: &[Sandbox],
+    span: Duration,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let resident = || -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{daemon}/status")).context("look at the daemon")?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(kib.trim().trim_end_matches(" kB").parse::<f64>().context("read VmRSS")? / 1024.0)
+    };
+    let before = resident()?;
+    let mut unread = Vec::new();
+    for reader in 0..READERS {
+        let ask = Ask::command("exec yes", &sandboxes[reader % sandboxes.len()]);
+        let mut sender = place.connect().await?;
+        let answer = sender.send_request(ask.request()?).await.context("ask for output")?;
+        ensure!(answer.status().is_success(), "no output: {}", answer.status());
+        unread.push((sender, answer));
+    }
+    let mut most = before;
+    let began = Instant::now();
+    while began.elapsed() < 2 * span {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = most.max(resident()?);
+    }
+    let each = (most - before) / READERS as f64;
+    rows.push(Row::single(
+        format!("load: daemon's memory for each of {READERS} that do not read"),
+        Unit::MiB,
+        each,
+    ));
+    let list = || Ask::native("GET", "/v1/vms", place);
+    place.load("list beside those that do not read", 1, span, rows, |_| list()).await?;
+    drop(unread);
+    Ok(())
 }
 
 async fn one(sender: &mut SendRequest<Full<Bytes>>, ask: &Ask) -> Result<(Outcome, String)> {
