@@ -168,7 +168,13 @@ impl Core {
             also(tx)?;
             tx.end_operation(id, &ending)
         });
-        let outcome = match write_once(&self.store, write.clone()).await {
+        // Whoever ran something has its status already, and may ask for the next thing now.
+        let told = matches!(ticket.operation().kind, OperationKind::Exec | OperationKind::Context);
+        let written = match (told, write.clone()) {
+            (true, write) => self.store.transaction_patient(move |tx| write(tx)).await,
+            (false, write) => write_once(&self.store, write).await,
+        };
+        let outcome = match written {
             Ok(()) => outcome,
             Err(error) => {
                 self.store_failed("end an operation", &error);

@@ -114,6 +114,20 @@ impl Store {
         self.ask(job, answer).await?
     }
 
+    /// As [`transaction`](Self::transaction), for what nobody waits for: it may take some milliseconds longer, so that it shares
+    /// the commit of whoever comes next and does not stand in their way.
+    pub async fn transaction_patient<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Fn(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        if is_in_place() {
+            return self.transaction(work).await;
+        }
+        let (caller, answer) = oneshot::channel();
+        self.ask(Message::Patient(Box::new(Request::new(work, caller))), answer).await?
+    }
+
     /// Runs `work` on one consistent state of the record.
     pub async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
     where

@@ -7,7 +7,8 @@
 //!        +--------------------------------------------------- each job alone <---------+
 //! ```
 //! While one group is being fsynced the next one queues up, so the groups grow with the load and nobody waits for a
-//! timer. A job that fails takes back only its own writes. If the group fails as a whole (a full disk can make
+//! timer, but for patient jobs: those that nobody waits for, as the end of a process whose caller has its status already. Alone
+//! they wait a moment for company, so that what the caller asks next is not behind a commit of theirs. A job that fails takes back only its own writes. If the group fails as a whole (a full disk can make
 //! SQLite roll back everything), its jobs run again one by one: only those that cannot be kept are refused.
 //!
 //! A failed fsync is final: the kernel may have dropped the pages it could not write, so what is on disk is unknown
@@ -17,16 +18,26 @@ use crate::{Clock, Limits, StoreError, Tx, View, tx::fault};
 use jiff::Timestamp;
 use offshoot_types::EventId;
 use rusqlite::Connection;
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Jobs that may wait; beyond, callers wait to be queued.
 pub(crate) const QUEUE: usize = 256;
 /// Jobs that share one commit.
 const GROUP: usize = 64;
+/// How long patient jobs wait for others: a caller that asks at once for more has done so by then.
+const COMPANY: Duration = Duration::from_millis(3);
 
 pub(crate) enum Message {
     Job(Box<dyn Job>),
+    /// Nobody waits for it.
+    Patient(Box<dyn Job>),
     /// Finish what is queued, close the database, then answer.
     Close(oneshot::Sender<()>),
 }
@@ -88,15 +99,25 @@ impl Writer {
         while let Some(first) = queue.blocking_recv() {
             let mut group = Vec::with_capacity(GROUP);
             let mut next = Some(first);
+            let mut patience = Some(Instant::now() + COMPANY);
             while let Some(message) = next {
                 match message {
-                    Message::Job(job) => group.push(job),
+                    Message::Patient(job) => group.push(job),
+                    Message::Job(job) => {
+                        group.push(job);
+                        patience = None;
+                    }
                     Message::Close(caller) => {
                         queue.close();
                         closing.push(caller);
+                        patience = None;
                     }
                 }
-                next = if group.len() < GROUP { queue.try_recv().ok() } else { None };
+                next = match patience {
+                    _ if group.len() == GROUP => None,
+                    None => queue.try_recv().ok(),
+                    Some(until) => receive_until(&mut queue, until),
+                };
             }
             self.commit(group);
         }
@@ -179,6 +200,27 @@ impl Writer {
     fn now(&self) -> Timestamp {
         let now = self.clock.now();
         Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+}
+
+/// The next message if it comes by then; `None` also once nobody can send one.
+fn receive_until(queue: &mut mpsc::Receiver<Message>, until: Instant) -> Option<Message> {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(message) = queue.poll_recv(&mut context) {
+            return message;
+        }
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        thread::park_timeout(left);
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 
@@ -280,6 +322,35 @@ mod tests {
         assert_eq!(*log.lock().unwrap(), expected, "every run before every answer: one commit");
         assert_eq!(messages_kept(&folder), [1, 2]);
         assert_eq!(*last.borrow(), EventId(2));
+    }
+
+    #[test]
+    fn a_patient_job_waits_for_company_and_not_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, _last) = writer(&folder);
+        let log = Log::default();
+        let patient = |name| match job(name, &log, |tx| tx.emit(&warning(1)).map(drop)) {
+            Message::Job(job) => Message::Patient(job),
+            other => other,
+        };
+        let messages = vec![patient("one"), patient("two"), job("three", &log, |_| Ok(())), patient("four")];
+        run_all(writer, messages);
+        let together = ["run one", "run two", "run three", "run four"];
+        assert_eq!(log.lock().unwrap()[..4], together, "{log:?}");
+        assert_eq!(messages_kept(&folder), [1, 1, 1]);
+
+        let (queue, mut receiver) = mpsc::channel(1);
+        assert!(receive_until(&mut receiver, Instant::now()).is_none(), "nobody came");
+        let (caller, _closed) = oneshot::channel();
+        let late = thread::spawn(move || {
+            // Sent to one that waits already, or is about to.
+            thread::yield_now();
+            queue.blocking_send(Message::Close(caller)).ok().unwrap();
+        });
+        let far = Instant::now() + Duration::from_secs(60);
+        assert!(matches!(receive_until(&mut receiver, far), Some(Message::Close(_))));
+        late.join().unwrap();
+        assert!(receive_until(&mut receiver, far).is_none(), "nobody can come");
     }
 
     #[test]
