@@ -49,6 +49,7 @@
 
 pub mod client;
 pub mod codec;
+pub mod compute;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod message;

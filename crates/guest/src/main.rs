@@ -16,6 +16,7 @@
 
 mod cgroup;
 mod clock;
+mod compute;
 mod console;
 mod contexts;
 mod entries;
@@ -42,7 +43,9 @@ mod users;
 
 use init::CommandLine;
 use kernel::Kernel;
-use std::{convert::Infallible, io::Write, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, io::Write, os::fd::AsFd, path::Path, process::ExitCode, sync::Arc, time::Duration,
+};
 
 /// The first argument of an agent that is PID 1 of a gVisor sandbox; what a kernel command line would say follows.
 const SANDBOX: &str = "sandbox";
@@ -76,6 +79,12 @@ fn main() -> ExitCode {
     if first.as_deref() == Some("--version") {
         let written = writeln!(std::io::stdout(), "offshoot-guest {}", env!("CARGO_PKG_VERSION"));
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if first.as_deref() == Some(offshoot_guest_proto::compute::ARGUMENT) {
+        compute::say();
+        // PID 1 of a virtual machine takes it along, with what is still in the terminal's buffer.
+        sys::drain_terminal(std::io::stderr().as_fd());
+        return ExitCode::SUCCESS;
     }
     if rustix::process::getpid() != rustix::process::Pid::INIT {
         console::warn(format_args!("runs as PID 1 inside a VM, made by `offshoot`; not by hand"));

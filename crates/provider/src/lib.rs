@@ -25,6 +25,7 @@ pub mod parts;
 pub mod process;
 mod program;
 pub mod qemu;
+pub mod speed;
 mod task;
 pub mod vm;
 

@@ -1,7 +1,7 @@
 //! Where this crate's background tasks begin. Each has a name and an end that is written down.
 
-use std::future::Future;
-use tokio::task::JoinHandle;
+use std::{future::Future, io};
+use tokio::{sync::oneshot, task::JoinHandle};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Task {
@@ -37,4 +37,17 @@ where
     tracing::trace!(?task, "task spawned");
     #[expect(clippy::disallowed_methods, reason = "this is the one place")]
     tokio::spawn(future)
+}
+
+/// Runs `work` on a thread of its own: a probe's processes live exactly as long as the thread that started them.
+pub(crate) async fn on_own_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (answer, answered) = oneshot::channel();
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        // Who asked may have gone.
+        let _nobody = answer.send(work());
+    })?;
+    answered.await.map_err(|_gone| io::Error::other("the probe broke off"))
 }

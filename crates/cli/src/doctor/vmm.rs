@@ -1,20 +1,23 @@
 //! What runs VMs here, and how strong the wall around them is.
 
 use super::{Check, Verdict};
+use crate::agent;
 use offshoot_image::Store;
-use offshoot_provider::{Provider, gvisor::GvisorProvider, qemu::QemuProvider};
+use offshoot_provider::{Provider, gvisor::GvisorProvider, qemu::QemuProvider, speed::Speed};
 use offshoot_types::IsolationClass;
+use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf};
 
 const INSTALL: &str = "install it:
   Debian, Ubuntu:  apt-get install --no-install-recommends qemu-system-x86
   Fedora:          dnf install qemu-system-x86-core
   Arch:            pacman -S qemu-system-x86";
 
-/// Which program, and what it was proven to give. Proving boots a kernel once per boot of the host.
+/// Which program, and what it was proven to give. Proving boots a kernel once per boot of the host, measuring one more.
 pub async fn qemu(store: Option<&Store>) -> Vec<Check> {
     let exe = std::env::current_exe().unwrap_or_else(|_| "offshoot".into());
     let options = offshoot_server::qemu_options(exe, store);
-    let found = QemuProvider::new(options).capabilities().await;
+    let provider = QemuProvider::new(options);
+    let found = provider.capabilities().await;
     let Some(vmm) = found.vmm else {
         let why = found.isolation.err().unwrap_or_else(|| "not found".into());
         return vec![Check::fail("qemu", why).remedy(INSTALL)];
@@ -24,19 +27,62 @@ pub async fn qemu(store: Option<&Store>) -> Vec<Check> {
         Ok(class) => isolation(class, &notes),
         Err(why) => Check::fail("isolation", format!("none: {why}")).remedy(INSTALL),
     };
-    vec![Check::ok("qemu", vmm), isolation]
+    let speed = match store.map(measuring_agent) {
+        _ if isolation.verdict == Verdict::Fail => None,
+        None => Some("how fast programs compute is measured once there is an image".into()),
+        Some(Ok(agent)) => Some(told(provider.speed(agent).await)),
+        Some(Err(error)) => Some(not_measured(&error)),
+    };
+    vec![Check::ok("qemu", said([Some(vmm), speed])), isolation]
+}
+
+/// The agent as a program of this host, beside what the images' owner keeps of probes.
+fn measuring_agent(store: &Store) -> io::Result<PathBuf> {
+    let agent =
+        agent::binary().map_err(|_refused| io::Error::other("there is no guest agent in this build"))?;
+    let directory = store.root().join("probe");
+    let path = directory.join(format!("agent-{:.12}", agent.digest().hex()));
+    if !path.exists() {
+        fs::create_dir_all(&directory)?;
+        let new = directory.join(format!(".agent-{}", std::process::id()));
+        fs::write(&new, agent.bytes())?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+        fs::rename(&new, &path)?;
+    }
+    Ok(path)
+}
+
+fn not_measured(error: &io::Error) -> String {
+    format!("how fast programs compute was not measured: {error}")
+}
+
+fn told(measured: Result<Speed, String>) -> String {
+    measured.map_or_else(|why| why, |speed| speed.to_string())
+}
+
+fn said<const N: usize>(parts: [Option<String>; N]) -> String {
+    let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+    parts.join(", ")
 }
 
 /// Whether there are sandboxes as well: for work that needs the host's speed where there is no KVM.
 pub async fn gvisor(store: Option<&Store>) -> Check {
     let exe = std::env::current_exe().unwrap_or_else(|_| "offshoot".into());
-    let found = GvisorProvider::new(offshoot_server::gvisor_options(exe, store)).capabilities().await;
+    let provider = GvisorProvider::new(offshoot_server::gvisor_options(exe, store));
+    let found = provider.capabilities().await;
     let notes = found.notes.join("; ");
-    match (found.isolation, found.vmm) {
-        (Ok(class), Some(vmm)) => Check::ok("gvisor", format!("{vmm}, {class}: {notes}")),
-        (Ok(class), None) => Check::ok("gvisor", format!("{class}: {notes}")),
-        (Err(why), _) if notes.is_empty() => Check::warn("gvisor", why),
-        (Err(why), _) => Check::warn("gvisor", why).remedy(notes),
+    match found.isolation {
+        Ok(class) => {
+            let speed = match store.map(measuring_agent) {
+                None => None,
+                Some(Ok(agent)) => Some(told(provider.speed(agent).await)),
+                Some(Err(error)) => Some(not_measured(&error)),
+            };
+            let detail = said([found.vmm, Some(class.to_string()), speed]);
+            Check::ok("gvisor", if notes.is_empty() { detail } else { format!("{detail}: {notes}") })
+        }
+        Err(why) if notes.is_empty() => Check::warn("gvisor", why),
+        Err(why) => Check::warn("gvisor", why).remedy(notes),
     }
 }
 

@@ -21,6 +21,8 @@ use crate::{
         spec::{Limits, Monitor, Restore, Spec},
     },
     program::Digest,
+    speed::Speed,
+    task,
 };
 use async_trait::async_trait;
 use host::{NoRunsc, Runsc};
@@ -110,19 +112,24 @@ impl GvisorProvider {
             return verdict.clone();
         }
         let (cache, deadline) = (self.options.probe_cache.clone(), self.options.probe_deadline);
-        let (answer, verdict) = tokio::sync::oneshot::channel();
         let probed = runsc.clone();
-        // A thread of its own: the probe's sandbox lives exactly as long as this thread.
-        let spawned = std::thread::Builder::new().name("gvisor-probe".into()).spawn(move || {
-            let _ = answer.send(probe::probe(&cache, &probed, deadline));
-        });
-        let verdict = match (spawned, verdict.await) {
-            (Ok(_), Ok(verdict)) => verdict,
-            (Err(error), _) => Verdict::Fails(format!("gVisor was not tried: {error}")),
-            (Ok(_), Err(_)) => Verdict::Fails("gVisor was not tried: the probe broke off".into()),
-        };
+        let probed = task::on_own_thread("gvisor-probe", move || probe::probe(&cache, &probed, deadline));
+        let verdict =
+            probed.await.unwrap_or_else(|error| Verdict::Fails(format!("gVisor was not tried: {error}")));
         *known = Some((runsc.identity.clone(), verdict.clone()));
         verdict
+    }
+
+    /// How fast programs compute in sandboxes here, by `agent`, in one and on the host.
+    pub async fn speed(&self, agent: PathBuf) -> Result<Speed, String> {
+        let runsc = self.find().await.map_err(|error| error.to_string())?;
+        if let Verdict::Fails(why) = self.verdict(&runsc).await {
+            return Err(why);
+        }
+        let cache = self.options.probe_cache.clone();
+        task::on_own_thread("gvisor-speed", move || probe::speed(&cache, &runsc, &agent))
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()))
     }
 
     /// That sandboxes work here and are as strong as is asked.

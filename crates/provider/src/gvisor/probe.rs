@@ -12,19 +12,21 @@ use crate::{
         files::{read_json, write_json},
         last_lines,
     },
-    os, process,
-    program::on_path,
+    process,
+    program::{self, on_path},
+    speed::{self, Speed},
 };
+use offshoot_guest_proto::compute;
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     path::Path,
     process::{Command, Output, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
     time::Duration,
 };
 
 const CACHE_FILE: &str = "gvisor-probe.json";
+const SPEED_FILE: &str = "gvisor-speed.json";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Verdict {
@@ -72,9 +74,29 @@ pub(super) fn probe(cache: &Path, runsc: &Runsc, deadline: Duration) -> Verdict 
 fn run(runsc: &Runsc, deadline: Duration) -> io::Result<Verdict> {
     let missing = || io::Error::new(io::ErrorKind::NotFound, "this host has no program `true` to run");
     let program = on_path("true").ok_or_else(missing)?;
+    Ok(match in_sandbox(runsc, vec![program.display().to_string()], deadline)? {
+        Some(output) => judge(&runsc.version, &output),
+        None => Verdict::Fails(format!(
+            "gVisor does not work here: no program had run in a sandbox after {deadline:?}"
+        )),
+    })
+}
+
+/// How fast programs compute in a sandbox. Blocks, as [`probe`] does.
+pub(super) fn speed(cache: &Path, runsc: &Runsc, agent: &Path) -> Result<Speed, String> {
+    let found = program::identity(agent).map_err(|error| format!("{}: {error}", agent.display()))?;
+    let of = format!("{} {found}", runsc.identity);
+    speed::measured(cache, SPEED_FILE, &of, agent, || {
+        let arguments = vec![agent.display().to_string(), compute::ARGUMENT.into()];
+        let output = in_sandbox(runsc, arguments, speed::DEADLINE)?;
+        Ok(output.and_then(|output| compute::rate(&output.stderr)))
+    })
+}
+
+/// A program of the host's in a sandbox that sees the host's files; `None` if it takes longer.
+fn in_sandbox(runsc: &Runsc, arguments: Vec<String>, deadline: Duration) -> io::Result<Option<Output>> {
     let place = Place::make()?;
     let root = Root::Directory(Path::new("/"));
-    let arguments = vec![program.display().to_string()];
     Contents { hostname: "probe", root, arguments, mounts: Vec::new() }.write(&place.0.join("bundle"))?;
     let mut command = Command::new(&runsc.program);
     command
@@ -87,28 +109,8 @@ fn run(runsc: &Runsc, deadline: Duration) -> io::Result<Verdict> {
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    os::bind_to_this_thread(&mut command, Vec::new())?;
-    let child = command.spawn()?;
-    let id = process::ProcessId::of(i32::try_from(child.id()).map_err(io::Error::other)?)?;
-    let (tell, told) = mpsc::channel();
-    std::thread::Builder::new().name("gvisor-probe-wait".into()).spawn(move || {
-        let _late = tell.send(child.wait_with_output());
-    })?;
-    match told.recv_timeout(deadline) {
-        Ok(output) => Ok(judge(&runsc.version, &output?)),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            if let Some(process) = id.find()? {
-                process.signal(rustix::process::Signal::KILL)?;
-            }
-            // Its processes die with it; only then may their files go.
-            let _ended = told.recv_timeout(deadline);
-            let why =
-                format!("gVisor does not work here: no program had run in a sandbox after {deadline:?}");
-            Ok(Verdict::Fails(why))
-        }
-    }
+        .stdout(Stdio::null());
+    speed::output_within(command, deadline)
 }
 
 fn judge(version: &str, output: &Output) -> Verdict {

@@ -1,6 +1,6 @@
 //! QEMU's command line, from top to bottom. One function writes it; each block is one part of the machine.
 
-use super::tsc;
+use super::{ProbeImage, tsc};
 use crate::{
     BootPlan, DiskStack, Durability,
     keeper::{self, spec},
@@ -145,19 +145,15 @@ pub(super) fn build(plan: &BootPlan, setting: &Setting) -> Vec<String> {
 }
 
 /// The same machine with a root disk that is none, to see whether a kernel gets to its `init`: the agent there
-/// says at once that it cannot mount this.
-pub(super) fn build_probe(kernel_path: &Path, initramfs: &Path) -> Vec<String> {
+/// says at once that it cannot mount this, unless it is told something else to do.
+pub(super) fn build_probe(accelerator: Accelerator, image: &ProbeImage, for_init: &str) -> Vec<String> {
     let mut line = Line::default();
     let caches = TranslationCaches::default();
-    machine(
-        &mut line,
-        MemMib::MIN,
-        1,
-        &Setting { accelerator: Accelerator::Kvm, start: Start::Boot, caches },
-    );
+    machine(&mut line, MemMib::MIN, 1, &Setting { accelerator, start: Start::Boot, caches });
     line.pair("-serial", "stdio");
-    root_disk(&mut line, kernel_path);
-    kernel(&mut line, kernel_path, initramfs, "console=ttyS0 panic=-1 reboot=t");
+    root_disk(&mut line, &image.kernel);
+    let arguments = format!("console=ttyS0 panic=-1 reboot=t{for_init}");
+    kernel(&mut line, &image.kernel, &image.initramfs, &arguments);
     sandbox(&mut line);
     line.0
 }

@@ -1,22 +1,28 @@
-//! Whether KVM works here, shown by booting a real kernel.
+//! Whether KVM works here, shown by booting a real kernel; and how fast programs compute in a VM.
 //!
 //! `/dev/kvm` may open, make machines and processors, and still never get a kernel to user space (nested
 //! virtualisation can be like that). So: no device, no permission, or no `init` within the deadline means no.
 //! The answer is remembered until the host boots again, or QEMU or the kernel changes.
 
-use super::{ProbeImage, command_line, host::Qemu};
+use super::{
+    ProbeImage,
+    command_line::{self, Accelerator},
+    host::Qemu,
+};
 use crate::{
     keeper::files::{read_json, write_json},
     os, process,
     program::identity,
+    speed::{self, Speed},
 };
+use offshoot_guest_proto::compute;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
     io::{self, Read},
     path::Path,
-    process::{ChildStdout, Command, Stdio},
+    process::{ChildStdout, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -25,6 +31,7 @@ const USER_SPACE: &[u8] = b"offshoot-guest:";
 /// A boot with every message is a fifth of this.
 const MAX_CONSOLE: usize = 256 * 1024;
 const CACHE_FILE: &str = "kvm-probe.json";
+const SPEED_FILE: &str = "qemu-speed.json";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Verdict {
@@ -87,9 +94,47 @@ pub(super) fn probe(cache: &Path, qemu: &Qemu, image: &ProbeImage, deadline: Dur
 }
 
 fn boot(qemu: &Qemu, image: &ProbeImage, deadline: Duration) -> io::Result<Verdict> {
+    let arguments = command_line::build_probe(Accelerator::Kvm, image, "");
+    let (seen, status) = console(qemu, arguments, deadline, user_space)?;
+    Ok(match seen {
+        Seen::Said(()) => Verdict::Works,
+        Seen::Nothing => Verdict::Fails(format!(
+            "KVM opens but does not work here: a kernel booted under it was not in user space after {deadline:?}"
+        )),
+        Seen::End => Verdict::Fails(format!("KVM does not work here: {} ended with {status}", qemu.version)),
+    })
+}
+
+/// How fast programs compute in a VM, by an agent that is booted for that alone. Blocks, as [`probe`] does.
+pub(super) fn speed(
+    cache: &Path,
+    qemu: &Qemu,
+    accelerator: Accelerator,
+    image: &ProbeImage,
+    agent: &Path,
+) -> Result<Speed, String> {
+    let known = |path: &Path| identity(path).map_err(|error| format!("{}: {error}", path.display()));
+    let class = accelerator.isolation();
+    let of = format!("{} {class} {} {}", qemu.identity, known(&image.kernel)?, known(&image.initramfs)?);
+    speed::measured(cache, SPEED_FILE, &of, agent, || {
+        let arguments = command_line::build_probe(accelerator, image, &format!(" -- {}", compute::ARGUMENT));
+        Ok(match console(qemu, arguments, speed::DEADLINE, compute::rate)?.0 {
+            Seen::Said(rate) => Some(rate),
+            Seen::Nothing | Seen::End => None,
+        })
+    })
+}
+
+/// Boots, until `find` finds something on the console.
+fn console<T>(
+    qemu: &Qemu,
+    arguments: Vec<String>,
+    deadline: Duration,
+    find: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<(Seen<T>, ExitStatus)> {
     let mut command = Command::new(&qemu.program);
     command
-        .args(command_line::build_probe(&image.kernel, &image.initramfs))
+        .args(arguments)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
@@ -97,31 +142,34 @@ fn boot(qemu: &Qemu, image: &ProbeImage, deadline: Duration) -> io::Result<Verdi
         .stderr(Stdio::null());
     os::bind_to_this_thread(&mut command, Vec::new())?;
     let mut child = command.spawn()?;
-    let seen = child.stdout.take().map_or(Ok(Seen::End), |console| watch(console, deadline));
+    let seen = child.stdout.take().map_or(Ok(Seen::End), |console| watch(console, deadline, find));
     // It may have ended by itself.
     let killed = child.kill();
     let status = child.wait()?;
-    Ok(match seen? {
-        Seen::UserSpace => Verdict::Works,
-        Seen::Nothing => {
-            killed?;
-            Verdict::Fails(format!(
-                "KVM opens but does not work here: a kernel booted under it was not in user space after {deadline:?}"
-            ))
-        }
-        Seen::End => Verdict::Fails(format!("KVM does not work here: {} ended with {status}", qemu.version)),
-    })
+    let seen = seen?;
+    if matches!(seen, Seen::Nothing) {
+        killed?;
+    }
+    Ok((seen, status))
+}
+
+fn user_space(said: &[u8]) -> Option<()> {
+    said.windows(USER_SPACE.len()).any(|window| window == USER_SPACE).then_some(())
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Seen {
-    UserSpace,
+enum Seen<T> {
+    Said(T),
     /// The deadline passed.
     Nothing,
     End,
 }
 
-fn watch(mut console: ChildStdout, limit: Duration) -> io::Result<Seen> {
+fn watch<T>(
+    mut console: ChildStdout,
+    limit: Duration,
+    find: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Seen<T>> {
     let until = Instant::now() + limit;
     let mut seen = Vec::new();
     let mut buffer = [0; 4096];
@@ -137,8 +185,8 @@ fn watch(mut console: ChildStdout, limit: Duration) -> io::Result<Seen> {
             return Ok(Seen::End);
         }
         seen.extend_from_slice(&buffer[..length]);
-        if seen.windows(USER_SPACE.len()).any(|window| window == USER_SPACE) {
-            return Ok(Seen::UserSpace);
+        if let Some(found) = find(&seen) {
+            return Ok(Seen::Said(found));
         }
     }
 }
@@ -148,9 +196,9 @@ mod tests {
     use super::*;
 
     /// What is seen of a machine that is a script.
-    fn seen(script: &str, limit: Duration) -> Seen {
+    fn seen(script: &str, limit: Duration) -> Seen<()> {
         let mut child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-        let seen = watch(child.stdout.take().unwrap(), limit).unwrap();
+        let seen = watch(child.stdout.take().unwrap(), limit, user_space).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         seen
@@ -161,7 +209,7 @@ mod tests {
         let limit = Duration::from_secs(5);
         assert_eq!(seen("echo 'Run /init as init process'", limit), Seen::End);
         let fatal = "printf 'x\\noffshoot-'; printf 'guest: fatal: no disk'; exec sleep 60";
-        assert_eq!(seen(fatal, limit), Seen::UserSpace);
+        assert_eq!(seen(fatal, limit), Seen::Said(()));
         assert_eq!(seen("echo early; exec sleep 60", Duration::from_millis(50)), Seen::Nothing);
     }
 }

@@ -23,6 +23,8 @@ use crate::{
         spec::{Limits, Monitor, Restore, Spec},
     },
     program::Digest,
+    speed::Speed,
+    task,
 };
 use async_trait::async_trait;
 use command_line::{Accelerator, Setting, Start};
@@ -134,16 +136,23 @@ impl QemuProvider {
 
     async fn probe(&self, qemu: Qemu, image: ProbeImage) -> Verdict {
         let (cache, deadline) = (self.options.probe_cache.clone(), self.options.probe_deadline);
-        let (answer, verdict) = tokio::sync::oneshot::channel();
-        // A thread of its own: the probe's VM lives exactly as long as this thread.
-        let spawned = std::thread::Builder::new().name("kvm-probe".into()).spawn(move || {
-            let _ = answer.send(kvm_probe::probe(&cache, &qemu, &image, deadline));
-        });
-        match (spawned, verdict.await) {
-            (Ok(_), Ok(verdict)) => verdict,
-            (Err(error), _) => Verdict::Fails(format!("KVM was not tried: {error}")),
-            (Ok(_), Err(_)) => Verdict::Fails("KVM was not tried: the probe broke off".into()),
-        }
+        let probed =
+            task::on_own_thread("kvm-probe", move || kvm_probe::probe(&cache, &qemu, &image, deadline));
+        probed.await.unwrap_or_else(|error| Verdict::Fails(format!("KVM was not tried: {error}")))
+    }
+
+    /// How fast programs compute in VMs here. Boots the probe's image once per boot of the host; `agent` is run on the
+    /// host for comparison, and is the image's.
+    pub async fn speed(&self, agent: PathBuf) -> Result<Speed, String> {
+        let qemu = self.find_qemu().await.map_err(|error| error.to_string())?;
+        let image = self.options.probe_image.clone().ok_or("there is no image yet to measure a VM with")?;
+        let accelerator = self.resolve(&qemu, Some(image.clone())).await.accelerator?;
+        let cache = self.options.probe_cache.clone();
+        task::on_own_thread("qemu-speed", move || {
+            kvm_probe::speed(&cache, &qemu, accelerator, &image, &agent)
+        })
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()))
     }
 
     async fn find_qemu(&self) -> Result<Qemu, host::NoQemu> {
