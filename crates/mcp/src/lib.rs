@@ -22,6 +22,6 @@ mod stdio;
 mod tools;
 
 pub use server::Server;
-pub use session::{AtEnd, DEFAULT_IDLE, Options, Session};
+pub use session::{AtEnd, DEFAULT_IDLE, Options, Session, rests, running};
 pub use stdio::serve_stdio;
 pub use tools::names;

@@ -275,23 +275,27 @@ fn over() -> Failure {
 }
 
 async fn make(session: Arc<Inner>) -> Result<(), Failure> {
-    let Inner { client, create, name, .. } = &*session;
+    running(&session.client, &session.create).await.map_err(ClientError::into_failure)
+}
+
+/// Makes a VM that runs, or has the one by this name run, which is nobody else's.
+pub async fn running(client: &Client, create: &CreateVm) -> Result<(), ClientError> {
     match client.create(create).await {
         Ok(_) => Ok(()),
-        // By a call before; nobody else has this name.
+        // By a call before.
         Err(error) if error.code() == ErrorCode::AlreadyExists => {
-            let vm = VmRef::Name(name.clone());
-            let found = client.vm(&vm).await.map_err(ClientError::into_failure)?;
-            let moved = match found.state {
+            let Ok(name) = create.name.parse() else { return Err(error) };
+            let vm = VmRef::Name(name);
+            let moved = match client.vm(&vm).await?.state {
                 VmStateName::Running => return Ok(()),
                 VmStateName::Paused | VmStateName::Suspended | VmStateName::Suspending => {
                     client.resume(&vm, &Change::default()).await
                 }
                 _ => client.start(&vm, &Change::default()).await,
             };
-            moved.map(drop).map_err(ClientError::into_failure)
+            moved.map(drop)
         }
-        Err(error) => Err(error.into_failure()),
+        Err(error) => Err(error),
     }
 }
 

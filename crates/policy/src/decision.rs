@@ -75,6 +75,14 @@ impl From<Denial> for Failure {
     }
 }
 
+/// What a caller wants of commands that look as if they could do harm: not to have them carried out, or not yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Declined {
+    /// Until somebody has approved it.
+    Held,
+    Refused,
+}
+
 /// A command held back: permitted once every obligation is met and policy is asked again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Required {

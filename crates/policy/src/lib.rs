@@ -22,6 +22,6 @@ mod owner_of_socket;
 mod policy;
 
 pub use authorized::{Authorized, Grant};
-pub use decision::{Decision, Denial, DenialKind, Obligation, Required, RuleId};
+pub use decision::{Decision, Declined, Denial, DenialKind, Obligation, Required, RuleId};
 pub use facts::{Facts, KeyFacts, VmFacts};
 pub use policy::{Policy, PolicyRevision};

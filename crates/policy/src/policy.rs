@@ -1,7 +1,7 @@
 //! Asks the judge and turns its verdict into a decision. Everything unexpected is a deny.
 
 use crate::{
-    Authorized, Decision, Denial, DenialKind, Facts, Grant, Required, RuleId,
+    Authorized, Decision, Declined, Denial, DenialKind, Facts, Grant, Required, RuleId,
     built_in::BuiltIn,
     judge::{Judge, Question, Verdict},
     owner_of_socket::OwnerOfSocket,
@@ -31,6 +31,9 @@ const JUDGE_FAILED: RuleId = RuleId::fixed("policy/engine-failure");
 const FACTS_MISMATCH: RuleId = RuleId::fixed("policy/facts-mismatch");
 const MALFORMED_VERDICT: RuleId = RuleId::fixed("policy/malformed-verdict");
 
+const HELD_BY_CALLER: RuleId = RuleId::fixed("caller/holds-hazards");
+const REFUSED_BY_CALLER: RuleId = RuleId::fixed("caller/refuses-hazards");
+
 /// The one decision point. Cheap to clone; shared by every transport.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -46,6 +49,24 @@ impl Policy {
 
     pub fn revision(&self) -> PolicyRevision {
         self.judge.revision()
+    }
+
+    /// The denial of a command that its own caller declined, `sentence` saying why, for the record: nothing was judged, and
+    /// nothing can be permitted so.
+    pub fn declined(&self, actor: &Actor, command: &Command, how: Declined, sentence: String) -> Denial {
+        let (rule, hint) = match how {
+            Declined::Held => (HELD_BY_CALLER, "approve it, or leave it"),
+            Declined::Refused => (REFUSED_BY_CALLER, "the request says that such code is not to be run"),
+        };
+        Denial {
+            kind: DenialKind::Rule,
+            actor: actor.clone(),
+            action: command.action(),
+            revision: self.judge.revision(),
+            rule_ids: vec![rule],
+            sentence,
+            hint: Some(hint.into()),
+        }
     }
 
     /// Judges one command. `facts` describe the state it would act on, read just before.
@@ -137,6 +158,20 @@ mod tests {
     }
     fn start(vm: &str) -> Command {
         Command::Start { vm: vm.parse().unwrap() }
+    }
+
+    #[test]
+    fn what_its_caller_declines_is_denied_by_name_and_without_asking_the_judge() {
+        let (policy, judge) = fixed(|| Ok(Verdict::Permit { rules: vec![ONE_RULE] }));
+        for (how, rule) in
+            [(Declined::Held, "caller/holds-hazards"), (Declined::Refused, "caller/refuses-hazards")]
+        {
+            let denial = policy.declined(&actor(), &start("a"), how, "it removes a tree of files".into());
+            assert_eq!((denial.action, denial.revision.as_str()), (Action::Start, "fixed/1"));
+            assert_eq!(denial.rule_ids.iter().map(RuleId::as_str).collect::<Vec<_>>(), [rule]);
+            assert_eq!(Failure::from(denial).code, ErrorCode::Denied);
+        }
+        assert!(!judge.asked.load(Ordering::SeqCst));
     }
     fn denial(decision: Decision) -> Denial {
         match decision {

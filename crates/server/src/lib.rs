@@ -4,6 +4,7 @@
 //! Unix socket, TCP -> listener (who) -> http (wire <-> Command, one file per resource)
 //!                                   \-> e2b  (one VM, opened by its access token)
 //!                                   \-> mcp  (tools of agents, which are callers of http again)
+//!                                   \-> terraphim  (code from models, the same)
 //!                                   both --> preview (programs in a VM, over HTTP)
 //!                                          |  policy: Authorized<Command>
 //!                                          v
@@ -13,11 +14,13 @@
 //! Handlers convert, ask policy, call the engine and convert back; they decide nothing.
 
 mod activity;
+mod characters;
 mod claim;
 mod e2b;
 mod http;
 mod idle;
 mod images;
+mod inside;
 mod listener;
 mod log;
 mod mcp;
@@ -28,6 +31,7 @@ mod record;
 mod serve;
 mod shutdown;
 mod tasks;
+mod terraphim;
 #[cfg(test)]
 mod tests;
 mod wiring;

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! handler: Err(ApiError) --IntoResponse--> status + the failure, not yet words
-//!                        --request::surround--> ErrorBody with the request id, as JSON; of E2B's API, as that has it
+//!                        --request::surround--> ErrorBody with the request id, as JSON; of another wire, as that has it
 //! ```
 
-use crate::e2b;
+use crate::{e2b, terraphim};
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use offshoot_api::v1::ErrorBody;
 use offshoot_types::{ErrorCode, Failure, RequestId};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::{
     ToSchema,
@@ -63,14 +64,42 @@ fn status_of(code: ErrorCode) -> StatusCode {
     StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// How failures are written: by whose wire was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    Native,
+    E2bControl,
+    Terraphim,
+}
+
+impl Shape {
+    pub fn of(path: &str) -> Self {
+        match path {
+            path if e2b::is_of_control(path) => Self::E2bControl,
+            path if terraphim::is_of_wire(path) => Self::Terraphim,
+            _ => Self::Native,
+        }
+    }
+}
+
+/// The body that our own clients read, with what clients of Terraphim read beside it.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    body: ErrorBody,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
 /// Gives a failed response its body, and says what failed.
-pub fn write_body(response: &mut Response, request: RequestId, of_control: bool) -> Option<Failure> {
+pub fn write_body(response: &mut Response, request: RequestId, shape: Shape) -> Option<Failure> {
     let Unwritten(failure) = response.extensions_mut().remove()?;
-    if of_control {
+    if shape == Shape::E2bControl {
         *response = e2b::refusal(failure.clone());
         return Some(failure);
     }
-    let body = ErrorBody::new(failure.clone(), request);
+    let error = (shape == Shape::Terraphim).then_some(failure.message.as_str());
+    let body = Told { body: ErrorBody::new(failure.clone(), request), error };
     let json = serde_json::to_vec(&body).expect("an error body holds only strings and a bool");
     *response.body_mut() = json.into();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

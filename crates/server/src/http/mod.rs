@@ -8,7 +8,7 @@
 //! missing from it.
 
 mod changes;
-mod channel;
+pub(crate) mod channel;
 mod code_session;
 mod console;
 mod contexts;
@@ -26,7 +26,7 @@ mod forks;
 mod images;
 mod key_ends;
 mod keys;
-mod once;
+pub(crate) mod once;
 mod openapi;
 mod operations;
 mod portable;
@@ -47,7 +47,7 @@ mod vms;
 pub use changes::finished;
 pub use create::specify;
 pub use error::ApiError;
-pub use extract::{BODY_DEADLINE, Json, Query, Unread, read_body};
+pub use extract::{BODY_DEADLINE, Json, Query, Unread, Upgrade, parse_json, read_body};
 pub(crate) use files_stream::drain;
 pub(crate) use key_ends::KeyEnds;
 pub use openapi::openapi_json;
@@ -62,6 +62,7 @@ use crate::{
     preview::Origin,
     shutdown::Shutdown,
     tasks::Tasks,
+    terraphim,
 };
 use axum::{
     Router,
@@ -178,8 +179,8 @@ fn routes() -> OpenApiRouter<App> {
 /// The service behind every connection.
 pub fn router(app: App) -> Router {
     let api = with(&app, Router::new());
-    // Its tools are callers of the API like any other.
-    with(&app, mcp::routes(&app, api))
+    // Both are callers of the API like any other.
+    with(&app, mcp::routes(&app, api.clone()).merge(terraphim::routes(&app, api)))
 }
 
 /// The API, and `more` for whoever is known.

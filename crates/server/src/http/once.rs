@@ -11,7 +11,8 @@
 //! It is a layer over the routes, so that no handler has to know of it. What handlers do in the request's name says so
 //! in the record ([`Call::permit`](super::Call::permit)), and that is how a lost one is explained.
 
-use super::{App, create, error::ApiError, extract::read_json, request};
+use super::{App, create, error::ApiError, extract::read_body, request};
+use crate::terraphim;
 use axum::{
     body::{Body, Bytes},
     extract::{MatchedPath, Request, State},
@@ -21,7 +22,7 @@ use axum::{
 };
 use futures::StreamExt;
 use offshoot_api::v1::{
-    IDEMPOTENCY_KEY_HEADER, InvalidField, MAX_IDEMPOTENCY_KEY, NO_WAKE_HEADER, REPLAYED_HEADER,
+    IDEMPOTENCY_KEY_HEADER, InvalidField, MAX_IDEMPOTENCY_KEY, MAX_JSON, NO_WAKE_HEADER, REPLAYED_HEADER,
     TRANSACTION_HEADER,
 };
 use offshoot_engine::{Claim, Earlier, Ending, NewRequest, RequestClaim, RequestOutcome, Standing};
@@ -70,6 +71,11 @@ pub async fn once(State(app): State<App>, request: Request, next: Next) -> Respo
     }
 }
 
+/// The largest body that is read before anything is begun.
+fn largest(path: &str) -> usize {
+    if terraphim::is_of_wire(path) { terraphim::MAX_BODY } else { MAX_JSON }
+}
+
 fn key(headers: &HeaderMap) -> Result<Option<String>, InvalidField> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY_HEADER) else { return Ok(None) };
     let printable = |key: &&str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
@@ -92,7 +98,7 @@ async fn answer(app: App, key: String, request: Request, next: Next) -> Result<R
         let (body, content) = hashed(body);
         (Bytes::new(), body, Some(content))
     } else {
-        let bytes = Bytes::from(read_json(body).await?);
+        let bytes = Bytes::from(read_body(body, largest(parts.uri.path())).await?);
         (bytes.clone(), Body::from(bytes), None)
     };
     let new = NewRequest { id, caller, key, fingerprint: fingerprint(&parts, &bytes) };

@@ -2,12 +2,12 @@
 
 use super::{
     App,
-    error::{ApiError, write_body},
+    error::{ApiError, Shape, write_body},
     key_ends::KeyEnds,
     once::Named,
     vms::stopping,
 };
-use crate::{e2b, preview, tasks::TaskKind};
+use crate::{preview, tasks::TaskKind};
 use axum::{
     body::HttpBody,
     extract::{FromRequestParts, Request, State},
@@ -254,11 +254,11 @@ pub async fn surround(mut request: Request, next: Next) -> Response {
         path = request.uri().path(),
     );
     request.extensions_mut().insert(id);
-    let of_control = e2b::is_of_control(request.uri().path());
+    let shape = Shape::of(request.uri().path());
     async move {
         let begun = Instant::now();
         let mut response = next.run(request).await;
-        let failure = write_body(&mut response, id, of_control);
+        let failure = write_body(&mut response, id, shape);
         let header = HeaderValue::from_str(&id.to_string()).expect("a UUID is ASCII");
         response.headers_mut().insert(REQUEST_ID_HEADER, header);
         report(&response, failure, begun);

@@ -3,32 +3,28 @@
 //! ```text
 //! identify --> serve: Origin? whose session? --> rmcp --> offshoot_mcp::Server, one for each session
 //!                                                              |  Client, as the caller that began the session
-//!              router without this (identify, policy, ...) <---'  inside.rs
+//!              router without this (identify, policy, ...) <---'  ../inside.rs
 //! ```
 //! A session is of the caller who began it: for everybody else there is none. It ends when its client says so, when
 //! nothing was said in it for [`SILENCE`], with its API key, and with the daemon; what becomes of its VM then is the
 //! session's to say.
 
-mod inside;
 mod sessions;
 
 use crate::{
     activity::Present,
-    http::{ApiError, App, Call, Caller, KeyEnds, Query, key_of},
+    http::{ApiError, App, Call, KeyEnds, Query},
+    inside,
 };
 use axum::{
     Router,
     body::Body,
     extract::Request,
-    http::{HeaderValue, Uri, request::Parts},
+    http::{Uri, request::Parts},
     response::{IntoResponse, Response},
     routing::any,
 };
-use inside::Inside;
-use offshoot_api::{
-    Client,
-    v1::{CreateVm, InvalidField},
-};
+use offshoot_api::v1::{CreateVm, InvalidField};
 use offshoot_mcp::{Options, Server, Session};
 use offshoot_types::{ErrorCode, Failure, KeyLimits};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
@@ -115,18 +111,7 @@ impl Door {
     /// All that a session needs, should the request begin one.
     fn opening(&self, call: &Call, parts: &Parts, present: Present) -> Result<Opening, ApiError> {
         let options = options(&parts.uri, call.engine.key_limits(&call.actor))?;
-        // Without one nobody would be known, and we not be here.
-        let caller = *parts.extensions.get::<Caller>().ok_or_else(crate::http::nobody)?;
-        let key = key_of(&parts.headers).filter(|_| !matches!(caller, Caller::User { .. }));
-        let authorization = key.map(|key| HeaderValue::from_str(&format!("Bearer {key}")));
-        let mut authorization = authorization.transpose().map_err(|_| crate::http::nobody())?;
-        if let Some(authorization) = &mut authorization {
-            authorization.set_sensitive(true);
-        }
-        let inside = Inside::new(&call.app, self.api.clone(), caller);
-        let client = Client::dialling(Arc::new(inside), authorization);
-        let client = call.within.map_or(client.clone(), |transaction| client.within(transaction));
-        let client = if call.no_wake { client.without_waking() } else { client };
+        let client = inside::client(call, self.api.clone(), parts)?;
         let session = Session::not_begun(client, options)?;
         let ends = parts.extensions.get::<KeyEnds>().cloned();
         Ok(Opening::new(session, call.actor.clone(), ends, present))

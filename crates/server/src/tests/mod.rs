@@ -18,6 +18,7 @@ mod once;
 mod previews;
 mod refusals;
 mod runs;
+mod terraphim;
 mod tls;
 mod transactions;
 mod vms;
