@@ -2,9 +2,9 @@
 
 use crate::{
     commands::{
-        completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, image, keeper, key, life,
-        list, logs, mcp, pause, port, race, repl, restart, resume, rollback, run, serve, shell, snapshot,
-        start, status, stop, suspend, r#try, tx, undo, wait,
+        completion, context, cp, create, daemon, destroy, diff, doctor, exec, fork, history, image, keeper,
+        key, life, list, logs, mcp, pause, port, race, repl, restart, resume, rollback, run, serve, shell,
+        snapshot, start, status, stop, suspend, r#try, tx, undo, wait,
     },
     duration::Span,
     options::Within,
@@ -104,6 +104,7 @@ pub enum Verb {
     Try(r#try::Args),
     Tx(tx::Args),
     Race(race::Args),
+    History(history::Args),
     Logs(logs::Args),
     Wait(wait::Args),
     Image(image::Args),

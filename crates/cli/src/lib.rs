@@ -28,6 +28,7 @@ mod exit_code;
 mod failure;
 mod forward;
 mod hints;
+mod history;
 mod interrupt;
 mod lang;
 mod mcp;

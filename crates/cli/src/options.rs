@@ -5,10 +5,11 @@ use crate::{
     session,
 };
 use clap::{Args, ValueEnum};
+use offshoot_api::Client;
 use offshoot_api::v1::{ExecLimits, ExecRequest, PtySize, SetLife, SetSnapshotPolicy};
 use offshoot_types::{
-    AutoSnapshot, Bytes, CpuCount, DiskMib, ImageRef, InvalidId, IsolationClass, Labels, MemMib, OnTimeout,
-    ProviderChoice, TransactionId, Wake,
+    AgentName, AutoSnapshot, Bytes, CpuCount, DiskMib, ImageRef, InvalidAgent, InvalidId, IsolationClass,
+    Labels, MemMib, OnTimeout, ProviderChoice, TransactionId, Wake,
 };
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -167,6 +168,20 @@ impl FromStr for Within {
     }
 }
 
+/// On whose behalf something is run. An empty variable names nobody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent(pub Option<AgentName>);
+
+impl FromStr for Agent {
+    type Err = InvalidAgent;
+    fn from_str(text: &str) -> Result<Self, InvalidAgent> {
+        match text {
+            "" => Ok(Self(None)),
+            name => name.parse().map(|name| Self(Some(name))),
+        }
+    }
+}
+
 /// How a process is to run.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Process options")]
@@ -183,12 +198,23 @@ pub struct ProcessOptions {
     /// Keep at most so much of its output, such as `1M`; the rest is dropped
     #[arg(long, value_name = "SIZE")]
     pub max_output: Option<Bytes>,
+    /// Say on whose behalf it is run, for `offshoot history`
+    #[arg(long, value_name = "NAME", env = "OFFSHOOT_AGENT", hide_env_values = true)]
+    pub agent: Option<Agent>,
 }
 
 impl ProcessOptions {
     /// What `--env` puts into the environment.
     pub fn environment(&self) -> std::collections::BTreeMap<String, String> {
-        self.env.iter().filter_map(Variable::resolve).collect()
+        environment(&self.env)
+    }
+
+    /// A client that says on whose behalf it asks.
+    pub fn speaking(&self, client: Client) -> Client {
+        match self.agent.clone().and_then(|agent| agent.0) {
+            Some(agent) => client.on_behalf_of(agent),
+            None => client,
+        }
     }
 
     /// The request for `argv`. With `--json` output is held in memory, hence bounded.
@@ -207,6 +233,10 @@ impl ProcessOptions {
             ..ExecRequest::default()
         }
     }
+}
+
+pub fn environment(variables: &[Variable]) -> std::collections::BTreeMap<String, String> {
+    variables.iter().filter_map(Variable::resolve).collect()
 }
 
 /// Gives the process a pseudo-terminal as large as ours.

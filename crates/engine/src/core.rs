@@ -2,6 +2,7 @@
 
 use crate::{
     Census, Options,
+    history::History,
     keys::Keys,
     manager::Manager,
     operations::{Operations, Ticket},
@@ -18,7 +19,7 @@ use offshoot_policy::Grant;
 use offshoot_provider::Provider;
 use offshoot_store::{AuditDecision, AuditEntry, NewEvent, NewOperation, Store, StoreError, Tx};
 use offshoot_types::{
-    Actor, ErrorCode, EventKind, Failure, Operation, OperationId, OperationKind, OperationOutcome,
+    Actor, AgentName, ErrorCode, EventKind, Failure, Operation, OperationId, OperationKind, OperationOutcome,
     OperationState, Owner, ProviderKind, VmId, VmName,
 };
 use std::{
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub pool: Pool,
     pub keys: Keys,
     pub requests: Requests,
+    pub history: History,
     pub unwritten: Unwritten,
     /// Held while unused disk layers are removed.
     pub collecting: tokio::sync::Mutex<()>,
@@ -66,6 +68,14 @@ impl Authority {
         match self {
             Self::Granted(grant) => grant.actor().clone(),
             Self::Daemon => Actor::Daemon,
+        }
+    }
+
+    /// On whose behalf the actor says it asks.
+    pub fn agent(&self) -> Option<AgentName> {
+        match self {
+            Self::Granted(grant) => grant.agent().cloned(),
+            Self::Daemon => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     core::{Authority, Core},
     error,
     execs::{Takeover, ways},
+    history::{self, Capture},
     link::GuestLink,
     manager::VmHandle,
     operations::Ticket,
@@ -14,6 +15,7 @@ use crate::{
 };
 use offshoot_guest_proto::message as wire;
 use offshoot_policy::Authorized;
+use offshoot_store::{HistoryEnd, NewHistory};
 use offshoot_types::{
     Command, ExecArgv, ExecId, ExecSpec, ExecStatus, Failure, Operation, OperationId, OperationKind,
     OperationOutcome, TransactionId, VmId, VmRef,
@@ -113,10 +115,21 @@ impl Core {
         let new = self.new_operation(&authority, OperationKind::Exec, vm, &handle.owner, reason(&spec));
         let detail = journaled(&spec);
         let written = detail.clone();
-        // Journaled before anybody is asked: the operation and its only step in one write.
+        let history = NewHistory {
+            operation: new.id,
+            agent: authority.agent(),
+            what: history::command_line(&spec.argv),
+            language: None,
+            context: None,
+            user: spec.user.clone(),
+            cwd: spec.cwd.clone(),
+            transaction: within,
+        };
+        // Journaled before anybody is asked: the operation, its only step and its history in one write.
         let begun = self.store.transaction(move |tx| {
             let begun = tx.begin_operation(&new)?;
             tx.step_begun(begun.operation().id, 0, STEP, &written)?;
+            tx.begin_history(&history)?;
             Ok(begun)
         });
         let operation = begun.await?.into_operation();
@@ -148,6 +161,7 @@ impl Core {
             timeout: spec.limits.timeout,
             pty: spec.pty.is_some(),
             detail,
+            capture: Some(Capture::new(self, operation.id)),
             opening: Some(opening),
         };
         let scope = crate::core::scope(&operation);
@@ -200,6 +214,7 @@ impl Core {
             timeout: None,
             pty: exec.spec.pty.is_some(),
             detail: Value::Null,
+            capture: None,
             opening: None,
         };
         let scope = crate::trace::Scope { vm: Some(handle.id), ..Default::default() };
@@ -241,17 +256,26 @@ impl Core {
             timeout: None,
             pty,
             detail,
+            // Of what came before this daemon it has what the guest still holds.
+            capture: Some(Capture::new(self, operation.id)),
             opening: None,
         };
         self.tasks.spawn(TaskKind::ExecPump, crate::core::scope(&operation), pump.run(Opening::Attach));
     }
 
-    /// As `close`, with the exec's status in its journal.
-    pub async fn close_exec(&self, ticket: Ticket, outcome: OperationOutcome, detail: Value) {
+    /// As `close`, with the exec's status in its journal and what else is known of it in its history.
+    pub async fn close_exec(
+        &self,
+        ticket: Ticket,
+        outcome: OperationOutcome,
+        detail: Value,
+        history: HistoryEnd,
+    ) {
         let id = ticket.id();
         let status = Journaled::deserialize(&detail).ok().and_then(|journaled| journaled.status);
         let also = move |tx: &offshoot_store::Tx<'_>| {
             tx.step_done(id, 0, Some(&detail))?;
+            tx.put_history(id, &history)?;
             // What "the last failed exec" goes by.
             status.map_or(Ok(()), |status| tx.exec_ended(id, status))
         };

@@ -29,6 +29,7 @@ mod events;
 mod exec;
 mod execs;
 mod guest_access;
+mod history;
 mod host_key;
 mod images;
 mod keys;
@@ -78,10 +79,14 @@ pub use engine::{AttachFrom, Engine, OnShutdown, OperationPage, ShutdownReport, 
 pub use error::{StartError, guest_failure};
 pub use events::EventStream;
 pub use guest_access::GuestAccess;
+pub use history::{HistoryBytes, HistoryEntry, HistoryOptions, Rerun, RerunKind};
 pub use host_key::HostKey;
 pub use images::{BootFiles, Images, StoredImages};
 pub use keys::{KeyView, MadeKey};
-pub use offshoot_store::{Clock, Idempotency, Limits, MAX_ANSWER, NewRequest, RequestOutcome, SystemClock};
+pub use offshoot_store::{
+    Clock, HistoryFilter, HistoryOutput, HistoryPage, HistoryRecord, HistoryStream, Idempotency, Keep,
+    Limits, MAX_ANSWER, NewRequest, RequestOutcome, SystemClock,
+};
 pub use options::{Deadlines, Options};
 pub use pool::{PoolOptions, PoolShelf, PoolSize, PoolTemplate, PoolView};
 pub use processes::ProcessSelector;

@@ -1,6 +1,6 @@
 //! What an engine is made from. Everything ambient (clock, paths, providers) is handed in here.
 
-use crate::{Images, Merging, PoolOptions, Rebasing, saga::Checkpoints};
+use crate::{HistoryOptions, Images, Merging, PoolOptions, Rebasing, saga::Checkpoints};
 use offshoot_policy::Policy;
 use offshoot_provider::Provider;
 use offshoot_store::{Clock, Limits};
@@ -27,6 +27,8 @@ pub struct Options {
     pub rebasing: Rebasing,
     /// When layers of disks that nobody names any more become one.
     pub merging: Merging,
+    /// What is kept of what programs say, and for how long it is told what was run.
+    pub history: HistoryOptions,
     /// The wall clock of every row and event.
     pub clock: Arc<dyn Clock>,
     pub node: NodeName,

@@ -271,6 +271,8 @@ impl Core {
             timeout: None,
             pty,
             detail: Value::Null,
+            // Its history was written when it ended the first time, or is another record's.
+            capture: None,
             opening: None,
         };
         let scope = crate::trace::Scope { vm: Some(handle.id), ..Default::default() };

@@ -17,6 +17,7 @@ use crate::{
     core::Core,
     error,
     execs::{Takeover, WaysIn},
+    history::Capture,
     link::{GuestLink, NoClient},
     operations::Ticket,
     session::{Control, Input, Sink},
@@ -28,6 +29,7 @@ use offshoot_guest_proto::{
     client::{ClientError, ExecEvents, ExecHandle, ExecSender},
     message::{self as wire, ExecAttach, ExecStart, GuestErrorKind},
 };
+use offshoot_store::HistoryEnd;
 use offshoot_types::{ExecId, ExecStatus, Failure, OperationOutcome, VmName};
 use serde_json::json;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -67,6 +69,8 @@ pub(crate) struct Pump {
     pub pty: bool,
     /// The journaled spec, completed by the status at the end.
     pub detail: serde_json::Value,
+    /// What the history gets, of the one pump by which the exec is known.
+    pub capture: Option<Capture>,
     /// Until the process has begun, no transaction does.
     pub opening: Option<BeginGuard>,
 }
@@ -301,7 +305,11 @@ impl Pump {
         let event = match event {
             wire::ExecEvent::Started { pid } => ExecEvent::Started { pid },
             wire::ExecEvent::Output { stream, offset, data } => {
-                ExecEvent::Output { stream: stream_of(stream), offset, data: Bytes::from(data) }
+                let (stream, data) = (stream_of(stream), Bytes::from(data));
+                if let Some(capture) = &mut self.capture {
+                    capture.take(stream, offset, &data);
+                }
+                ExecEvent::Output { stream, offset, data }
             }
             wire::ExecEvent::Lost { stream, next_offset } => {
                 let at = match stream {
@@ -347,6 +355,15 @@ impl Pump {
     /// outcome in the guest.
     async fn conclude(&mut self, end: End) {
         self.opening = None;
+        let mut history = HistoryEnd::default();
+        if let End::Ended(end) = &end {
+            history.wall = Some(end.wall);
+        }
+        let (truncated, unknown) = match &end {
+            End::Ended(end) => (end.truncated, false),
+            End::Failed(_) => (false, false),
+            End::Unknown => (false, true),
+        };
         let (event, state, outcome) = match end {
             End::Ended(end) => (ExecEvent::Ended(end), ExecState::Ended(end.status), OperationOutcome::Done),
             End::Failed(failure) => (
@@ -372,7 +389,10 @@ impl Pump {
             let _ = sink.events.send(event).await;
         }
         if let Some(ticket) = ticket {
-            self.core.close_exec(ticket, outcome, self.detail.clone()).await;
+            if let Some(capture) = self.capture.take().filter(|capture| !unknown || capture.has_read()) {
+                history.output = Some(capture.finish(truncated).await);
+            }
+            self.core.close_exec(ticket, outcome, self.detail.clone(), history).await;
         }
         self.core.count();
     }

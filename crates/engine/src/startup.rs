@@ -14,6 +14,7 @@ use crate::{
     core::{Authority, Core},
     driver::Beginning,
     engine::OnShutdown,
+    history::History,
     keys::Keys,
     manager::Manager,
     operations::Operations,
@@ -80,12 +81,12 @@ pub(crate) async fn start(
 ) -> Result<(Arc<Core>, watch::Receiver<usize>), StartError> {
     let begun = Instant::now();
     let layout = Layout { state: lock.dir().into(), runtime: options.runtime_dir.clone() };
-    for dir in [&layout.vms(), &layout.disks(), &layout.snapshots(), &layout.runtime] {
+    for dir in [&layout.vms(), &layout.disks(), &layout.snapshots(), &layout.history(), &layout.runtime] {
         prepare(dir)?;
     }
     let store = open_store(&layout, &options).await?;
     let (reaper, reaped) = mpsc::unbounded_channel();
-    let pool = Pool::new(options.pool);
+    let (pool, history) = (Pool::new(options.pool), History::new(options.history));
     let core = Arc::new(Core {
         options,
         layout,
@@ -98,6 +99,7 @@ pub(crate) async fn start(
         pool,
         keys: Keys::default(),
         requests: Default::default(),
+        history,
         unwritten: Unwritten::default(),
         collecting: tokio::sync::Mutex::default(),
         census: watch::Sender::default(),
@@ -153,6 +155,7 @@ pub(crate) async fn start(
 
 /// Forgets, now and then, what the record need not keep.
 async fn keep_house(core: Arc<Core>) {
+    core.sweep_history().await;
     loop {
         tokio::select! {
             () = core.closing.cancelled() => return,
@@ -165,10 +168,16 @@ async fn keep_house(core: Arc<Core>) {
                 core.expire_snapshots().await;
                 continue;
             }
+            () = core.history.full() => {
+                core.sweep_history().await;
+                continue;
+            }
         }
-        if let Err(error) = core.store.prune(Retention::default()).await {
+        let retention = Retention { history: core.options.history.keep, ..Retention::default() };
+        if let Err(error) = core.store.prune(retention).await {
             core.store_failed("forget old records", &error);
         }
+        core.sweep_history().await;
         core.expire_snapshots().await;
     }
 }

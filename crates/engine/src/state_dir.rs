@@ -6,6 +6,7 @@
 //! <state>/disks/<layer>.qcow2              one layer of a data disk, kept while a VM or a snapshot needs it
 //! <state>/snapshots/<id>/                  manifest.json, device.state, ram.delta; `.new-<id>` until it is durable,
 //!                                          `.merged-<id>` while some of it is replaced
+//! <state>/history/<id>.stdout, .stderr     what a program said, where that is more than its record keeps
 //! <state>/keys/                            keys of this host: of snapshots' manifests, of access tokens
 //! <state>/vms/<id>/g<generation>/          one boot: console.log, the provider's records
 //! <runtime>/<12 hex of the id>/g<generation>/  sockets of one boot
@@ -27,6 +28,7 @@ pub(crate) const VMS: &str = "vms";
 pub(crate) const DISKS: &str = "disks";
 pub(crate) const SNAPSHOTS: &str = "snapshots";
 pub(crate) const KEYS: &str = "keys";
+pub(crate) const HISTORY: &str = "history";
 /// In there: what manifests of snapshots are authenticated with.
 pub(crate) const SNAPSHOTS_KEY: &str = "snapshots.key";
 /// Where the first layer of VMs made by an early version lies, in the VM's own directory.
@@ -137,6 +139,10 @@ impl Layout {
     /// Relative to the state directory, as the record has it.
     pub fn layer_name(id: LayerId) -> String {
         format!("{DISKS}/{}.qcow2", id.simple())
+    }
+    /// What programs said.
+    pub fn history(&self) -> PathBuf {
+        self.state.join(HISTORY)
     }
     pub fn snapshots(&self) -> PathBuf {
         self.state.join(SNAPSHOTS)

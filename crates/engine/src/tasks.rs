@@ -34,6 +34,8 @@ pub(crate) enum TaskKind {
     Recorder,
     /// Writes one snapshot. Its panic leaves the snapshot to the next start, which takes it back.
     Persister,
+    /// Writes what one program says to a file. Its panic leaves that file as it is.
+    Spiller,
     /// Forgets old records. Its panic leaves them until the next start.
     Housekeeper,
     /// Merges layers of disks. Its panic leaves disks as deep as they are until the next start.
@@ -57,6 +59,7 @@ impl TaskKind {
             Self::Acceptor => "acceptor",
             Self::Recorder => "recorder",
             Self::Persister => "persister",
+            Self::Spiller => "spiller",
             Self::Housekeeper => "housekeeper",
             Self::Merger => "merger",
             Self::Pool => "pool",

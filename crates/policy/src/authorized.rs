@@ -2,7 +2,7 @@
 //! neither `Clone` nor `Deserialize`: one decision, one use.
 
 use crate::{PolicyRevision, RuleId};
-use offshoot_types::{Action, Actor, Generation, RequestId, VmId, VmName};
+use offshoot_types::{Action, Actor, AgentName, Generation, RequestId, VmId, VmName};
 
 /// A `T` that policy permitted, with the evidence. Minted by [`crate::Policy::decide`] alone.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +24,11 @@ impl<T> Authorized<T> {
         self.grant.request = request;
         self
     }
+    /// The permit, of a caller that says on whose behalf it asks: a claim that is recorded and decides nothing.
+    pub fn on_behalf_of(mut self, agent: Option<AgentName>) -> Self {
+        self.grant.agent = agent;
+        self
+    }
     pub const fn grant(&self) -> &Grant {
         &self.grant
     }
@@ -43,6 +48,7 @@ pub struct Grant {
     judged: Option<(VmId, Generation)>,
     beside: Option<VmName>,
     request: Option<RequestId>,
+    agent: Option<AgentName>,
 }
 
 impl Grant {
@@ -54,11 +60,15 @@ impl Grant {
         judged: Option<(VmId, Generation)>,
         beside: Option<VmName>,
     ) -> Self {
-        Self { actor, action, revision, rules, judged, beside, request: None }
+        Self { actor, action, revision, rules, judged, beside, request: None, agent: None }
     }
     /// The request with an idempotency key that it was given for.
     pub const fn request(&self) -> Option<RequestId> {
         self.request
+    }
+    /// On whose behalf the actor says it asks.
+    pub const fn agent(&self) -> Option<&AgentName> {
+        self.agent.as_ref()
     }
     pub const fn actor(&self) -> &Actor {
         &self.actor

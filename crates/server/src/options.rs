@@ -6,7 +6,7 @@ use crate::{
     listener::{Identify, Listen},
 };
 use offshoot_api::{socket::RuntimeBase, v1::DaemonMode};
-use offshoot_engine::{Checkpoints, Deadlines, Limits, PoolOptions, PoolSize, Rebasing};
+use offshoot_engine::{Checkpoints, Deadlines, HistoryOptions, Limits, PoolOptions, PoolSize, Rebasing};
 use offshoot_image::AgentBinary;
 use offshoot_types::Bytes;
 use std::{path::PathBuf, time::Duration};
@@ -42,6 +42,8 @@ pub struct ServeOptions {
     pub pool: PoolOptions,
     /// When a VM that is idle goes on over a fresh base.
     pub rebasing: Rebasing,
+    /// What is kept of what programs say.
+    pub history: HistoryOptions,
     /// How long requests under way may take to end once the daemon is asked to.
     pub drain: Duration,
     /// Who is told that the daemon is ready, or why it is not.
@@ -75,6 +77,7 @@ impl ServeOptions {
             deadlines: Deadlines::default(),
             pool: PoolOptions::default(),
             rebasing: Rebasing::default(),
+            history: HistoryOptions::default(),
             drain: Duration::from_secs(10),
             ready: ReadyPipe::default(),
             checkpoints: Checkpoints::default(),
@@ -89,6 +92,11 @@ impl ServeOptions {
             Some(0) => PoolSize::Off,
             Some(count) => PoolSize::Fixed(count),
         });
+    }
+
+    /// Keeps at most so much of what programs say in files; `None`: nothing of it anywhere, only how much it was.
+    pub fn keep_output(&mut self, most: Option<Bytes>) {
+        self.history.output = most;
     }
 
     /// Moves a VM to a fresh base once nothing was asked of it for so long; `None`: never.

@@ -83,6 +83,7 @@ pub fn engine_options(
         pool: options.pool,
         rebasing: options.rebasing,
         merging: Merging::default(),
+        history: options.history,
         clock: Arc::new(SystemClock),
         node: NodeName::default(),
         checkpoints: options.checkpoints.clone(),

@@ -22,6 +22,8 @@ mod database;
 mod error;
 mod events;
 pub mod fault;
+mod history;
+mod history_query;
 mod instances;
 mod keys;
 mod layers;
@@ -65,6 +67,10 @@ pub use clock::{Clock, SystemClock};
 pub use contexts::ContextRecord;
 pub use error::{OpenError, StoreError};
 pub use events::{EventPage, NewEvent};
+pub use history::{
+    HistoryEnd, HistoryOutput, HistoryRecord, HistoryStream, KEPT_END, KEPT_TEXT, KEPT_WHAT, NewHistory,
+};
+pub use history_query::{HistoryFilter, HistoryPage};
 pub use instances::{InstanceRow, NewInstance};
 pub use keys::{KeyRecord, NewKey};
 pub use layers::{LayerRecord, NewLayer};

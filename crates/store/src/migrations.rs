@@ -24,6 +24,7 @@ migrations! {
     4 => "0004_starts.sql",
     5 => "0005_keys.sql",
     6 => "0006_requests.sql",
+    7 => "0007_history.sql",
 }
 
 /// The newest schema this program knows.

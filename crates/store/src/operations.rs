@@ -186,13 +186,14 @@ impl Tx<'_> {
         let operation = self.expect_unfinished(id)?;
         self.set_state(id, &ended)?;
         let (owner, name) = self.whose(&operation)?;
-        self.emit(&NewEvent {
+        let event = self.emit(&NewEvent {
             owner,
             vm: operation.vm.zip(name),
             operation: Some(id),
             actor: operation.actor.clone(),
             kind: EventKind::OperationEnded { kind: operation.kind, outcome: outcome.clone() },
         })?;
+        self.end_history(&operation, outcome, event)?;
         let target = operation.vm.map_or_else(|| "daemon".to_owned(), |vm| vm.to_string());
         let detail = match outcome {
             OperationOutcome::Done => format!("{}: done", operation.kind),

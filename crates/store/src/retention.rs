@@ -23,6 +23,8 @@ pub struct Retention {
     pub events: Keep,
     /// Ended ones; with an operation goes the memory of its request key.
     pub operations: Keep,
+    /// What was run in VMs, once it has ended; a row also goes with its operation.
+    pub history: Keep,
     pub audit: Keep,
 }
 
@@ -34,6 +36,7 @@ impl Default for Retention {
         Self {
             events: Keep { max_age: Some(DAY.saturating_mul(30)), max_count: Some(100_000) },
             operations: Keep { max_age: Some(DAY.saturating_mul(30)), max_count: Some(100_000) },
+            history: Keep { max_age: Some(DAY.saturating_mul(30)), max_count: Some(100_000) },
             audit: Keep { max_age: Some(DAY.saturating_mul(400)), max_count: None },
         }
     }
@@ -44,6 +47,7 @@ impl Default for Retention {
 pub struct Pruned {
     pub events: u64,
     pub operations: u64,
+    pub history: u64,
     pub vms: u64,
     pub audit: u64,
     pub requests: u64,
@@ -53,6 +57,7 @@ impl Pruned {
     pub(crate) fn add(&mut self, other: Self) {
         self.events += other.events;
         self.operations += other.operations;
+        self.history += other.history;
         self.vms += other.vms;
         self.audit += other.audit;
         self.requests += other.requests;
@@ -93,6 +98,7 @@ impl Tx<'_> {
         Ok(Pruned {
             events: self.prune_events(retention.events)?,
             operations: self.prune_operations(retention.operations)?,
+            history: self.prune_history(retention.history)?,
             vms: self.prune_vms()?,
             audit: self.prune_audit(cut)?,
             requests: self.prune_requests(BATCH)?,
@@ -124,6 +130,15 @@ impl Tx<'_> {
             ORDER BY id LIMIT ?3)";
         let params = params![self.before(keep), count_bound(keep), BATCH];
         Ok(self.execute("prune operations", sql, params)? as u64)
+    }
+
+    fn prune_history(&self, keep: Keep) -> Result<u64, StoreError> {
+        let sql = "DELETE FROM history WHERE operation IN (
+            SELECT operation FROM history WHERE ended IS NOT NULL AND (ended < ?1
+                OR begun <= coalesce((SELECT begun FROM history ORDER BY begun DESC LIMIT 1 OFFSET ?2), -1))
+            ORDER BY begun LIMIT ?3)";
+        let params = params![self.before(keep), count_bound(keep), BATCH];
+        Ok(self.execute("prune the history", sql, params)? as u64)
     }
 
     fn prune_vms(&self) -> Result<u64, StoreError> {
@@ -179,7 +194,7 @@ mod tests {
     use offshoot_types::{EventId, OperationKind, OperationOutcome, VmState};
 
     const ALL: Keep = Keep { max_age: None, max_count: None };
-    const KEEP_ALL: Retention = Retention { events: ALL, operations: ALL, audit: ALL };
+    const KEEP_ALL: Retention = Retention { events: ALL, operations: ALL, history: ALL, audit: ALL };
 
     fn newest(count: u64) -> Keep {
         Keep { max_age: None, max_count: Some(count) }

@@ -141,6 +141,8 @@ impl Tx<'_> {
         for (what, sql) in [
             ("join a tree around a snapshot", "UPDATE snapshots SET parent = ?2 WHERE parent = ?1"),
             ("move VMs up in their tree", "UPDATE vms SET position = ?2 WHERE position = ?1"),
+            // The nearest state before it is now an earlier one.
+            ("move the history up", "UPDATE history SET snapshot = ?2, exact = 0 WHERE snapshot = ?1"),
         ] {
             self.execute(what, sql, params![gone, parent])?;
         }

@@ -4,6 +4,7 @@
 //! these words; wire formats (`offshoot-api`, `offshoot-guest-proto`) convert to and from them by `TryFrom`.
 
 mod actor;
+mod agent;
 mod command;
 mod context;
 mod error_code;
@@ -25,6 +26,7 @@ mod thaw;
 mod transaction;
 
 pub use actor::Actor;
+pub use agent::{AgentName, InvalidAgent};
 pub use command::{Action, Command, FileAccess, Target, VmRef};
 pub use context::{ContextCode, InvalidLanguage, Language};
 pub use error_code::{ErrorCode, Failure};

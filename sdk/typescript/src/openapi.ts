@@ -147,6 +147,91 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/history": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What was run in all VMs, the destroyed ones included, newest first; the latest 100 unless `limit` says otherwise. */
+        get: operations["list_history"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/history/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** One run, with both ends of what it said. */
+        get: operations["show_history"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/history/{id}/replay": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Run something again in a fork of the state from before it, and compare. Answers once it has ended. */
+        post: operations["replay"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/history/{id}/stderr": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What is kept of the standard error of one run, from its beginning. */
+        get: operations["history_stderr"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/history/{id}/stdout": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What is kept of the standard output of one run, from its beginning. */
+        get: operations["history_stdout"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/images": {
         parameters: {
             query?: never;
@@ -698,6 +783,23 @@ export interface paths {
         put?: never;
         /** Make a symbolic link. */
         post: operations["make_symlink"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/vms/{vm}/history": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What was run in a VM, newest first. A VM that is destroyed is found by its id. */
+        get: operations["list_vm_history"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -1818,6 +1920,103 @@ export interface components {
             status: string;
             version: string;
         };
+        /** @description One process, or one piece of code. */
+        HistoryEntry: {
+            /** @description Who asked for it, as verified: `uid:1000`, `key:...`, `daemon`. */
+            actor: string;
+            /** @description On whose behalf, as its caller said. */
+            agent?: string | null;
+            before?: components["schemas"]["VmBefore"] | null;
+            /** @description Of code: the live context it was run in. */
+            context?: string | null;
+            cwd?: string | null;
+            /**
+             * Format: u-int64
+             * @description As measured in the guest where that could be asked, in microseconds.
+             */
+            duration_us?: number | null;
+            /** Format: date-time */
+            ended?: string;
+            /** @description Of code: the error it raised; its first 4 KiB. */
+            error?: string | null;
+            exit?: components["schemas"]["ExitStatus"] | null;
+            /** Format: uuid */
+            id: string;
+            /** @description Of code: it was interrupted, by its caller or by its time limit. */
+            interrupted?: boolean;
+            kind: components["schemas"]["HistoryKind"];
+            /** @description Of code. */
+            language?: string | null;
+            problem?: components["schemas"]["Problem"] | null;
+            /** @description Of code: the value it ended in, as text; its first 4 KiB. */
+            result?: string | null;
+            /** Format: uuid */
+            snapshot_after?: string;
+            /** Format: date-time */
+            started: string;
+            state: components["schemas"]["HistoryStateName"];
+            stderr?: components["schemas"]["HistoryOutput"] | null;
+            stdout?: components["schemas"]["HistoryOutput"] | null;
+            /** @description Absent while it runs; false also if nobody knows. */
+            succeeded?: boolean | null;
+            /** Format: uuid */
+            transaction?: string;
+            /** @description Output beyond the caller's own limit was dropped in the guest. */
+            truncated?: boolean;
+            /** Format: uuid */
+            undone_by?: string;
+            /** @description As whom, inside the VM. */
+            user: string;
+            /** Format: uuid */
+            vm: string;
+            /** @description What it was called then. */
+            vm_name: string;
+            /** @description The command line, quoted for a shell, or the code; its first 16 KiB. */
+            what: string;
+            /**
+             * Format: u-int64
+             * @description More than `what` has where that is cut.
+             */
+            what_bytes: number;
+        };
+        /** @enum {string} */
+        HistoryKind: "exec" | "code";
+        HistoryList: {
+            /** @description Newest first. */
+            entries: components["schemas"]["HistoryEntry"][];
+            /** @description Of the next page, if there is one. */
+            next_cursor?: string | null;
+            /**
+             * Format: u-int64
+             * @description How many there are in all under the same conditions, on this page and on others.
+             */
+            total: number;
+        };
+        /** @description What is known of one stream. */
+        HistoryOutput: {
+            /**
+             * Format: u-int64
+             * @description How much there was.
+             */
+            bytes: number;
+            /** @description BLAKE3 of all of it, in hex digits; absent if some of it was lost, or if output is not kept. */
+            hash?: string | null;
+            head?: components["schemas"]["Output"] | null;
+            /**
+             * Format: u-int64
+             * @description How much of it, from the beginning, can be read from `/v1/history/{id}/stdout` or `/stderr`; in the answer of
+             *     `/v1/history/{id}` only.
+             */
+            kept_bytes?: number | null;
+            /**
+             * Format: u-int64
+             * @description How much of that was overwritten before anybody read it.
+             */
+            lost_bytes?: number;
+            tail?: components["schemas"]["Output"] | null;
+        };
+        /** @enum {string} */
+        HistoryStateName: "running" | "ended" | "failed" | "interrupted";
         Image: {
             /** Format: date-time */
             created?: string;
@@ -2227,6 +2426,31 @@ export interface components {
             /** @description `root` if absent. */
             user?: string | null;
         };
+        /** @description What came of it. */
+        Replay: {
+            /** @description As it is in the history now, with both ends of what it said. */
+            entry: components["schemas"]["HistoryEntry"];
+            /** @description The state it was run in. */
+            from: components["schemas"]["VmBefore"];
+            /** @description The fork was kept: it is the VM of `entry`. */
+            kept: boolean;
+            /** @description Variables that it had the first time and now did not. */
+            missing_env?: string[];
+            /** @description It was given input the first time, which was not written down; now it had none. */
+            missing_input?: boolean;
+            /** Format: uuid */
+            of: string;
+            same: components["schemas"]["SameAsRecorded"];
+        };
+        /** @description Run something again, in a fork of the state from before it. */
+        ReplayRequest: {
+            /** @description Variables of its environment: their values were not written down. */
+            env?: {
+                [key: string]: string;
+            };
+            /** @description Keep the fork, under this name; without one it is destroyed again. */
+            keep?: string | null;
+        };
         Reseeded: {
             /** @enum {string} */
             reseeded: "yes";
@@ -2303,6 +2527,12 @@ export interface components {
             /** @description `auto` (the strongest proven on this host) if absent. */
             provider?: string | null;
             snapshot_policy?: components["schemas"]["SetSnapshotPolicy"] | null;
+        };
+        /** @description Whether it went as the first time. Absent: nobody can tell. */
+        SameAsRecorded: {
+            exit?: boolean | null;
+            stderr?: boolean | null;
+            stdout?: boolean | null;
         };
         /** @description Text frames from the server. */
         ServerMessage: (components["schemas"]["StepProgress"] & {
@@ -2686,6 +2916,13 @@ export interface components {
             /** Format: date-time */
             updated: string;
             usage?: components["schemas"]["Usage"] | null;
+        };
+        /** @description The state of the VM that is kept from before something was run. */
+        VmBefore: {
+            /** @description Nothing had changed the VM between the two. Else it is the nearest state that is kept. */
+            exact: boolean;
+            /** Format: uuid */
+            snapshot: string;
         };
         /** @description Where a failed VM stands. */
         VmFailure: {
@@ -3509,6 +3746,621 @@ export interface operations {
             };
             /** @description `denied` */
             403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    list_history: {
+        parameters: {
+            query?: {
+                /** @description Only those that were run on behalf of this agent, as the callers said. */
+                agent?: string;
+                /** @description Only those of this transaction. */
+                transaction?: string;
+                /** @description Only those that have ended without success, or of which nobody knows how they ended. */
+                failures?: boolean;
+                /** @description Only those that were taken back by a rollback, or only those that were not. */
+                undone?: boolean;
+                /** @description Only those begun at this time or later: RFC 3339, such as `2026-01-31T09:00:00Z`. */
+                since?: string;
+                /** @description Only those begun before this time. */
+                until?: string;
+                /** @description With both ends of what each said. */
+                output?: boolean;
+                /** @description At most so many, 1 to 1000; 100 if absent. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HistoryList"];
+                };
+            };
+            /** @description `invalid_argument` */
+            400: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    show_history: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the entry, the operation or the exec: they are one */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HistoryEntry"];
+                };
+            };
+            /** @description `invalid_argument` */
+            400: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `not_found` */
+            404: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    replay: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Carries this request out once, however often it is sent with the same key within 24 hours */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /** @description Id of the entry */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ReplayRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    /** @description There where a request with the same idempotency key was answered so before */
+                    "idempotency-replayed"?: "true";
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Replay"];
+                };
+            };
+            /** @description `invalid_argument`, `exec_failed` */
+            400: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `not_found` */
+            404: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `already_done`, `outcome_unknown`, `already_exists`, `wrong_state`, `stale_generation`, `busy`, `in_transaction`, `in_use` */
+            409: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `too_large` */
+            413: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported_media_type` */
+            415: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `key_reused` */
+            422: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `interrupted` */
+            499: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unsupported` */
+            501: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `snapshot`, `thaw`, `backend`, `image`, `guest` */
+            502: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `no_resource`, `unavailable` */
+            503: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `timeout` */
+            504: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    history_stderr: {
+        parameters: {
+            query?: {
+                /** @description Bytes to leave out. */
+                offset?: number;
+                /** @description At most so many bytes; all that are kept if absent. */
+                length?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the entry */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The bytes */
+            200: {
+                headers: {
+                    /** @description How many are kept, from the beginning */
+                    "x-offshoot-kept-bytes"?: number;
+                    /** @description How many there were */
+                    "x-offshoot-total-bytes"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": unknown;
+                };
+            };
+            /** @description `invalid_argument` */
+            400: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `not_found` */
+            404: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `wrong_state` */
+            409: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    history_stdout: {
+        parameters: {
+            query?: {
+                /** @description Bytes to leave out. */
+                offset?: number;
+                /** @description At most so many bytes; all that are kept if absent. */
+                length?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the entry */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The bytes */
+            200: {
+                headers: {
+                    /** @description How many are kept, from the beginning */
+                    "x-offshoot-kept-bytes"?: number;
+                    /** @description How many there were */
+                    "x-offshoot-total-bytes"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": unknown;
+                };
+            };
+            /** @description `invalid_argument` */
+            400: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `not_found` */
+            404: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `wrong_state` */
+            409: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;
@@ -9595,6 +10447,117 @@ export interface operations {
             };
             /** @description `timeout` */
             504: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    list_vm_history: {
+        parameters: {
+            query?: {
+                /** @description Only those that were run on behalf of this agent, as the callers said. */
+                agent?: string;
+                /** @description Only those of this transaction. */
+                transaction?: string;
+                /** @description Only those that have ended without success, or of which nobody knows how they ended. */
+                failures?: boolean;
+                /** @description Only those that were taken back by a rollback, or only those that were not. */
+                undone?: boolean;
+                /** @description Only those begun at this time or later: RFC 3339, such as `2026-01-31T09:00:00Z`. */
+                since?: string;
+                /** @description Only those begun before this time. */
+                until?: string;
+                /** @description With both ends of what each said. */
+                output?: boolean;
+                /** @description At most so many, 1 to 1000; 100 if absent. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                /** @description Name or id */
+                vm: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HistoryList"];
+                };
+            };
+            /** @description `invalid_argument` */
+            400: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `unauthenticated` */
+            401: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `denied` */
+            403: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `not_found` */
+            404: {
+                headers: {
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `rate_limited` */
+            429: {
+                headers: {
+                    /** @description Seconds to wait before it is repeated */
+                    "retry-after"?: number;
+                    /** @description Names this request in the daemon's log */
+                    "x-request-id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description `internal` */
+            500: {
                 headers: {
                     /** @description Names this request in the daemon's log */
                     "x-request-id"?: string;

@@ -4,7 +4,7 @@ use super::{
     ClientError,
     dial::{Dial, Way, Wire},
 };
-use crate::v1::{ErrorBody, MAX_CODE_MESSAGE, MAX_FRAME, NO_WAKE_HEADER, TRANSACTION_HEADER};
+use crate::v1::{AGENT_HEADER, ErrorBody, MAX_CODE_MESSAGE, MAX_FRAME, NO_WAKE_HEADER, TRANSACTION_HEADER};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -15,7 +15,7 @@ use hyper::{
     upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
-use offshoot_types::TransactionId;
+use offshoot_types::{AgentName, TransactionId};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fmt, io,
@@ -47,6 +47,7 @@ pub struct Client {
     key: Option<HeaderValue>,
     idle: Arc<Mutex<Option<http1::SendRequest<Body>>>>,
     within: Option<TransactionId>,
+    agent: Option<AgentName>,
     no_wake: bool,
 }
 
@@ -68,13 +69,19 @@ impl Client {
     }
 
     fn by(way: Way, key: Option<HeaderValue>) -> Self {
-        Self { way, key, idle: Arc::default(), within: None, no_wake: false }
+        Self { way, key, idle: Arc::default(), within: None, agent: None, no_wake: false }
     }
 
     /// A handle whose requests are made from within an open transaction.
     #[must_use = "the handle it is called on stays outside the transaction"]
     pub fn within(&self, transaction: TransactionId) -> Self {
         Self { within: Some(transaction), ..self.clone() }
+    }
+
+    /// A handle whose requests say on whose behalf they are made, for the history.
+    #[must_use = "the handle it is called on says nothing of it"]
+    pub fn on_behalf_of(&self, agent: AgentName) -> Self {
+        Self { agent: Some(agent), ..self.clone() }
     }
 
     /// A handle whose requests are refused rather than wake a suspended VM.
@@ -91,6 +98,10 @@ impl Client {
         };
         let request = match self.within {
             Some(transaction) => request.header(TRANSACTION_HEADER, transaction.to_string()),
+            None => request,
+        };
+        let request = match &self.agent {
+            Some(agent) => request.header(AGENT_HEADER, agent.as_str()),
             None => request,
         };
         if self.no_wake { request.header(NO_WAKE_HEADER, "1") } else { request }

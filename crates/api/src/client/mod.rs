@@ -15,6 +15,7 @@ mod dial;
 mod error;
 mod exec;
 mod files;
+mod history;
 mod keys;
 mod snapshots;
 mod system;

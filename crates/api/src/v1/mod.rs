@@ -12,6 +12,7 @@ mod exec;
 mod files;
 mod fork;
 mod frame;
+mod history;
 mod image;
 mod invalid;
 mod key;
@@ -51,6 +52,10 @@ pub use fork::{ForkRequest, Forked, ForkedVm, MAX_FORKS, NewForks};
 pub use frame::{
     ClientMessage, Durations, Ended, InvalidFrame, Lost, ProgressState, ServerMessage, Started, StepProgress,
     decode_output, decode_stdin, encode_output, encode_stdin,
+};
+pub use history::{
+    HistoryEntry, HistoryKind, HistoryList, HistoryOutput, HistoryQuery, HistoryStateName, NewReplay, Replay,
+    ReplayRequest, SameAsRecorded, StreamQuery, VmBefore,
 };
 pub use image::{Image, ImageFile, ImageList, ImageVerified};
 pub use invalid::InvalidField;
@@ -94,6 +99,8 @@ pub const TCP_END: &str = "end";
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// Header of a request that is made from within an open transaction: the transaction's id.
 pub const TRANSACTION_HEADER: &str = "offshoot-transaction";
+/// Header of a request on whose behalf it is made, as its caller says: 1 to 128 visible ASCII characters, for the history.
+pub const AGENT_HEADER: &str = "offshoot-agent";
 /// Header of a request that is to be carried out once however often it is sent: 1 to [`MAX_IDEMPOTENCY_KEY`] visible
 /// ASCII characters, new for each request that is meant anew.
 pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
@@ -106,5 +113,9 @@ pub const NO_WAKE_HEADER: &str = "offshoot-no-wake";
 /// Environment variable with the number of a descriptor on which a starting daemon writes one line, a
 /// `StartReport` as JSON.
 pub const READY_FD: &str = "OFFSHOOT_READY_FD";
+/// Header of what a program said: how many bytes of that stream are kept, from the beginning.
+pub const KEPT_HEADER: &str = "x-offshoot-kept-bytes";
+/// Header of what a program said: how many bytes there were.
+pub const TOTAL_HEADER: &str = "x-offshoot-total-bytes";
 /// Header of a file download: the file's `FileStat` as JSON.
 pub const FILE_STAT_HEADER: &str = "x-offshoot-file-stat";

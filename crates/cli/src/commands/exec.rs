@@ -93,7 +93,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
             .hint("leave out `--tty` to pass a file or a pipe")
             .into());
     }
-    let client = context.client().await?;
+    let client = args.process.speaking(context.client().await?);
     let connection = context.interrupt.race(open(&client, &args, json)).await;
     let connection = connection.map_err(|_| Stop::Interrupted)??;
     if args.detach {
@@ -130,7 +130,7 @@ async fn in_context(context: &Context, args: &Args, name: &ContextName) -> Resul
         env: args.process.environment(),
         ..CodeRequest::default()
     };
-    let client = context.client().await?;
+    let client = args.process.speaking(context.client().await?);
     let opening = context.interrupt.race(client.run_code(&args.vm, &request)).await;
     let connection = opening.map_err(|_| Stop::Interrupted)??;
     let (vm, name) = (args.vm.to_string(), name.to_string());

@@ -10,6 +10,7 @@ pub mod diff;
 pub mod doctor;
 pub mod exec;
 pub mod fork;
+pub mod history;
 pub mod image;
 pub mod keeper;
 pub mod key;
@@ -71,6 +72,7 @@ pub async fn perform(context: &Context, verb: Verb) -> Result<Status> {
         Verb::Status(args) => context.abandonable("the status", status::run(context, args)).await,
         Verb::Cp(args) => context.abandonable("the copy", cp::run(context, args)).await,
         Verb::Port(args) => context.abandonable("the forwarding", port::run(context, args)).await,
+        Verb::History(args) => history::run(context, args).await,
         Verb::Logs(args) => context.abandonable("the log", logs::run(context, args)).await,
         Verb::Wait(args) => wait::run(context, args).await,
         Verb::Daemon(args) => context.abandonable("the daemon's answer", daemon::run(context, args)).await,

@@ -51,7 +51,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
     }
     let score = args.score.map(|script| CommandLine { argv: None, shell: Some(script) });
     let request = RaceRequest { count: args.count, exec, score };
-    let client = context.client().await?;
+    let client = args.process.speaking(context.client().await?);
     let opening = context.interrupt.race(client.race(&args.vm, &request)).await;
     let events = opening.map_err(|_| Stop::Interrupted)??;
     let outcome = race::follow(context, events, &args.vm.to_string()).await?;

@@ -84,7 +84,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         files,
         exec,
     };
-    let client = context.client().await?;
+    let client = args.process.speaking(context.client().await?);
     let opening = async { Ok(client.run(&request).await?) };
     let connection = context.interrupt.race(opening).await.map_err(|_| Stop::Interrupted)?;
     let options = session::Options {

@@ -13,11 +13,12 @@ use offshoot_image::Store;
 use offshoot_server::{
     Announce, Environment, Listen, LogFormat, Providers, ReadyPipe, ServeOptions, Tls, serve,
 };
-use offshoot_types::{Bytes, ProviderChoice};
+use offshoot_types::{Bytes, InvalidSize, ProviderChoice};
 use rustix::{io::fcntl_dupfd_cloexec, process::setsid, stdio};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
 };
 use tokio::sync::oneshot;
 
@@ -33,8 +34,8 @@ It takes over from a daemon that was started by a verb, VMs included, and is ref
 another `offshoot serve` runs. SIGTERM ends it when what is under way has ended; VMs live on, and the next daemon \
 takes them up.
 
-A daemon that is started by a verb takes its quotas, the size of its pool and what it does with \
-idle VMs from the environment of that verb.";
+A daemon that is started by a verb takes its quotas, the size of its pool, what it does with \
+idle VMs and how much of what programs say it keeps from the environment of that verb.";
 
 /// What clients make sandboxes of.
 const TEMPLATES: [&str; 2] = ["base", "interpreter"];
@@ -92,9 +93,27 @@ pub struct Args {
     /// and no longer all it has, or `never` [default: 30s]
     #[arg(long, value_name = "DURATION", env = "OFFSHOOT_REBASE_IDLE", hide_env_values = true)]
     rebase_idle: Option<Limit>,
+    /// Keep at most so much of what programs say in files, such as `4G`, the oldest going first, or `off`: nothing of it
+    /// anywhere, only how much it was [default: 1G]
+    #[arg(long, value_name = "SIZE", env = "OFFSHOOT_HISTORY_OUTPUT", hide_env_values = true)]
+    history_output: Option<KeptOutput>,
     /// Started by a verb: report on standard output when ready, end when idle
     #[arg(long, hide = true)]
     autostarted: bool,
+}
+
+/// A size, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct KeptOutput(Option<Bytes>);
+
+impl FromStr for KeptOutput {
+    type Err = InvalidSize;
+    fn from_str(text: &str) -> std::result::Result<Self, InvalidSize> {
+        match text {
+            "off" => Ok(Self(None)),
+            size => size.parse().map(|size| Self(Some(size))),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -172,6 +191,9 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
     options.limits.snapshots = args.snapshot_quota;
     options.limits.snapshots_per_vm = args.snapshot_quota_per_vm;
     options.keep_pool(args.pool);
+    if let Some(KeptOutput(most)) = args.history_output {
+        options.keep_output(most);
+    }
     if let Some(idle) = args.rebase_idle {
         options.rebase_after(idle.span());
     }

@@ -36,7 +36,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
             .hint("use `offshoot exec NAME --json -- bash -c COMMANDS`")
             .into());
     }
-    let client = context.client().await?;
+    let client = args.process.speaking(context.client().await?);
     let terminal = terminal::stdin_is_terminal();
     let request = request(&args.process, terminal);
     let opening = context.bounded("the shell", async { Ok(client.exec(&args.vm, &request).await?) });

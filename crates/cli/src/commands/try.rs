@@ -88,7 +88,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Status> {
         check: args.check.map(|script| CommandLine { argv: None, shell: Some(script) }),
         timeout_ms: args.timeout.map(Span::millis),
     };
-    let client = context.client().await?;
+    let client = args.process.speaking(context.client().await?);
     let opening = context.interrupt.race(client.try_exec(&args.vm, &request)).await;
     let connection = opening.map_err(|_| Stop::Interrupted)??;
     let options = attempt::Options {

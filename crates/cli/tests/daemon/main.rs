@@ -4,6 +4,7 @@ mod attempts;
 mod branches;
 mod copies;
 mod fixture;
+mod history;
 mod lifecycle;
 mod ports;
 mod processes;

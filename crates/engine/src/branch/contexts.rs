@@ -14,12 +14,14 @@ use crate::{
     Engine,
     core::{Authority, Core},
     error,
+    history::Capture,
     link::GuestLink,
     manager::VmHandle,
     tasks::TaskKind,
 };
 use offshoot_guest_proto::{client::Client, message as wire};
 use offshoot_policy::Authorized;
+use offshoot_store::NewHistory;
 use offshoot_types::{
     Command, ContextCode, ContextName, ErrorCode, Failure, Language, OperationKind, OperationOutcome, VmId,
     VmStateName,
@@ -153,10 +155,21 @@ impl Core {
         let new = self.new_operation(&authority, OperationKind::Context, vm, &handle.owner, reason(&code));
         let detail = journaled(&code);
         let written = detail.clone();
-        // Journaled before anybody is asked: the operation and its only step in one write.
+        let history = NewHistory {
+            operation: new.id,
+            agent: authority.agent(),
+            what: code.code.clone(),
+            language: code.language.map(|language| language.to_string()),
+            context: Some(code.context.clone()),
+            user: code.user.clone(),
+            cwd: code.cwd.clone(),
+            transaction: within,
+        };
+        // Journaled before anybody is asked: the operation, its only step and its history in one write.
         let begun = self.store.transaction(move |tx| {
             let begun = tx.begin_operation(&new)?;
             tx.step_begun(begun.operation().id, 0, STEP, &written)?;
+            tx.begin_history(&history)?;
             Ok(begun)
         });
         let ticket = self.opened(begun.await?.into_operation());
@@ -177,6 +190,7 @@ impl Core {
             events: receiver,
         };
         let scope = crate::core::scope(ticket.operation());
+        let capture = Capture::new(self, ticket.id());
         let pump = CodePump {
             core: self.clone(),
             vm: handle.id,
@@ -184,6 +198,7 @@ impl Core {
             link,
             ticket,
             detail,
+            capture,
             events,
             interrupts: interrupted,
             opening: Some(opening),

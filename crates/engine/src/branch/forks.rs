@@ -85,15 +85,29 @@ impl Engine {
         permit: Authorized<Command>,
         settings: ForkSettings,
     ) -> Result<ForkReport, Failure> {
+        self.fork_with(permit, Lifetime::Kept, settings, |_, report| Ok(report)).await
+    }
+
+    /// `and_then` is done with the forks before anybody can go away in the middle.
+    pub(crate) async fn fork_with<T: Send + 'static>(
+        &self,
+        permit: Authorized<Command>,
+        lifetime: Lifetime,
+        settings: ForkSettings,
+        and_then: impl FnOnce(&Core, ForkReport) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         self.core().manager.check_open()?;
         let (command, grant) = permit.into_parts();
         let Command::Fork { source, name, count } = command else {
             return Err(error::wrong_permit("fork", command.action()));
         };
-        let order = Order { name, count, lifetime: Lifetime::Kept, identity: Identity::New, settings };
+        let order = Order { name, count, lifetime, identity: Identity::New, settings };
         let (core, within) = (self.core().clone(), self.transaction());
         self.core()
-            .detached(TaskKind::Acceptor, async move { core.fork(source, order, grant, within).await })
+            .detached(TaskKind::Acceptor, async move {
+                let report = core.fork(source, order, grant, within).await?;
+                and_then(&core, report)
+            })
             .await
     }
 }

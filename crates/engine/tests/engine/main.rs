@@ -11,6 +11,7 @@ mod execs;
 mod fake;
 mod forks;
 mod guest;
+mod history;
 mod host;
 mod life;
 mod lifecycle;

@@ -3,9 +3,9 @@
 use crate::host::Host;
 use futures::future::BoxFuture;
 use offshoot_engine::{
-    BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, ForkReport, Images, Limits, Merging,
-    OnShutdown, Options, PoolOptions, Rebasing, RollbackReport, SnapshotView, StateDirLock, SystemClock,
-    VmCondition, VmView,
+    BootFiles, Checkpoint, Checkpoints, Deadlines, Engine, Fault, ForkReport, HistoryOptions, Images, Limits,
+    Merging, OnShutdown, Options, PoolOptions, Rebasing, RollbackReport, SnapshotView, StateDirLock,
+    SystemClock, VmCondition, VmView,
 };
 use offshoot_policy::{Authorized, Decision, Policy};
 use offshoot_provider::Provider;
@@ -27,6 +27,7 @@ pub struct Stage {
     pub deadlines: Deadlines,
     pub pool: PoolOptions,
     pub merging: Merging,
+    pub history: HistoryOptions,
     pub rebasing: Rebasing,
     pub checkpoints: Checkpoints,
     /// Instead of one file for every part of every image.
@@ -56,6 +57,7 @@ impl Stage {
             deadlines: Deadlines::default(),
             pool: PoolOptions::default(),
             merging: Merging::default(),
+            history: HistoryOptions::default(),
             // Soon, but of a process that has much memory of its own only: see `Host::swell`.
             rebasing: Rebasing { idle: Some(Duration::from_millis(20)), ..Rebasing::default() },
             checkpoints: Checkpoints::default(),
@@ -98,6 +100,7 @@ impl Stage {
             deadlines: self.deadlines,
             pool: self.pool,
             merging: self.merging,
+            history: self.history,
             rebasing: self.rebasing,
             clock: Arc::new(SystemClock),
             node: NodeName::default(),

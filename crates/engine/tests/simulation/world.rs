@@ -109,6 +109,7 @@ impl World {
             pool: PoolOptions::default(),
             // As shallow as it gets, so that a short schedule merges too.
             merging: Merging { above: 3, at_least: 2 },
+            history: Default::default(),
             rebasing: Rebasing { idle: Some(Duration::from_secs(60)), own_memory: Bytes(0) },
             clock: self.wall.clone(),
             node: NodeName::default(),

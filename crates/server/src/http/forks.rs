@@ -17,7 +17,7 @@ pub async fn fork(call: Call, Json(request): Json<ForkRequest>) -> Result<axum::
     let NewForks { source, name, count } = request.try_into()?;
     let source = resolve(&call, source).await?;
     let permit = call.permit(Command::Fork { source, name, count }).await?;
-    let report = call.until_cut(call.engine.fork(permit)).await?;
+    let report = Box::pin(call.until_cut(call.engine.fork(permit))).await?;
     Ok(axum::Json(view::forked(report)))
 }
 

@@ -23,6 +23,8 @@ mod extract;
 mod files;
 mod files_stream;
 mod forks;
+mod history;
+mod history_view;
 mod images;
 mod key_ends;
 mod keys;
@@ -33,6 +35,7 @@ mod portable;
 mod ports;
 mod previews;
 mod race_session;
+mod replay;
 mod request;
 mod rollbacks;
 mod run;
@@ -168,6 +171,12 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(previews::create))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show))
+        .routes(routes!(history::list))
+        .routes(routes!(history::list_of))
+        .routes(routes!(history::show))
+        .routes(routes!(history::stdout))
+        .routes(routes!(history::stderr))
+        .routes(routes!(replay::replay))
         .routes(routes!(events::events))
         .routes(routes!(images::list))
         .routes(routes!(images::remove))

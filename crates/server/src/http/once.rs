@@ -22,8 +22,8 @@ use axum::{
 };
 use futures::StreamExt;
 use offshoot_api::v1::{
-    IDEMPOTENCY_KEY_HEADER, InvalidField, MAX_IDEMPOTENCY_KEY, MAX_JSON, NO_WAKE_HEADER, REPLAYED_HEADER,
-    TRANSACTION_HEADER,
+    AGENT_HEADER, IDEMPOTENCY_KEY_HEADER, InvalidField, MAX_IDEMPOTENCY_KEY, MAX_JSON, NO_WAKE_HEADER,
+    REPLAYED_HEADER, TRANSACTION_HEADER,
 };
 use offshoot_engine::{Claim, Earlier, Ending, NewRequest, RequestClaim, RequestOutcome, Standing};
 use offshoot_types::{Actor, ErrorCode, Failure, Operation, OperationKind, RequestId};
@@ -264,7 +264,7 @@ fn fingerprint(parts: &Parts, body: &[u8]) -> [u8; 32] {
     add(method.as_str().as_bytes());
     add(uri.path().as_bytes());
     add(uri.query().unwrap_or_default().as_bytes());
-    for name in [header::CONTENT_TYPE.as_str(), TRANSACTION_HEADER, NO_WAKE_HEADER] {
+    for name in [header::CONTENT_TYPE.as_str(), TRANSACTION_HEADER, AGENT_HEADER, NO_WAKE_HEADER] {
         add(headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default());
     }
     add(body);

@@ -43,7 +43,8 @@ pub fn frame() -> Document {
          socket to the user who owns it, and over TCP, if it was told to listen, to whoever has an API key, sent as \
          `Authorization: Bearer KEY` or `X-API-Key: KEY`. Every error is an `ErrorBody`; every response carries its \
          `x-request-id`. A request made from within an open transaction carries the transaction's id in the \
-         header `offshoot-transaction`."
+         header `offshoot-transaction`. A request may say in the header `offshoot-agent` on whose behalf it is \
+         made, for the history."
             .into(),
     );
     info.license = Some(License::new("Apache-2.0"));

@@ -15,12 +15,12 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use offshoot_api::v1::{InvalidField, NO_WAKE_HEADER, REQUEST_ID_HEADER, TRANSACTION_HEADER};
+use offshoot_api::v1::{AGENT_HEADER, InvalidField, NO_WAKE_HEADER, REQUEST_ID_HEADER, TRANSACTION_HEADER};
 use offshoot_engine::{Engine, Idempotency};
 use offshoot_policy::{Authorized, Decision, VmFacts};
 use offshoot_types::{
-    Actor, Command, ErrorCode, Failure, Operation, Owner, RequestId, Target, TransactionId, VmName, VmRef,
-    VmStateName,
+    Actor, AgentName, Command, ErrorCode, Failure, Operation, Owner, RequestId, Target, TransactionId,
+    VmName, VmRef, VmStateName,
 };
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -44,6 +44,8 @@ pub struct Call {
     pub within: Option<TransactionId>,
     /// It is not to wake a suspended VM.
     pub no_wake: bool,
+    /// On whose behalf the actor says it asks.
+    pub agent: Option<AgentName>,
     pub actor: Actor,
     pub id: RequestId,
     /// The request with the same idempotency key in whose name it acts: itself, or the one it goes on with.
@@ -54,7 +56,7 @@ impl Call {
     /// Of somebody who is known already, and says nothing of transactions.
     pub fn new(app: &App, actor: Actor, id: RequestId) -> Self {
         let engine = app.engine.clone();
-        Self { app: app.clone(), engine, within: None, no_wake: false, actor, id, named: None }
+        Self { app: app.clone(), engine, within: None, no_wake: false, agent: None, actor, id, named: None }
     }
 
     /// The name, for messages, of the VM a command is about.
@@ -79,7 +81,7 @@ impl Call {
         });
         match self.app.policy.decide(&self.actor, command, &facts) {
             Decision::Permit(permit) => match asleep {
-                None => Ok(permit.in_name_of(self.named)),
+                None => Ok(permit.in_name_of(self.named).on_behalf_of(self.agent.clone())),
                 Some(VmFacts { name, .. }) => {
                     let message = format!("VM `{name}` is suspended, and this is not to wake it");
                     Err(Failure::new(ErrorCode::WrongState, message)
@@ -168,8 +170,9 @@ impl FromRequestParts<App> for Call {
             None => app.engine.clone(),
         };
         let no_wake = no_wake(&parts.headers)?;
+        let agent = agent(&parts.headers)?;
         let named = parts.extensions.get().map(|Named(request)| *request);
-        Ok(Self { app: app.clone(), engine, within, no_wake, actor, id, named })
+        Ok(Self { app: app.clone(), engine, within, no_wake, agent, actor, id, named })
     }
 }
 
@@ -182,6 +185,12 @@ fn transaction(headers: &HeaderMap) -> Result<Option<TransactionId>, InvalidFiel
     let Some(value) = headers.get(TRANSACTION_HEADER) else { return Ok(None) };
     let text = String::from_utf8_lossy(value.as_bytes());
     text.parse().map(Some).map_err(|error| InvalidField::new(TRANSACTION_HEADER, error))
+}
+
+fn agent(headers: &HeaderMap) -> Result<Option<AgentName>, InvalidField> {
+    let Some(value) = headers.get(AGENT_HEADER) else { return Ok(None) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    text.parse().map(Some).map_err(|error| InvalidField::new(AGENT_HEADER, error))
 }
 
 fn no_wake(headers: &HeaderMap) -> Result<bool, InvalidField> {

@@ -15,12 +15,13 @@ const OF_THE_HOP: [HeaderName; 8] = [
 ];
 
 /// What is said to us and not to the program.
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
     "e2b-sandbox-id",
     "e2b-sandbox-port",
     "e2b-traffic-access-token",
     "x-access-token",
     offshoot_api::v1::TRANSACTION_HEADER,
+    offshoot_api::v1::AGENT_HEADER,
     offshoot_api::v1::NO_WAKE_HEADER,
 ];
 

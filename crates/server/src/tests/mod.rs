@@ -9,6 +9,7 @@ mod envd;
 mod execs;
 mod files;
 mod fixture;
+mod history;
 mod interpreter;
 mod keys;
 mod leavers;

@@ -601,6 +601,12 @@ class Health(TypedDict):
     version: str
 
 
+HistoryKind: TypeAlias = Literal['exec', 'code']
+
+
+HistoryStateName: TypeAlias = Literal['running', 'ended', 'failed', 'interrupted']
+
+
 class Image(TypedDict):
     created: NotRequired[str]
     default_memory_mib: int
@@ -907,6 +913,15 @@ RenameFile = TypedDict(
 )
 
 
+class ReplayRequest(TypedDict):
+    """
+    Run something again, in a fork of the state from before it.
+    """
+
+    env: NotRequired[dict[str, str]]
+    keep: NotRequired[str | None]
+
+
 class Reseeded1(TypedDict):
     """
     With fresh entropy of the host.
@@ -960,6 +975,16 @@ class RunFile(TypedDict):
     content: Output
     mode: NotRequired[int | None]
     path: str
+
+
+class SameAsRecorded(TypedDict):
+    """
+    Whether it went as the first time. Absent: nobody can tell.
+    """
+
+    exit: NotRequired[bool | None]
+    stderr: NotRequired[bool | None]
+    stdout: NotRequired[bool | None]
 
 
 class ServerMessage4(TypedDict):
@@ -1207,6 +1232,15 @@ class Usage(TypedDict):
     own_memory_bytes: NotRequired[int | None]
     pss_bytes: int
     rss_bytes: int
+
+
+class VmBefore(TypedDict):
+    """
+    The state of the VM that is kept from before something was run.
+    """
+
+    exact: bool
+    snapshot: str
 
 
 class VmFailure(TypedDict):
@@ -1519,6 +1553,19 @@ class Guest(TypedDict):
     health: GuestHealth
     kernel: str
     ready_ms: int
+
+
+class HistoryOutput(TypedDict):
+    """
+    What is known of one stream.
+    """
+
+    bytes: int
+    hash: NotRequired[str | None]
+    head: NotRequired[Output | None]
+    kept_bytes: NotRequired[int | None]
+    lost_bytes: NotRequired[int]
+    tail: NotRequired[Output | None]
 
 
 class Imported(TypedDict):
@@ -1841,6 +1888,48 @@ class ForkedVm(TypedDict):
     vm: str
 
 
+class HistoryEntry(TypedDict):
+    """
+    One process, or one piece of code.
+    """
+
+    actor: str
+    agent: NotRequired[str | None]
+    before: NotRequired[VmBefore | None]
+    context: NotRequired[str | None]
+    cwd: NotRequired[str | None]
+    duration_us: NotRequired[int | None]
+    ended: NotRequired[str]
+    error: NotRequired[str | None]
+    exit: NotRequired[ExitStatus | None]
+    id: str
+    interrupted: NotRequired[bool]
+    kind: HistoryKind
+    language: NotRequired[str | None]
+    problem: NotRequired[Problem | None]
+    result: NotRequired[str | None]
+    snapshot_after: NotRequired[str]
+    started: str
+    state: HistoryStateName
+    stderr: NotRequired[HistoryOutput | None]
+    stdout: NotRequired[HistoryOutput | None]
+    succeeded: NotRequired[bool | None]
+    transaction: NotRequired[str]
+    truncated: NotRequired[bool]
+    undone_by: NotRequired[str]
+    user: str
+    vm: str
+    vm_name: str
+    what: str
+    what_bytes: int
+
+
+class HistoryList(TypedDict):
+    entries: list[HistoryEntry]
+    next_cursor: NotRequired[str | None]
+    total: int
+
+
 class RaceMessage6(RaceOutcome):
     """
     The last message.
@@ -1857,6 +1946,20 @@ RaceMessage: TypeAlias = (
     | RaceMessage5
     | RaceMessage6
     | RaceMessage7
+)
+
+
+Replay = TypedDict(
+    'Replay',
+    {
+        'entry': HistoryEntry,
+        'from': VmBefore,
+        'kept': bool,
+        'missing_env': NotRequired[list[str]],
+        'missing_input': NotRequired[bool],
+        'of': str,
+        'same': SameAsRecorded,
+    },
 )
 
 

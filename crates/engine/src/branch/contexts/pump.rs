@@ -11,6 +11,7 @@ use crate::{
     branch::transactions::Opening,
     core::Core,
     error,
+    history::{Capture, plain_text},
     link::{GuestLink, NoClient},
     operations::Ticket,
 };
@@ -19,6 +20,7 @@ use offshoot_guest_proto::{
     client::{ClientError, CodeHandle},
     message as wire,
 };
+use offshoot_store::{HistoryEnd, Tx};
 use offshoot_types::{ContextCode, ErrorCode, ExecStatus, Failure, Language, OperationOutcome, VmId, VmName};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -41,6 +43,8 @@ pub(super) struct CodePump {
     pub ticket: Ticket,
     /// The journaled code, completed at the end.
     pub detail: Value,
+    /// What the history gets.
+    pub capture: Capture,
     pub events: mpsc::Sender<CodeEvent>,
     pub interrupts: mpsc::Receiver<()>,
     /// Until it runs, no transaction begins.
@@ -59,8 +63,10 @@ enum End {
 struct Seen {
     language: Option<Language>,
     created: bool,
-    /// Name of the error it raised.
-    error: Option<String>,
+    /// The error it raised: its name, and what it says.
+    error: Option<(String, String)>,
+    /// What it ended in, as text.
+    result: Option<String>,
 }
 
 impl CodePump {
@@ -181,12 +187,17 @@ impl CodePump {
                     wire::OutputStream::Stdout => OutputStream::Stdout,
                     wire::OutputStream::Stderr => OutputStream::Stderr,
                 };
-                Ok(CodeEvent::Output { stream, data: Bytes::from(data) })
+                let data = Bytes::from(data);
+                self.capture.append(stream, &data);
+                Ok(CodeEvent::Output { stream, data })
             }
             wire::CodeEvent::Display { mime, id, update } => Ok(CodeEvent::Display { mime, id, update }),
-            wire::CodeEvent::Value { mime } => Ok(CodeEvent::Value { mime }),
+            wire::CodeEvent::Value { mime } => {
+                seen.result = plain_text(&mime);
+                Ok(CodeEvent::Value { mime })
+            }
             wire::CodeEvent::Error { name, message, traceback } => {
-                seen.error = Some(name.clone());
+                seen.error = Some((name.clone(), message.clone()));
                 Ok(CodeEvent::Error { name, message, traceback })
             }
             wire::CodeEvent::Ended { interrupted, wall_us } => {
@@ -208,11 +219,18 @@ impl CodePump {
 
     /// The last event goes out at once; it is recorded right after, in one write with the note of the context.
     async fn conclude(self, end: End, seen: Seen) {
-        let Self { core, vm, ticket, mut detail, events, opening, code, .. } = self;
+        let Self { core, vm, ticket, mut detail, capture, events, opening, code, .. } = self;
         drop(opening);
+        let mut history = HistoryEnd {
+            language: seen.language.map(|language| language.to_string()),
+            result: seen.result,
+            ..HistoryEnd::default()
+        };
         let (event, outcome) = match end {
             End::Ended { interrupted, wall } => {
-                detail["end"] = json!({ "interrupted": interrupted, "error": seen.error });
+                let error = seen.error.as_ref().map(|(name, _)| name);
+                detail["end"] = json!({ "interrupted": interrupted, "error": error });
+                (history.wall, history.interrupted) = (Some(wall), interrupted);
                 (CodeEvent::Ended { interrupted, wall }, OperationOutcome::Done)
             }
             End::Failed(failure) => {
@@ -223,16 +241,26 @@ impl CodePump {
         // To the history, code that raised an error has failed.
         let status = ExecStatus::Exited(i32::from(seen.error.is_some()));
         let ran = seen.language.is_some();
-        let recorded = core.close_with(ticket, outcome, move |tx| {
-            tx.step_done(operation, 0, Some(&detail))?;
-            if ran {
-                tx.exec_ended(operation, status)?;
-            }
-            match made {
-                Some(language) => tx.put_context(vm, &code.context, language),
-                None => Ok(()),
-            }
+        history.error = seen.error.map(|(name, message)| match message.is_empty() {
+            true => name,
+            false => format!("{name}: {message}"),
         });
+        // What it said is in its place before anybody can read that it ended.
+        let recorded = async {
+            history.output = Some(capture.finish(false).await);
+            let also = move |tx: &Tx<'_>| {
+                tx.step_done(operation, 0, Some(&detail))?;
+                tx.put_history(operation, &history)?;
+                if ran {
+                    tx.exec_ended(operation, status)?;
+                }
+                match made {
+                    Some(language) => tx.put_context(vm, &code.context, language),
+                    None => Ok(()),
+                }
+            };
+            core.close_with(ticket, outcome, also).await
+        };
         // A session that is gone does not want to know.
         let (_, _) = tokio::join!(events.send(event), recorded);
     }
