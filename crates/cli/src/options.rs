@@ -29,7 +29,8 @@ pub struct VmOptions {
     /// Size of the data disk, which takes only what is written [default: 2G]
     #[arg(long, value_name = "SIZE")]
     disk: Option<DiskMib>,
-    /// What runs it: `auto` is the strongest isolation proven on this host
+    /// What runs it: `auto` is what the daemon was told to prefer (OFFSHOOT_PROVIDER), else the strongest isolation proven on
+    /// this host
     #[arg(long, value_name = "PROVIDER", default_value_t = ProviderChoice::Auto)]
     provider: ProviderChoice,
     /// Refuse anything weaker: `hardware-vm`, `emulated-vm` or `user-space-kernel`

@@ -84,7 +84,9 @@ impl Core {
         key: Option<Idempotency>,
     ) -> Result<Operation, Failure> {
         self.manager.check_open()?;
-        let placed = placement::choose(&self.capabilities().await, spec.provider, spec.min_isolation)?;
+        let preferred = self.options.provider;
+        let placed =
+            placement::choose(&self.capabilities().await, preferred, spec.provider, spec.min_isolation)?;
         let (id, owner, actor) = (VmId::new(), grant.actor().owner(), grant.actor().clone());
         let authority = Authority::Granted(Box::new(grant));
         let made =

@@ -4,7 +4,7 @@ use crate::{HistoryOptions, Images, Merging, PoolOptions, Rebasing, saga::Checkp
 use offshoot_policy::Policy;
 use offshoot_provider::Provider;
 use offshoot_store::{Clock, Limits};
-use offshoot_types::NodeName;
+use offshoot_types::{NodeName, ProviderKind};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// Everything [`Engine::start`](crate::Engine::start) needs.
@@ -16,6 +16,8 @@ pub struct Options {
     pub images: Arc<dyn Images>,
     /// In order of preference among equal isolation classes. A provider that is not listed cannot be named.
     pub providers: Vec<Arc<dyn Provider>>,
+    /// What runs a VM whose maker names none; without it the strongest does.
+    pub provider: Option<ProviderKind>,
     /// Asked again when a VM has moved since a command was judged.
     pub policy: Policy,
     /// What all VMs together may take; checked in the transaction that promises it.

@@ -8,7 +8,7 @@ use crate::{
 use offshoot_api::{socket::RuntimeBase, v1::DaemonMode};
 use offshoot_engine::{Checkpoints, Deadlines, HistoryOptions, Limits, PoolOptions, PoolSize, Rebasing};
 use offshoot_image::AgentBinary;
-use offshoot_types::Bytes;
+use offshoot_types::{Bytes, ProviderKind};
 use std::{path::PathBuf, time::Duration};
 
 /// How long an autostarted daemon stays with nothing to do.
@@ -27,6 +27,8 @@ pub struct ServeOptions {
     /// The agent every VM boots with.
     pub agent: AgentBinary,
     pub providers: Providers,
+    /// What runs a VM whose maker names none; without it the strongest does.
+    pub provider: Option<ProviderKind>,
     pub mode: DaemonMode,
     /// TCP ports to listen on besides the Unix socket.
     pub listen: Vec<Listen>,
@@ -68,6 +70,7 @@ impl ServeOptions {
             images_dir,
             agent,
             providers,
+            provider: None,
             mode,
             listen: Vec::new(),
             announce: None,

@@ -77,6 +77,7 @@ pub fn engine_options(
         runtime_dir: runtime_dir.into(),
         images: Arc::new(images.to_boot_from()),
         providers: options.providers.assemble(images.store()),
+        provider: options.provider,
         policy: policy.clone(),
         limits: options.limits,
         deadlines: options.deadlines,

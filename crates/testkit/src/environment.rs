@@ -23,6 +23,8 @@ pub struct TestEnv {
     /// Instances the warm pool keeps.
     pool: u32,
     rebase_idle: &'static str,
+    /// What VMs are made with if nothing is said; `auto` is the strongest.
+    provider: &'static str,
     finished: bool,
 }
 
@@ -70,7 +72,16 @@ impl TestEnv {
         }
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(dir.path().join("run"), private).expect("make the runtime directory private");
-        Self { small_disk: None, dir, binary, images, pool: 0, rebase_idle: "never", finished: false }
+        Self {
+            small_disk: None,
+            dir,
+            binary,
+            images,
+            pool: 0,
+            rebase_idle: "never",
+            provider: "auto",
+            finished: false,
+        }
     }
 
     /// With a warm pool that keeps so many instances. Without one no process runs that nobody asked for.
@@ -78,6 +89,21 @@ impl TestEnv {
         let mut env = Self::new();
         env.pool = pool;
         env
+    }
+
+    /// With sandboxes of gVisor instead of virtual machines; `None`, and said why, where it does not work.
+    pub fn on_gvisor() -> Option<Self> {
+        let mut env = Self::new();
+        let checks = env.run(&["doctor", "--json"]).json()["checks"].clone();
+        let checks = checks.as_array().expect("`doctor` lists checks");
+        let gvisor = checks.iter().find(|check| check["name"] == "gvisor").expect("one of them is gVisor");
+        if gvisor["verdict"] != "ok" {
+            env.finish();
+            eprintln!("skipped: gVisor does not work on this host: {}", gvisor["detail"]);
+            return None;
+        }
+        env.provider = "gvisor";
+        Some(env)
     }
 
     /// Where a VM of which nothing was asked for so long is moved to a fresh base. Without it none is moved.
@@ -134,6 +160,7 @@ impl TestEnv {
             .env("OFFSHOOT_IMAGES", &self.images)
             .env("OFFSHOOT_POOL", self.pool.to_string())
             .env("OFFSHOOT_REBASE_IDLE", self.rebase_idle)
+            .env("OFFSHOOT_PROVIDER", self.provider)
             .current_dir(self.work_dir())
             .stdin(Stdio::null());
         command

@@ -65,9 +65,10 @@ pub struct Args {
     /// unless --listen says where. The key is good until the next `serve --e2b`
     #[arg(long)]
     e2b: bool,
-    /// What the sandboxes of those clients are made with: `auto`, `qemu`, or `gvisor` where `offshoot doctor` says that it works
-    #[arg(long, value_name = "PROVIDER", requires = "e2b")]
-    provider: Option<ProviderChoice>,
+    /// What VMs are made with whose maker names nothing: `auto` (the strongest isolation of this host), `qemu`, or `gvisor`
+    /// where `offshoot doctor` says that it works. A VM of which more isolation is asked gets that
+    #[arg(long, value_name = "PROVIDER", env = "OFFSHOOT_PROVIDER", hide_env_values = true, default_value_t = ProviderChoice::Auto)]
+    provider: ProviderChoice,
     /// Encrypt what is said over TCP: the file with the chain of certificates, our own first, in PEM. Read at the start
     #[arg(
         long,
@@ -141,11 +142,7 @@ fn explicit(printer: &Printer, global: &Global, args: &Args) -> Result {
         options.listen.extend(listen(args, &[(Ipv4Addr::LOCALHOST, 0).into()])?);
     }
     let (to, announced) = oneshot::channel();
-    let provider = match args.provider.unwrap_or_default() {
-        ProviderChoice::Auto => None,
-        ProviderChoice::Named(kind) => Some(kind),
-    };
-    options.announce = Some(Announce { provider, to });
+    options.announce = Some(Announce { provider: options.provider, to });
     live(options, Some((printer, announced)))
 }
 
@@ -186,6 +183,10 @@ fn options(global: &Global, args: &Args, mode: DaemonMode) -> Result<ServeOption
         std::env::current_exe().map_err(|error| host("cannot find our own program", &error))?;
     let providers = Providers::Host { offshoot_exe };
     let mut options = ServeOptions::new(state_dir, images_dir, agent::binary()?, providers, mode);
+    options.provider = match args.provider {
+        ProviderChoice::Auto => None,
+        ProviderChoice::Named(kind) => Some(kind),
+    };
     options.log = Some(log);
     options.listen = listen;
     options.limits.snapshots = args.snapshot_quota;

@@ -138,7 +138,7 @@ impl Core {
             SnapshotKind::Full => ProviderChoice::Named(contents.provider),
             SnapshotKind::DiskOnly => ProviderChoice::Auto,
         };
-        let (provider, isolation) = placement::choose(&self.capabilities().await, choice, None)?;
+        let (provider, isolation) = placement::choose(&self.capabilities().await, None, choice, None)?;
         if let (SnapshotKind::Full, Some(saved)) = (kind, &contents.machine) {
             let differs = saved.mismatches(&self.machine_facts(provider).await?);
             if !differs.is_empty() {

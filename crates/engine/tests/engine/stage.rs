@@ -95,6 +95,7 @@ impl Stage {
                 .clone()
                 .unwrap_or_else(|| Arc::new(FileImages(self.dir.path().join("image")))),
             providers: vec![self.provider.clone().unwrap_or_else(|| self.host.provider())],
+            provider: None,
             policy: policy(),
             limits: self.limits,
             deadlines: self.deadlines,

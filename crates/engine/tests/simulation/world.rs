@@ -103,6 +103,7 @@ impl World {
             runtime_dir: self.runtime(),
             images: self.images.clone(),
             providers: vec![Arc::new(FakeProvider::new(self.host.clone()))],
+            provider: None,
             policy: policy(),
             limits: Limits::UNBOUNDED,
             deadlines: Deadlines::default(),

@@ -27,7 +27,10 @@ pub fn start(env: &TestEnv, name: &str) {
 
 #[test]
 fn the_transcript_of_branching_is_true() {
-    let env = TestEnv::new();
+    transcript(TestEnv::new());
+}
+
+pub fn transcript(env: TestEnv) {
     start(&env, "a");
     shell(&env, "a", "mkdir -p /workspace && echo kept >/workspace/file");
 
@@ -160,7 +163,10 @@ fn a_race_is_won_by_the_highest_score_and_can_be_undone() {
 
 #[test]
 fn a_transaction_cut_by_the_death_of_the_daemon_is_found_rolled_back() {
-    let env = TestEnv::new();
+    cut_by_death(TestEnv::new());
+}
+
+pub fn cut_by_death(env: TestEnv) {
     start(&env, "a");
     shell(&env, "a", "mkdir -p /workspace && echo kept >/workspace/file");
     let id = vm(&env, "a")["id"].as_str().expect("an id").to_owned();
@@ -183,7 +189,10 @@ fn a_transaction_cut_by_the_death_of_the_daemon_is_found_rolled_back() {
 
 #[test]
 fn snapshots_form_a_tree_and_rollback_goes_anywhere_in_it() {
-    let env = TestEnv::new();
+    tree(TestEnv::new());
+}
+
+pub fn tree(env: TestEnv) {
     start(&env, "a");
     python(&env, "a", "x=1");
     shell(&env, "a", "echo one >/data");
@@ -209,7 +218,10 @@ fn snapshots_form_a_tree_and_rollback_goes_anywhere_in_it() {
 
 #[test]
 fn restored_clone_has_new_entropy_and_machine_id() {
-    let env = TestEnv::new();
+    renewed_copies(TestEnv::new());
+}
+
+pub fn renewed_copies(env: TestEnv) {
     start(&env, "a");
     python(&env, "a", "import random, ssl, uuid; random.random()");
     let js = "const c = require('crypto'); c.randomUUID(); Math.random(); 0";

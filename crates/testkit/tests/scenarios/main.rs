@@ -12,6 +12,7 @@ mod crash;
 mod diff;
 mod faults;
 mod files;
+mod gvisor;
 mod interactive;
 mod lifecycle;
 mod pool;
