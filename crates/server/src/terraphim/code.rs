@@ -33,7 +33,10 @@ pub async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
 pub async fn execute(asker: Asker, body: Body) -> Result<Response, ApiError> {
     let asked: Execute = read(body).await?;
     let call = asker.call.clone();
-    let run = async move { one(&asker, asked, &Listener::default(), &CancellationToken::new(), None).await };
+    let run = async move {
+        let (listener, never) = (Listener::default(), CancellationToken::new());
+        Box::pin(one(&asker, asked, &listener, &never, None)).await
+    };
     let told = call.detached::<_, Failure, _>(run).await?;
     let status = match told.get("approval_id") {
         Some(_) => StatusCode::ACCEPTED,
@@ -59,6 +62,7 @@ pub async fn one(
 ) -> Result<Value, Failure> {
     let fresh = asked.is_fresh()?;
     let agent = asked::name("agent_id", &asked.agent_id)?;
+    let asker = &asker.on_behalf_of(agent);
     let language: Language =
         asked.language.parse().map_err(|error: offshoot_code::UnsupportedLanguage| {
             Failure::new(ErrorCode::Unsupported, format!("UnsupportedLanguage: {error}"))

@@ -15,6 +15,7 @@ mod asked;
 mod code;
 mod config;
 mod files;
+mod history;
 mod run;
 mod sessions;
 mod settings;
@@ -60,7 +61,7 @@ pub fn routes(app: &App, api: Router) -> Router<App> {
         .route("/api/vms/{vm}", get(vms::show).delete(vms::destroy))
         .route("/api/vms/{vm}/metrics", get(vms::metrics))
         .route("/api/vms/{vm}/tasks", get(vms::tasks))
-        .route("/api/vms/{vm}/history", get(vms::history))
+        .route("/api/vms/{vm}/history", get(history::list))
         .route("/api/vms/{vm}/snapshots", post(vms::snapshot).get(vms::snapshots))
         .route("/api/vms/{vm}/snapshots/{snapshot}", delete(vms::remove_snapshot))
         .route("/api/vms/{vm}/rollback/{snapshot}", post(vms::rollback))
@@ -104,6 +105,14 @@ impl Asker {
         call.engine = call.app.engine.within(transaction);
         call.within = Some(transaction);
         Self { call, client: self.client.within(transaction), desk: self.desk.clone() }
+    }
+
+    /// The same on behalf of one of the caller's agents, for the history.
+    fn on_behalf_of(&self, agent: &str) -> Self {
+        let agent = history::agent_name(agent);
+        let mut call = self.call.clone();
+        call.agent = Some(agent.clone());
+        Self { call, client: self.client.on_behalf_of(agent), desk: self.desk.clone() }
     }
 
     fn approvals(&self) -> &Approvals {

@@ -240,7 +240,8 @@ impl Task {
             let run = async {
                 match self {
                     Self::Execute(asked) => {
-                        let told = code::one(&asker, *asked, &listener, &cancel, Some(&waiting)).await;
+                        let told =
+                            Box::pin(code::one(&asker, *asked, &listener, &cancel, Some(&waiting))).await;
                         told.map(|data| Said { kind: "execution_complete", data })
                     }
                     Self::Parse(asked) => {

@@ -211,9 +211,3 @@ pub async fn go_back(asker: &Asker, vm: VmRef, snapshot: &str) -> Result<Value, 
         "error": null,
     }))
 }
-
-pub async fn history(_asker: Asker, Path(_vm): Path<String>) -> Result<Json<Value>, ApiError> {
-    Err(Failure::new(ErrorCode::Unsupported, "the history of a VM is not served here yet")
-        .hint("`offshoot ops` lists what was done")
-        .into())
-}

@@ -56,6 +56,7 @@ impl Workflow {
             approvals,
         } = self.asked;
         let agent = asked::name("agent_id", &agent_id)?;
+        let asker = self.asker.on_behalf_of(agent);
         let threshold = auto_execute_threshold.unwrap_or(Confidence::THRESHOLD.as_f64());
         if !(0.0..=1.0).contains(&threshold) {
             return Err(InvalidField::new("auto_execute_threshold", "it is not between 0 and 1").into());
@@ -77,9 +78,9 @@ impl Workflow {
         if !chosen.is_empty() {
             let languages: Vec<Language> =
                 chosen.iter().filter_map(|index| blocks.get(*index)?.language()).collect();
-            let site = agents::site(&self.asker, agent, &config, None, &languages).await?;
+            let site = agents::site(&asker, agent, &config, None, &languages).await?;
             let steps = Steps {
-                asker: &self.asker,
+                asker: &asker,
                 vm: &site,
                 config: &config,
                 approvals: &approvals,

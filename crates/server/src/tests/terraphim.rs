@@ -550,3 +550,52 @@ async fn files_are_taken_and_given_and_figures_are_measured() {
     served.refused(&format!("GET /api/vms/{vm}"), Value::Null, 404).await;
     served.daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_marks_undone_entries() {
+    let place = Place::new();
+    let served = Served::new(&place).await;
+    let first = served.run("agent one", "x = 1; print(x)").await;
+    let vm = first["vm_id"].as_str().unwrap();
+    let failing = json!({ "agent_id": "agent two", "language": "python", "code": "x = 2; fail", "vm_id": vm,
+        "vm_config": { "auto_rollback_on_failure": true } });
+    let failed = served.ok("POST /api/llm/execute", failing).await;
+    let told = served.ok(&format!("GET /api/vms/{vm}/history"), Value::Null).await;
+    assert_eq!((told["total"].as_u64(), &told["history"]), (Some(2), &told["entries"]));
+    let [newest, oldest] = told["history"].as_array().unwrap().as_slice() else { panic!("{told}") };
+    assert_eq!((&newest["id"], newest["undone"].as_bool()), (&failed["execution_id"], Some(true)));
+    assert_eq!(
+        (newest["success"].as_bool(), newest["exit_code"].as_i64()),
+        (Some(false), Some(1)),
+        "{newest}"
+    );
+    assert_eq!((&oldest["id"], oldest["undone"].as_bool()), (&first["execution_id"], Some(false)));
+    assert_eq!(
+        (&oldest["snapshot_id"], oldest["stdout"].as_str()),
+        (&first["snapshot_id"], Some("1\n")),
+        "{oldest}"
+    );
+    for (query, found) in [
+        ("failures_only=true", 1),
+        ("agent_id=agent%20one", 1),
+        ("agent_id=nobody", 0),
+        ("end_date=2000-01-01T00:00:00Z", 0),
+        ("start_date=2000-01-01T00:00:00Z", 2),
+    ] {
+        let told = served.ok(&format!("GET /api/vms/{vm}/history?{query}"), Value::Null).await;
+        assert_eq!(
+            (told["total"].as_u64(), told["entries"].as_array().unwrap().len()),
+            (Some(found), found as usize),
+            "{query}"
+        );
+    }
+    let page = served.ok(&format!("GET /api/vms/{vm}/history?limit=1"), Value::Null).await;
+    assert_eq!(
+        (page["total"].as_u64(), page["entries"].as_array().unwrap().len()),
+        (Some(2), 1),
+        "totals are true"
+    );
+    served.refused(&format!("GET /api/vms/{vm}/history?since=1"), Value::Null, 400).await;
+    served.refused(&format!("GET /api/vms/{vm}/history?start_date=yesterday"), Value::Null, 400).await;
+    served.daemon.stop().await;
+}

@@ -21,6 +21,7 @@ mod rebase;
 mod run;
 mod scale;
 mod state;
+mod terraphim;
 mod upkeep;
 
 use offshoot_testkit::{TestEnv, wait_for_value};
