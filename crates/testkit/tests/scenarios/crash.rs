@@ -1,6 +1,9 @@
 //! kill -9 at any moment leaves no process, socket, file or row without an owner.
 
-use crate::vm;
+use crate::{
+    branch::{python, start},
+    vm,
+};
 use offshoot_testkit::{TestEnv, wait_for, wait_for_value};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -181,5 +184,47 @@ fn heavy_soak_random_verbs_and_kills() {
     assert_consistent(&env);
     assert!(rounds > 0);
     eprintln!("{rounds} rounds");
+    env.finish();
+}
+
+#[test]
+fn the_history_tells_it_all_after_kill_9_of_the_daemon_and_runs_it_again() {
+    let env = TestEnv::new();
+    start(&env, "a");
+    env.run(&["snapshot", "take", "a", "clean"]).success();
+    env.run(&["exec", "a", "--agent", "planner", "--", "sh", "-c", "echo $((6 * 7)); echo x >/tmp/made"])
+        .success();
+    env.run(&["exec", "a", "--", "cat", "/tmp/not-there"]).exits(1);
+    python(&env, "a", "x = 41; print(x + 1)");
+    env.run(&["exec", "a", "--", "seq", "100000"]).success();
+    env.run(&["rollback", "a", "a@clean"]).success();
+    let after = env.run(&["exec", "a", "--", "cat", "/tmp/made"]).exits(1);
+    assert!(after.stderr.contains("No such file"), "{after}");
+    env.kill_daemon();
+
+    let all = env.run(&["history", "a", "--json"]).success().json();
+    let entries = all["entries"].as_array().expect("a list");
+    assert_eq!((&all["total"], entries.len()), (&5.into(), 5), "{all}");
+    let undone: Vec<bool> = entries.iter().map(|entry| entry["undone_by"].is_string()).collect();
+    assert_eq!(undone, [false, true, true, true, true], "newest first: {all}");
+    let (long, code, failed, first) = (&entries[1], &entries[2], &entries[3], &entries[4]);
+    assert_eq!(
+        (&first["agent"], &first["succeeded"], &first["before"]["exact"]),
+        (&"planner".into(), &true.into(), &true.into())
+    );
+    assert_eq!(
+        (&failed["exit"]["code"], &code["kind"], &code["language"]),
+        (&1.into(), &"code".into(), &"python".into())
+    );
+    assert_eq!(env.run(&["history", "a", "--failures", "--json"]).success().json()["total"], 2);
+    let id = |entry: &serde_json::Value| entry["id"].as_str().expect("an id").to_owned();
+    let counted: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    env.run(&["history", "show", &id(long), "--stdout"]).success().prints(&counted);
+
+    for entry in [first, failed, long] {
+        env.run(&["history", "replay", &id(entry), "--exit-code"]).success();
+    }
+    assert_eq!(env.run(&["list", "--json"]).success().json()["vms"].as_array().map(Vec::len), Some(1));
+    env.run(&["exec", "a", "--", "cat", "/tmp/made"]).exits(1);
     env.finish();
 }

@@ -8,6 +8,7 @@
 mod blocks;
 mod branch;
 mod gvisor;
+mod history;
 mod load;
 mod machine;
 mod mcp;
@@ -106,6 +107,9 @@ fn main() -> Result<()> {
     }
     if wanted("blocks") {
         blocks::measure(&plan, &mut record.rows)?;
+    }
+    if wanted("history") {
+        runtime.block_on(history::measure(&plan, &mut record.rows))?;
     }
     if wanted("rebase") {
         runtime.block_on(rebase::measure(&plan, &mut record.rows))?;
