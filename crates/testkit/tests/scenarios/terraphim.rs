@@ -72,6 +72,14 @@ impl Wire {
         self.run_with(language, code, &json!({}))
     }
 
+    /// As `run`, and no state is kept: those of a VM that compiles are large.
+    #[track_caller]
+    fn run_only(&self, language: &str, code: &str, more: &Value) -> Value {
+        let mut asked = more.clone();
+        asked["vm_config"] = json!({ "snapshot_on_execution": false, "snapshot_on_failure": false });
+        self.run_with(language, code, &asked)
+    }
+
     #[track_caller]
     fn run_with(&self, language: &str, code: &str, more: &Value) -> Value {
         let mut asked = json!({ "agent_id": "demo", "language": language, "code": code });
@@ -347,7 +355,7 @@ fn heavy_t5_go_and_rust_are_compiled_and_run() {
     wire.env.run(&["image", "build", "full"]).success();
     let go = |body: &str| {
         format!(
-            "package main\n\nimport (\n\t\"fmt\"\n\t\"os\"\n\t\"time\"\n)\n\nvar _ = os.Exit\nvar _ = time.Sleep\n\nfunc main() {{\n\t{body}\n}}\n"
+            "package main\n\nimport (\n\t\"fmt\"\n\t\"os\"\n\t\"time\"\n)\n\nvar _ = fmt.Print\nvar _ = os.Exit\nvar _ = time.Sleep\n\nfunc main() {{\n\t{body}\n}}\n"
         )
     };
     let rust = |body: &str| format!("fn main() {{\n    {body}\n}}\n");
@@ -368,15 +376,15 @@ fn heavy_t5_go_and_rust_are_compiled_and_run() {
         ),
     ];
     for (language, hello, exits, sleeps, broken) in &cases {
-        assert_eq!(wire.said(language, hello), "größe 42\n");
-        assert_eq!(wire.run(language, exits)["exit_code"], 7);
-        let ran = wire.run_with(language, sleeps, &json!({ "timeout_seconds": 5 }));
+        assert_eq!(wire.run_only(language, hello, &json!({}))["stdout"], "größe 42\n");
+        assert_eq!(wire.run_only(language, exits, &json!({}))["exit_code"], 7);
+        let ran = wire.run_only(language, sleeps, &json!({ "timeout_seconds": 5 }));
         assert_eq!(
             (ran["exit_code"].as_i64(), ran["stdout"].as_str()),
             (Some(124), Some("start\n")),
             "{ran}"
         );
-        let ran = wire.run(language, broken);
+        let ran = wire.run_only(language, broken, &json!({}));
         assert!(
             ran["exit_code"] != 0
                 && ran["error"].as_str().is_some_and(|why| why.contains("does not compile")),
@@ -388,6 +396,7 @@ fn heavy_t5_go_and_rust_are_compiled_and_run() {
         let told = wire
             .answer(&[(language, hello), (language, exits)], &json!({ "auto_rollback_on_failure": true }));
         let results = told["execution_results"].as_array().expect("results");
+        assert_eq!(results.len(), 2, "{told}");
         assert_eq!(
             (results[0]["exit_code"].as_i64(), results[0]["snapshot_id"].is_string()),
             (Some(0), true),
@@ -403,9 +412,8 @@ fn heavy_t5_go_and_rust_are_compiled_and_run() {
         go("os.WriteFile(\"/home/user/turn\", []byte(\"one\"), 0o600)"),
         "fn main() { print!(\"{}\", std::fs::read_to_string(\"/home/user/turn\").unwrap()); }",
     );
-    let write = write.replace("os.WriteFile", "fmt.Print(); os.WriteFile");
-    assert_eq!(wire.said("go", &write), "");
-    assert_eq!(wire.said("rust", read), "one");
+    assert_eq!(wire.run_only("go", &write, &json!({}))["exit_code"], 0);
+    assert_eq!(wire.run_only("rust", read, &json!({}))["stdout"], "one");
     let risky = rust("unsafe { std::hint::unreachable_unchecked() }");
     let asked =
         json!({ "agent_id": "demo", "language": "rust", "code": risky, "vm_config": { "on_risk": "deny" } });
