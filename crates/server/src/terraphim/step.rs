@@ -17,21 +17,28 @@ use super::{
 };
 use offshoot_api::{
     ClientError,
-    v1::{BeginTransaction, TakeSnapshot, Transaction, Vm},
+    v1::{BeginTransaction, RemoveSnapshotQuery, Snapshot, TakeSnapshot, Transaction, Vm},
 };
 use offshoot_code::Hazard;
 use offshoot_policy::Declined;
 use offshoot_types::{
-    Command, ContextCode, ErrorCode, Failure, SnapshotId, SnapshotOrigin, TransactionState, VmRef,
+    Command, ContextCode, ErrorCode, Failure, SnapshotId, SnapshotOrigin, SnapshotRef, TransactionState,
+    VmRef,
 };
 use serde_json::json;
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
 };
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+/// How the note of a state begins that a failure left.
+const AFTER_FAILURE: &str = "after a failure\n";
+/// So many of them stay for each VM; nobody else would remove them.
+const KEPT_FAILURES: usize = 8;
 
 /// Answers that are waited for, by their question.
 #[derive(Debug, Default)]
@@ -181,7 +188,7 @@ impl Steps<'_> {
         if ran.success() || !self.config.snapshot_on_failure {
             return;
         }
-        let note = Some(format!("after a failure\nexecution {} ended with {}", ran.execution, ran.exit_code));
+        let note = Some(format!("{AFTER_FAILURE}execution {} ended with {}", ran.execution, ran.exit_code));
         let request = TakeSnapshot { note, ..TakeSnapshot::default() };
         match self.asker.client.snapshot(&VmRef::Id(self.vm.id), &request).await {
             Ok(snapshot) => {
@@ -189,9 +196,30 @@ impl Steps<'_> {
                 listener
                     .say("snapshot_created", json!({ "snapshot_id": snapshot.id, "after_failure": true }))
                     .await;
+                self.forget_old_failures().await;
             }
             Err(error) => {
                 kept.problem = Some(format!("what failed was not kept: {}", error.into_failure().message));
+            }
+        }
+    }
+
+    /// Removes what older failures left, unless somebody gave it a name. What cannot be removed now is by the next failure.
+    async fn forget_old_failures(&self) {
+        let client = &self.asker.client;
+        let Ok(all) = client.snapshots_of(&VmRef::Id(self.vm.id)).await else { return };
+        let left = |one: &Snapshot| {
+            let note = one.note.as_deref().unwrap_or_default();
+            one.origin == SnapshotOrigin::Manual && one.name.is_none() && note.starts_with(AFTER_FAILURE)
+        };
+        let mut failures: Vec<Snapshot> = all.snapshots.into_iter().filter(left).collect();
+        failures.sort_by_key(|one| Reverse(one.created));
+        for old in failures.iter().skip(KEPT_FAILURES) {
+            // What was taken later depends on it, and stays.
+            let merge = RemoveSnapshotQuery { prune: true };
+            let removed = client.remove_snapshot(&SnapshotRef::Id(old.id), &merge).await;
+            if let Err(error) = removed {
+                tracing::info!(snapshot = %old.id, %error, "the state that an old failure left stays");
             }
         }
     }

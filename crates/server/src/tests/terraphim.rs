@@ -204,6 +204,22 @@ async fn auto_rollback_never_restores_failed_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_failures_left_is_kept_for_the_last_of_them() {
+    let place = Place::new();
+    let served = Served::new(&place).await;
+    let mut last = Value::Null;
+    for _ in 0..10 {
+        last = served.run("a", "fail").await;
+    }
+    let vm: VmRef = last["vm_id"].as_str().unwrap().parse().unwrap();
+    let all = served.daemon.client.snapshots_of(&vm).await.unwrap().snapshots;
+    let left: Vec<_> = all.iter().filter(|one| one.origin == SnapshotOrigin::Manual).collect();
+    assert_eq!(left.len(), 8, "{left:?}");
+    assert!(left.iter().any(|one| json!(one.id) == last["failure_snapshot_id"]));
+    served.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_workflow_goes_in_order_and_stops_where_it_is_told_to() {
     let place = Place::new();
     let served = Served::new(&place).await;
