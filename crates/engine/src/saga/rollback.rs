@@ -141,6 +141,11 @@ fn prepare<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
         if machine.state() == VmStateName::Suspended {
             return Ok(());
         }
+        // All it had was in its memory, and that is gone: nothing is left to keep.
+        let lives = matches!(machine.state(), VmStateName::Running | VmStateName::Paused);
+        if !lives && !machine.core.provider(machine.row.provider)?.keeps_disk() {
+            return Ok(());
+        }
         capture::prepare(machine, change, SnapshotKind::Full).await
     })
 }

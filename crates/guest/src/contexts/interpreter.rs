@@ -27,7 +27,15 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
     process::{Pid, Signal, kill_process_group},
 };
-use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 use tokio::{io::Interest, sync::watch};
 
 /// Below it are the numbers the interpreter gets.
@@ -87,6 +95,8 @@ pub struct Live {
     pub pid: i32,
     tree: Box<dyn Tree>,
     acks: sys::AsyncFd,
+    /// It has answered something, which it does only once it listens for all signals.
+    answered: AtomicBool,
     exit: watch::Sender<Option<Exit>>,
     /// Output read by nobody yet is the next code's.
     pub pipes: [sys::AsyncFd; 2],
@@ -167,6 +177,7 @@ impl Starter {
             pid,
             tree: cgroup,
             acks: wires.acks,
+            answered: AtomicBool::new(false),
             exit: watch::Sender::new(None),
             pipes: wires.pipes,
         });
@@ -223,8 +234,9 @@ impl Live {
     pub fn ask_to_reseed(&self) -> io::Result<()> {
         self.forget_acks();
         let signal = recipe(self.language).reseed;
-        // One that still starts has no handler, and would be ended by the signal.
-        if !catches(&std::fs::read_to_string(format!("/proc/{}/status", self.pid))?, signal) {
+        // One that still starts has no handler, and would be ended by the signal. Not every kernel says who has one.
+        let listens = catches(&std::fs::read_to_string(format!("/proc/{}/status", self.pid))?, signal);
+        if !listens.unwrap_or_else(|| self.answered.load(Ordering::Relaxed)) {
             return Err(io::Error::other("it does not listen for the signal yet"));
         }
         sys::send_signal(self.pid, signal)
@@ -344,7 +356,7 @@ impl Interpreter {
             let received = &mut self.received;
             let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, rustix::buffer::spare_capacity(received))?);
             match self.control.async_io(Interest::READABLE, read).await {
-                Ok(count) if count > 0 => {}
+                Ok(count) if count > 0 => self.live.answered.store(true, Ordering::Relaxed),
                 _ => return Err(Nonsense),
             }
         }
@@ -356,11 +368,13 @@ pub fn words(env: &BTreeMap<String, String>) -> String {
     env.iter().map(|(name, value)| format!("{name}={value}\0")).collect()
 }
 
-/// Whether a process whose `/proc/PID/status` this is has a handler for the signal.
-fn catches(status: &str, signal: i32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    u32::try_from(signal - 1).ok().and_then(|bit| mask.checked_shr(bit)).is_some_and(|mask| mask & 1 == 1)
+/// Whether a process whose `/proc/PID/status` this is has a handler for the signal; `None` where that is not said, as by
+/// gVisor's kernel.
+fn catches(status: &str, signal: i32) -> Option<bool> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16).unwrap_or(0);
+    let handlers = u32::try_from(signal - 1).ok().and_then(|bit| mask.checked_shr(bit));
+    Some(handlers.is_some_and(|handlers| handlers & 1 == 1))
 }
 
 /// Takes what is in a pipe, at most 64 KiB; `None` at its end.
@@ -463,7 +477,9 @@ mod tests {
     #[test]
     fn a_handler_is_read_off_the_mask_of_caught_signals() {
         let status = "SigIgn:\t0000000000000000\nSigCgt:\t1000000000000802\n";
-        assert!(catches(status, 2) && catches(status, 12) && catches(status, 61));
-        assert!(!catches(status, 1) && !catches(status, 64) && !catches(status, 0) && !catches("", 2));
+        for (signal, caught) in [(2, true), (12, true), (61, true), (1, false), (64, false), (0, false)] {
+            assert_eq!(catches(status, signal), Some(caught), "{signal}");
+        }
+        assert_eq!(catches("State:\tR (running)\n", 2), None);
     }
 }

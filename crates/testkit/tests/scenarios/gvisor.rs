@@ -43,6 +43,7 @@ fn a_sandbox_whose_kernel_is_killed_leaves_nothing_and_starts_from_its_snapshot(
     kernel.kill();
     crate::await_state(&env, "a", "failed", std::time::Duration::from_secs(60));
     env.run(&["rollback", "a", "a@kept"]).success();
+    env.run(&["resume", "a"]).success();
     assert_eq!(branch::python(&env, "a", "x+=1; print(x)").stdout, "42\n");
     env.finish();
 }
