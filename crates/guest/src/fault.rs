@@ -39,7 +39,10 @@ pub fn kind_of(error: &io::Error) -> GuestErrorKind {
     match error.raw_os_error() {
         Some(libc::ENOENT) => Kind::NotFound,
         Some(libc::EEXIST) => Kind::AlreadyExists,
-        Some(libc::EACCES | libc::EPERM | libc::EROFS) => Kind::PermissionDenied,
+        // Busy: a mount point, or a program that runs.
+        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::EBUSY | libc::ETXTBSY) => {
+            Kind::PermissionDenied
+        }
         Some(libc::ENOTDIR) => Kind::NotADirectory,
         Some(libc::EISDIR) => Kind::IsADirectory,
         Some(libc::ENOTEMPTY) => Kind::NotEmpty,
@@ -66,5 +69,7 @@ mod tests {
         let error = failed.context("open", "/etc/shadow").unwrap_err();
         assert_eq!(error.kind, GuestErrorKind::PermissionDenied);
         assert_eq!(error.message, "open /etc/shadow: Permission denied");
+        // As for a file of ours that is mounted over the image's.
+        assert_eq!(kind_of(&io::Error::from_raw_os_error(libc::EBUSY)), GuestErrorKind::PermissionDenied);
     }
 }
