@@ -152,7 +152,8 @@ pub(super) fn build_probe(accelerator: Accelerator, image: &ProbeImage, for_init
     machine(&mut line, MemMib::MIN, 1, &Setting { accelerator, start: Start::Boot, caches });
     line.pair("-serial", "stdio");
     root_disk(&mut line, &image.kernel);
-    let arguments = format!("console=ttyS0 panic=-1 reboot=t{for_init}");
+    let clock = clock_arguments(accelerator);
+    let arguments = format!("console=ttyS0 panic=-1 reboot=t{clock}{for_init}");
     kernel(&mut line, &image.kernel, &image.initramfs, &arguments);
     sandbox(&mut line);
     line.0
@@ -219,7 +220,14 @@ fn kernel_arguments(vm: VmId, name: &VmName, accelerator: Accelerator) -> String
     // `panic=-1 reboot=t`: a panic ends the VMM at once. `cryptomgr.notests`: the self-tests of ciphers cost
     // 0.25 s of emulation.
     let common = "quiet console=ttyS0 panic=-1 reboot=t cryptomgr.notests";
-    let clock = match accelerator {
+    let machine_id = vm.as_uuid().simple();
+    let clock = clock_arguments(accelerator);
+    format!("{common}{clock} offshoot.hostname={name} systemd.machine_id={machine_id}")
+}
+
+/// Without them an emulated kernel measures a clock that is not there, and does not get beyond that.
+fn clock_arguments(accelerator: Accelerator) -> String {
+    match accelerator {
         // The guest has a clock of KVM's.
         Accelerator::Kvm => String::new(),
         Accelerator::Tcg => {
@@ -227,9 +235,7 @@ fn kernel_arguments(vm: VmId, name: &VmName, accelerator: Accelerator) -> String
             // nothing here, and each of them costs three translated blocks.
             format!(" tsc_early_khz={} tsc=reliable no_timer_check spectre_v2=off", tsc::frequency_khz())
         }
-    };
-    let machine_id = vm.as_uuid().simple();
-    format!("{common}{clock} offshoot.hostname={name} systemd.machine_id={machine_id}")
+    }
 }
 
 #[derive(Debug, Default)]
