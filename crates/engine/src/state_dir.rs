@@ -15,6 +15,7 @@
 use offshoot_types::{Generation, LayerId, SnapshotId, VmId};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::{
+    any::Any,
     fs, io,
     os::fd::OwnedFd,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
@@ -67,6 +68,8 @@ pub enum LockError {
 #[derive(Debug)]
 pub struct StateDirLock {
     dir: PathBuf,
+    /// Before the lock, as fields are dropped in order.
+    until_released: Vec<Box<dyn Any + Send>>,
     _lock: OwnedFd,
 }
 
@@ -82,7 +85,7 @@ impl StateDirLock {
         let lock = open(&path, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
             .map_err(failed)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { dir, _lock: lock }),
+            Ok(()) => Ok(Self { dir, until_released: Vec::new(), _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(LockError::Held { dir }),
             Err(errno) => Err(failed(errno)),
         }
@@ -103,6 +106,12 @@ impl StateDirLock {
     /// The canonical state directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Drops `guard` just before the lock is released: whoever takes it next finds tidied up, and nothing of
+    /// theirs is tidied away.
+    pub fn keep_until_released(&mut self, guard: impl Send + 'static) {
+        self.until_released.push(Box::new(guard));
     }
 }
 
@@ -188,6 +197,24 @@ mod tests {
         drop(first);
         StateDirLock::acquire(&state).unwrap();
         assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_is_kept_until_release_goes_while_nobody_else_can_have_the_lock() {
+        struct Guard(PathBuf, std::sync::mpsc::Sender<bool>);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                let held = matches!(StateDirLock::acquire(&self.0), Err(LockError::Held { .. }));
+                self.1.send(held).unwrap();
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut lock = StateDirLock::acquire(dir.path()).unwrap();
+        let (held, told) = std::sync::mpsc::channel();
+        lock.keep_until_released(Guard(dir.path().into(), held));
+        drop(lock);
+        assert_eq!(told.try_iter().collect::<Vec<bool>>(), [true]);
+        StateDirLock::acquire(dir.path()).unwrap();
     }
 
     #[tokio::test]

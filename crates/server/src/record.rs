@@ -8,9 +8,14 @@ use std::{
 
 const NAME: &str = "daemon.json";
 
-/// Removes the note when dropped.
+/// Removes the note when dropped, and the directory of the daemon's socket unless VMs have theirs in it.
+///
+/// Belongs to the [`StateDirLock`](offshoot_engine::StateDirLock): without it these are the next daemon's.
 #[derive(Debug)]
-pub struct RecordFile(PathBuf);
+pub struct RecordFile {
+    note: PathBuf,
+    runtime_dir: Option<PathBuf>,
+}
 
 impl RecordFile {
     /// Written beside and renamed: a reader sees an old note or a new one, never half of one.
@@ -19,14 +24,17 @@ impl RecordFile {
         let beside = state_dir.join(".daemon.json.new");
         fs::write(&beside, serde_json::to_vec_pretty(record)?)?;
         fs::rename(&beside, &path)?;
-        Ok(Self(path))
+        Ok(Self { note: path, runtime_dir: record.socket.parent().map(Path::to_owned) })
     }
 }
 
 impl Drop for RecordFile {
     fn drop(&mut self) {
         // The next daemon overwrites what stays behind.
-        let _gone = fs::remove_file(&self.0);
+        let _gone = fs::remove_file(&self.note);
+        if let Some(runtime_dir) = &self.runtime_dir {
+            let _gone_or_in_use = fs::remove_dir(runtime_dir);
+        }
     }
 }
 

@@ -76,6 +76,7 @@ pub async fn serve(mut options: ServeOptions) -> Result<(), ServeError> {
                     // Whoever is not there to hear it can ask for a key of its own.
                     Ok(environment) => drop(announce.to.send(environment)),
                     Err(failure) => {
+                        drop(daemon.unix);
                         daemon.app.engine.shutdown(OnShutdown::LeaveVms).await;
                         ready.report(&StartReport::Failed(failure.clone().into()));
                         return Err(ServeError(failure));
@@ -109,7 +110,6 @@ struct Daemon {
     unix: UnixDoor,
     tcp: Vec<TcpDoor>,
     signals: Signals,
-    _record: RecordFile,
 }
 
 async fn start(options: &ServeOptions) -> Result<Started, Failure> {
@@ -133,7 +133,7 @@ async fn start(options: &ServeOptions) -> Result<Started, Failure> {
 
 async fn build(
     options: &ServeOptions,
-    lock: StateDirLock,
+    mut lock: StateDirLock,
     runtime_dir: &Path,
     socket: PathBuf,
     signals: Signals,
@@ -155,6 +155,7 @@ async fn build(
     };
     let record_file = RecordFile::write(&state_dir, &record)
         .map_err(|source| unavailable("cannot write daemon.json in the state directory", &source))?;
+    lock.keep_until_released(record_file);
     let tokens = Tokens::load(&state_dir)?;
     let images = HostImages::open(&options.images_dir, options.agent.clone())?;
     let policy = wiring::policy();
@@ -178,7 +179,7 @@ async fn build(
         tokens,
         front,
     });
-    Ok(Daemon { app, unix, tcp, signals, _record: record_file })
+    Ok(Daemon { app, unix, tcp, signals })
 }
 
 fn unavailable(message: impl Into<String>, source: &(dyn std::error::Error + 'static)) -> Failure {
@@ -187,7 +188,7 @@ fn unavailable(message: impl Into<String>, source: &(dyn std::error::Error + 'st
 
 impl Daemon {
     async fn run(self, options: &ServeOptions) {
-        let Self { app, unix, tcp, signals, _record } = self;
+        let Self { app, unix, tcp, signals } = self;
         let (activity, shutdown, tasks) = (app.activity.clone(), app.shutdown.clone(), app.tasks.clone());
         let _serving = tasks.while_serving();
         tasks.spawn(TaskKind::Signals, signals.turn_into(shutdown.clone()));
@@ -222,10 +223,6 @@ impl Daemon {
             Vms::Stop => OnShutdown::StopVms { grace: DEFAULT_GRACE },
         };
         let report = app.engine.shutdown(vms).await;
-        if let Some(runtime_dir) = app.record.socket.parent() {
-            // Stays while VMs have their sockets in it. We still hold the lock, so nobody is moving in.
-            let _gone_or_in_use = std::fs::remove_dir(runtime_dir);
-        }
         for (vm, failure) in &report.not_stopped {
             tracing::warn!(%vm, code = %failure.code, message = failure.message, "a VM could not be stopped");
         }
