@@ -72,7 +72,7 @@ fn entry(entry: &HistoryEntry) -> Value {
         "vm_id": entry.vm,
         "agent_id": entry.agent,
         "command": entry.what,
-        "language": entry.language.as_deref().unwrap_or("bash"),
+        "language": entry.language.as_deref().unwrap_or("command"),
         "kind": entry.kind,
         "snapshot_id": exact.map(|before| before.snapshot),
         "success": entry.succeeded,
