@@ -1,4 +1,5 @@
-//! What this host gives, one line each. Every check observes; none changes anything.
+//! What this host gives, one line each. A check observes. All it leaves is, beside the images, what was proven and measured, for
+//! the next time, and the program that measures.
 
 mod host;
 mod state;

@@ -5,7 +5,11 @@ use crate::agent;
 use offshoot_image::Store;
 use offshoot_provider::{Provider, gvisor::GvisorProvider, qemu::QemuProvider, speed::Speed};
 use offshoot_types::IsolationClass;
-use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 const INSTALL: &str = "install it:
   Debian, Ubuntu:  apt-get install --no-install-recommends qemu-system-x86
@@ -36,20 +40,38 @@ pub async fn qemu(store: Option<&Store>) -> Vec<Check> {
     vec![Check::ok("qemu", said([Some(vmm), speed])), isolation]
 }
 
+const AGENT: &str = "agent-";
+
 /// The agent as a program of this host, beside what the images' owner keeps of probes.
 fn measuring_agent(store: &Store) -> io::Result<PathBuf> {
     let agent =
         agent::binary().map_err(|_refused| io::Error::other("there is no guest agent in this build"))?;
     let directory = store.root().join("probe");
-    let path = directory.join(format!("agent-{:.12}", agent.digest().hex()));
+    let path = directory.join(format!("{AGENT}{:.12}", agent.digest().hex()));
     if !path.exists() {
         fs::create_dir_all(&directory)?;
-        let new = directory.join(format!(".agent-{}", std::process::id()));
+        remove_agents(&directory)?;
+        // A name that is removed with the others if we die before it has its own.
+        let new = directory.join(format!("{AGENT}new-{}", std::process::id()));
         fs::write(&new, agent.bytes())?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
         fs::rename(&new, &path)?;
     }
     Ok(path)
+}
+
+/// Those of other builds. One that another `doctor` is about to run is written again by its next call.
+fn remove_agents(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(AGENT.as_bytes()) {
+            match fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 fn not_measured(error: &io::Error) -> String {
@@ -95,5 +117,22 @@ fn isolation(class: IsolationClass, notes: &str) -> Check {
             Check::new("isolation", Verdict::Warn, detail)
                 .remedy("VMs are as separate, but slower: a host with working KVM makes them fast")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_of_other_builds_go_and_nothing_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["agent-0123456789ab", "agent-new-17", "speed-qemu", "kvm"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        remove_agents(dir.path()).unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["kvm", "speed-qemu"]);
     }
 }
