@@ -38,9 +38,13 @@ fn a_sandbox_whose_kernel_is_killed_leaves_nothing_and_starts_from_its_snapshot(
     branch::start(&env, "a");
     branch::python(&env, "a", "x=41");
     env.run(&["snapshot", "a", "kept"]).success();
+    let id = crate::vm(&env, "a")["id"].as_str().expect("an id").replace('-', "");
+    let sandbox = format!("{}-g", &id[20..]);
+    let of_a = |p: &&offshoot_testkit::Process| {
+        p.command_line.contains("runsc-sandbox") && p.command_line.contains(&sandbox)
+    };
     let processes = env.processes();
-    let kernel = processes.iter().find(|p| p.command_line.contains("runsc-sandbox")).expect("a sandbox runs");
-    kernel.kill();
+    assert!(processes.iter().find(of_a).expect("the sandbox of `a` runs").kill());
     crate::await_state(&env, "a", "failed", std::time::Duration::from_secs(60));
     env.run(&["rollback", "a", "a@kept"]).success();
     env.run(&["resume", "a"]).success();
