@@ -125,14 +125,16 @@ impl Core {
             cwd: spec.cwd.clone(),
             transaction: within,
         };
-        // Journaled before anybody is asked: the operation, its only step and its history in one write.
-        let begun = self.store.transaction(move |tx| {
+        // Journaled before anybody is asked: the operation, its only step and its history in one write. While it goes to the
+        // disk the guest begins; nobody hears of that before it is there.
+        let begun = self.store.transaction_early(move |tx| {
             let begun = tx.begin_operation(&new)?;
             tx.step_begun(begun.operation().id, 0, STEP, &written)?;
             tx.begin_history(&history)?;
             Ok(begun)
         });
-        let operation = begun.await?.into_operation();
+        let (begun, durable) = begun.await?;
+        let operation = begun.into_operation();
         let ticket = self.opened(operation.clone());
         let link = match self.borrow_guest(handle, authority, Some(command), within).await {
             Ok(link) => link,
@@ -153,6 +155,7 @@ impl Core {
             link,
             exec,
             ticket: Some(ticket),
+            durable: Some(durable),
             ways: ways_in,
             keeps: true,
             sink: Some(sink),
@@ -206,6 +209,7 @@ impl Core {
             link,
             exec: exec.id,
             ticket: None,
+            durable: None,
             ways: ways().1,
             keeps: false,
             sink: Some(sink),
@@ -247,6 +251,7 @@ impl Core {
             link,
             exec,
             ticket: Some(ticket),
+            durable: None,
             ways: ways_in,
             keeps: true,
             sink: None,

@@ -262,6 +262,7 @@ impl Core {
             link: link.clone(),
             exec,
             ticket: None,
+            durable: None,
             ways: ways_in,
             keeps: true,
             sink: None,

@@ -29,7 +29,7 @@ use offshoot_guest_proto::{
     client::{ClientError, ExecEvents, ExecHandle, ExecSender},
     message::{self as wire, ExecAttach, ExecStart, GuestErrorKind},
 };
-use offshoot_store::HistoryEnd;
+use offshoot_store::{Durable, HistoryEnd};
 use offshoot_types::{ExecId, ExecStatus, Failure, OperationOutcome, VmName};
 use serde_json::json;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -58,6 +58,8 @@ pub(crate) struct Pump {
     pub exec: ExecId,
     /// `None` for an exec whose operation has ended: nothing is left to record.
     pub ticket: Option<Ticket>,
+    /// That its beginning is on disk, before which nobody hears of it.
+    pub durable: Option<Durable>,
     pub ways: WaysIn,
     /// It is the one pump by which the exec is known; others only read along.
     pub keeps: bool,
@@ -142,6 +144,14 @@ impl Pump {
             };
             opening = Opening::Attach;
             let begun = *begun.get_or_insert_with(Instant::now);
+            if let Some(durable) = self.durable.take()
+                && let Err(error) = durable.wait().await
+            {
+                // Nobody would know of it after a crash of the host, so nobody gets to know it now.
+                let (mut sender, _) = handle.split();
+                let _gone = sender.kill().await;
+                return End::Failed(error.into());
+            }
             if !started {
                 started = true;
                 let pid = handle.pid();

@@ -40,6 +40,8 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     keep_log(false).map_err(open)?;
     use_log(&connection).map_err(open)?;
     migrations::migrate(&mut connection).map_err(|error| sql_error("migrate", path, error))?;
+    // From here on whoever commits syncs the log, see `writer`.
+    connection.pragma_update(None, "synchronous", "NORMAL").map_err(open)?;
     // Left by a crash between the link and here.
     remove_half_made(&with_suffix(path, ".new"))?;
     Ok(connection)
@@ -172,6 +174,12 @@ fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
     configure(&connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     Ok(connection)
+}
+
+/// The log beside an open record, to be synced after each commit: SQLite does that no more.
+pub(crate) fn open_log(path: &Path) -> Result<File, OpenError> {
+    let log = with_suffix(path, "-wal");
+    File::open(&log).map_err(|error| io_error("open the log", &log, error))
 }
 
 fn use_log(connection: &Connection) -> Result<(), rusqlite::Error> {

@@ -11,3 +11,8 @@ pub async fn limit_pages(store: &Store, pages: Option<u32>) -> Result<(), StoreE
 pub async fn page_count(store: &Store) -> Result<u32, StoreError> {
     store.read(|view| view.page_count()).await
 }
+
+/// Makes the disk refuse to sync what is written from now on.
+pub async fn fail_syncs(store: &Store) -> Result<(), StoreError> {
+    store.fail_syncs().await
+}

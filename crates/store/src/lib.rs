@@ -8,7 +8,7 @@
 //!
 //!  callers --read(|view| ..)--> pool of read-only connections: never wait for the writer
 //! ```
-//! What a caller was told is on disk. Every change of a VM's state writes its row, an event and an audit row in
+//! What a caller was told is on disk, unless it asked to be told [early](Store::transaction_early). Every change of a VM's state writes its row, an event and an audit row in
 //! one transaction. SQL exists in this crate only; [`Tx`] and [`View`] speak in domain types.
 //!
 //! The caller holds the lock that makes this process the only daemon of the state directory.
@@ -19,6 +19,7 @@ mod blocking;
 mod clock;
 mod contexts;
 mod database;
+mod early;
 mod error;
 mod events;
 pub mod fault;
@@ -65,6 +66,7 @@ pub use audit_chain::{AuditFault, AuditHead, AuditReport, AuditVerdict};
 pub use blocking::{block_in_place, blocking};
 pub use clock::{Clock, SystemClock};
 pub use contexts::ContextRecord;
+pub use early::Durable;
 pub use error::{OpenError, StoreError};
 pub use events::{EventPage, NewEvent};
 pub use history::{

@@ -7,6 +7,7 @@ use crate::{
     SnapshotUser, Step, StoreError, Switch, SystemClock, TransactionRecord, Tx, View, VmRecord,
     blocking::is_in_place,
     database,
+    early::{Durable, EarlyRequest},
     readers::Readers,
     writer::{Message, QUEUE, Request, Writer},
 };
@@ -54,6 +55,7 @@ impl Store {
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let Options { path, limits, clock } = options;
         let connection = database::open_writer(&path)?;
+        let log = database::open_log(&path)?;
         let readers = Arc::new(Readers::open(&path)?);
         let last = View { connection: &connection, path: &path }.last_event().map_err(|error| {
             OpenError::Io { operation: "read", path: path.clone(), source: Box::new(error) }
@@ -61,7 +63,7 @@ impl Store {
         let (sender, last_event) = watch::channel(last);
         let (queue, messages) = mpsc::channel(QUEUE);
         let writer =
-            Writer { connection, path: path.clone(), clock, limits, last_event: sender, failed: false };
+            Writer { connection, log, path: path.clone(), clock, limits, last_event: sender, failed: false };
         std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(messages)).map_err(
             |error| OpenError::Io { operation: "start the writer of", path, source: Box::new(error) },
         )?;
@@ -74,6 +76,12 @@ impl Store {
         self.readers.close().await;
         // An error means the writer has ended, which is what we wait for.
         let _ = self.ask(Message::Close(caller), closed).await;
+    }
+
+    /// See [`fault::fail_syncs`](crate::fault::fail_syncs).
+    pub(crate) async fn fail_syncs(&self) -> Result<(), StoreError> {
+        let (caller, done) = oneshot::channel();
+        self.ask(Message::FailSyncs(caller), done).await
     }
 
     /// Queues a message and waits for its answer.
@@ -112,6 +120,20 @@ impl Store {
         let (caller, answer) = oneshot::channel();
         let job = Message::Job(Box::new(Request::new(work, caller)));
         self.ask(job, answer).await?
+    }
+
+    /// As [`transaction`](Self::transaction), and returns as soon as the write would outlive this process: it is on disk once
+    /// [`Durable::wait`] returns. For what is written down before it is done: the doing may begin, nobody may hear of it.
+    pub async fn transaction_early<T, F>(&self, work: F) -> Result<(T, Durable), StoreError>
+    where
+        T: Send + 'static,
+        F: Fn(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        if is_in_place() {
+            return Ok((self.transaction(work).await?, Durable::already()));
+        }
+        let (caller, answer) = oneshot::channel();
+        self.ask(Message::Job(Box::new(EarlyRequest::new(work, caller))), answer).await?
     }
 
     /// As [`transaction`](Self::transaction), for what nobody waits for: it may take some milliseconds longer, so that it shares

@@ -3,9 +3,14 @@
 //! ```text
 //! first job waits --> take every job queued meanwhile (up to GROUP) --> BEGIN, a savepoint each, COMMIT
 //!        ^                                                                |            |
-//!        |               answer each with its own result  <---- fsynced --+            | the group failed
+//!        |        early jobs are told that they are committed <-- the log has it       | the group failed
+//!        |                                                                |            |
+//!        |               answer each with its own result  <---- fsynced --+            |
 //!        +--------------------------------------------------- each job alone <---------+
 //! ```
+//! SQLite commits to its log without waiting for the disk (`synchronous=NORMAL`, where only checkpoints do), and the log is
+//! synced here: what is committed outlives this process at once, and a crash of the host from then on.
+//!
 //! While one group is being fsynced the next one queues up, so the groups grow with the load and nobody waits for a
 //! timer, but for patient jobs: those that nobody waits for, as the end of a process whose caller has its status already. Alone
 //! they wait a moment for company, so that what the caller asks next is not behind a commit of theirs. A job that fails takes back only its own writes. If the group fails as a whole (a full disk can make
@@ -19,6 +24,8 @@ use jiff::Timestamp;
 use offshoot_types::EventId;
 use rusqlite::Connection;
 use std::{
+    fs::File,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
@@ -40,12 +47,16 @@ pub(crate) enum Message {
     Patient(Box<dyn Job>),
     /// Finish what is queued, close the database, then answer.
     Close(oneshot::Sender<()>),
+    /// A fault on purpose: every sync of the log fails from now on, those of what is queued before included.
+    FailSyncs(oneshot::Sender<()>),
 }
 
 /// A transaction to be run, perhaps more than once, and answered exactly once.
 pub(crate) trait Job: Send {
     /// Runs it and tells whether its writes are to be kept.
     fn run(&mut self, tx: &Tx<'_>) -> bool;
+    /// Its outcome is committed: this process may die now, the host may not.
+    fn committed(&mut self) {}
     /// Its outcome is durable: tell the caller.
     fn answer(self: Box<Self>);
     /// It was not kept, for a reason of the store's.
@@ -84,6 +95,8 @@ where
 
 pub(crate) struct Writer {
     pub connection: Connection,
+    /// What SQLite has committed and not moved into the database yet. There as long as the connection.
+    pub log: File,
     pub path: PathBuf,
     pub clock: Arc<dyn Clock>,
     pub limits: Limits,
@@ -106,6 +119,13 @@ impl Writer {
                     Message::Job(job) => {
                         group.push(job);
                         patience = None;
+                    }
+                    Message::FailSyncs(caller) => {
+                        if let Ok((pipe, _)) = std::io::pipe() {
+                            // A pipe cannot be synced.
+                            self.log = File::from(OwnedFd::from(pipe));
+                        }
+                        let _ = caller.send(());
                     }
                     Message::Close(caller) => {
                         queue.close();
@@ -164,6 +184,12 @@ impl Writer {
             self.failed |= is_sync_failure(&error);
             fault(&self.path, "commit", error)
         })?;
+        group.iter_mut().for_each(|job| job.committed());
+        if let Err(error) = self.log.sync_data() {
+            tracing::error!(path = %self.path.display(), %error, "the log of the record could not be synced");
+            self.failed = true;
+            return Err(StoreError::WriterFailed { path: self.path.clone() });
+        }
         if let Some(id) = last_event {
             self.last_event.send_replace(id);
         }
@@ -237,8 +263,11 @@ fn is_sync_failure(error: &rusqlite::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{NewEvent, SystemClock, database};
-    use offshoot_types::{Actor, EventKind, Owner};
+    use crate::{
+        NewEvent, SystemClock, database,
+        early::{Durable, EarlyRequest},
+    };
+    use offshoot_types::{Actor, ErrorCode, EventKind, Owner};
     use std::sync::Mutex;
 
     type Log = Arc<Mutex<Vec<String>>>;
@@ -252,8 +281,9 @@ mod tests {
         let path = folder.path().join("offshoot.db");
         let (last_event, receiver) = watch::channel(EventId(0));
         let connection = database::open_writer(&path).unwrap();
+        let log = database::open_log(&path).unwrap();
         let (clock, limits) = (Arc::new(SystemClock), Limits::UNBOUNDED);
-        (Writer { connection, path, clock, limits, last_event, failed: false }, receiver)
+        (Writer { connection, log, path, clock, limits, last_event, failed: false }, receiver)
     }
 
     /// A job that logs when it ran and how it was answered.
@@ -437,6 +467,40 @@ mod tests {
         assert!(is_sync_failure(&rusqlite::Error::SqliteFailure(sync, None)));
         let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
         assert!(!is_sync_failure(&rusqlite::Error::SqliteFailure(full, None)));
+    }
+
+    #[test]
+    fn an_early_job_is_told_when_it_is_committed_and_again_when_that_is_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut writer, _last) = writer(&folder);
+        let early = |bytes| {
+            let (caller, answer) = oneshot::channel();
+            let work = move |tx: &Tx<'_>| tx.emit(&warning(bytes));
+            (Box::new(EarlyRequest::new(work, caller)) as Box<dyn Job>, answer)
+        };
+        let wait = |durable: Durable| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(durable.wait()).map_err(|error| error.code())
+        };
+        let (first, mut answer) = early(1);
+        writer.commit(vec![first]);
+        let (_, durable) = answer.try_recv().unwrap().unwrap();
+        assert_eq!(wait(durable), Ok(()));
+
+        // A pipe cannot be synced: whoever was told that it is committed learns that it may not be on disk.
+        writer.log = File::from(OwnedFd::from(std::io::pipe().unwrap().0));
+        let log = Log::default();
+        let Message::Job(waits) = job("waits", &log, |_| Ok(())) else { panic!("a job") };
+        let (second, mut answer) = early(2);
+        writer.commit(vec![second, waits]);
+        let (_, durable) = answer.try_recv().unwrap().unwrap();
+        assert_eq!(wait(durable), Err(ErrorCode::Unavailable));
+        assert_eq!(*log.lock().unwrap(), ["run waits", "refuse waits: unavailable"]);
+        let (third, mut answer) = early(3);
+        writer.commit(vec![third]);
+        assert_eq!(answer.try_recv().unwrap().unwrap_err().code(), ErrorCode::Unavailable);
+        drop(writer);
+        assert_eq!(messages_kept(&folder), [1, 2], "the host lived on");
     }
 
     #[test]

@@ -165,14 +165,16 @@ impl Core {
             cwd: code.cwd.clone(),
             transaction: within,
         };
-        // Journaled before anybody is asked: the operation, its only step and its history in one write.
-        let begun = self.store.transaction(move |tx| {
+        // Journaled before anybody is asked: the operation, its only step and its history in one write. While it goes to the
+        // disk the guest begins; nobody hears of that before it is there.
+        let begun = self.store.transaction_early(move |tx| {
             let begun = tx.begin_operation(&new)?;
             tx.step_begun(begun.operation().id, 0, STEP, &written)?;
             tx.begin_history(&history)?;
             Ok(begun)
         });
-        let ticket = self.opened(begun.await?.into_operation());
+        let (begun, durable) = begun.await?;
+        let ticket = self.opened(begun.into_operation());
         let link = match self.borrow_guest(handle, authority, Some(command), within).await {
             Ok(link) => link,
             Err(failure) => {
@@ -197,6 +199,7 @@ impl Core {
             name: handle.name.clone(),
             link,
             ticket,
+            durable: Some(durable),
             detail,
             capture,
             events,

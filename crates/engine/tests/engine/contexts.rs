@@ -2,6 +2,7 @@
 
 use crate::{fake::*, stage::*};
 use offshoot_engine::{CodeEvent, CodeSession, Engine, OnShutdown, OperationPage};
+use offshoot_store::fault;
 use offshoot_types::{
     Command, ContextCode, ErrorCode, Language, OperationKind, OperationOutcome, OperationState, RollbackTo,
     SnapshotKind, VmRef,
@@ -77,6 +78,18 @@ async fn code_is_an_operation_with_its_text_and_how_it_ended() {
     let contexts = store.contexts(operation.vm.unwrap()).await.unwrap();
     assert_eq!(contexts.len(), 1, "noted with the outcome: {contexts:?}");
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_whose_begin_the_disk_does_not_keep_is_interrupted_and_told_to_nobody() {
+    let fake = Fake::new();
+    let (engine, _) = fake.running().await;
+    assert_eq!(value(&engine, "main", "x = 41; x").await, "41");
+    fault::fail_syncs(engine.store()).await.unwrap();
+    let told = run_code(&engine, code("main", "x = 42; x")).await.unwrap();
+    let [CodeEvent::Failed(failure)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(failure.code, ErrorCode::Unavailable);
+    engine.shutdown(OnShutdown::LeaveVms).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

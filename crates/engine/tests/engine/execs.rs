@@ -1,7 +1,8 @@
 //! Processes in guests: streams, loss of the channel, time limits, who gets the output.
 
 use crate::stage::*;
-use offshoot_engine::{AttachFrom, Engine, ExecEvent, ExecSession, ExecState};
+use offshoot_engine::{AttachFrom, Engine, ExecEvent, ExecSession, ExecState, OnShutdown};
+use offshoot_store::fault;
 use offshoot_types::{
     Command, ErrorCode, ExecSpec, ExecStatus, OperationOutcome, OperationState, VmRef, VmStateName,
 };
@@ -47,6 +48,23 @@ async fn output_and_status_pass_through_and_the_outcome_is_recorded() {
     assert_eq!(failure.code, ErrorCode::ExecFailed);
     assert!(failure.message.contains("exec nonesuch: no such program"), "{failure:?}");
     leave(engine).await;
+}
+
+/// The guest begins before the record of that is on disk. Nobody hears of it if it never gets there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_does_not_keep_is_ended_and_told_to_nobody() {
+    let (stage, engine, id) = running().await;
+    fault::fail_syncs(engine.store()).await.unwrap();
+    let mut session = exec(&engine, "a", &["sleep", "1000"]).await.unwrap();
+    let told = session.next().await;
+    let Some(ExecEvent::Failed(failure)) = told else { panic!("{told:?}") };
+    assert_eq!(failure.code, ErrorCode::Unavailable);
+    let guest = stage.host.process(id).guest.clone();
+    eventually("the process was killed", || guest.running() == 0).await;
+    // From here on nothing is begun at all.
+    let refused = exec(&engine, "a", &["echo", "hello"]).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    engine.shutdown(OnShutdown::LeaveVms).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

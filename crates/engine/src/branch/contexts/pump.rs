@@ -20,7 +20,7 @@ use offshoot_guest_proto::{
     client::{ClientError, CodeHandle},
     message as wire,
 };
-use offshoot_store::{HistoryEnd, Tx};
+use offshoot_store::{Durable, HistoryEnd, Tx};
 use offshoot_types::{ContextCode, ErrorCode, ExecStatus, Failure, Language, OperationOutcome, VmId, VmName};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -41,6 +41,8 @@ pub(super) struct CodePump {
     pub name: VmName,
     pub link: GuestLink,
     pub ticket: Ticket,
+    /// That its beginning is on disk, before which nobody hears of it.
+    pub durable: Option<Durable>,
     /// The journaled code, completed at the end.
     pub detail: Value,
     /// What the history gets.
@@ -95,6 +97,12 @@ impl CodePump {
             Ok(handle) => handle,
             Err(error) => return End::Failed(self.broken(&error, false)),
         };
+        if let Some(durable) = self.durable.take()
+            && let Err(error) = durable.wait().await
+        {
+            // The guest interrupts code whose stream is closed.
+            return End::Failed(error.into());
+        }
         self.events(handle, seen).await
     }
 
