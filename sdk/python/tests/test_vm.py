@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,20 @@ def test_what_there_is_can_be_listed(client: Client, vm: Vm) -> None:
     with pytest.raises(OffshootError) as nobody:
         client.vm("nobody")
     assert nobody.value.code == "not_found"
+
+
+def test_what_was_run_is_told_newest_first(vm: Vm) -> None:
+    vm.exec(["sh", "-c", "echo nothing; exit 3"])
+    vm.run_code("6 * 7", context="told")
+    deadline = time.monotonic() + 10
+    # The record of an end follows it.
+    while any(entry["state"] == "running" for entry in vm.history(limit=2)):
+        assert time.monotonic() < deadline
+    code, process = vm.history(output=True, limit=2)
+    assert (code["kind"], code["what"], code["context"]) == ("code", "6 * 7", "told")
+    assert (process["kind"], process["succeeded"]) == ("exec", False)
+    assert process["id"] in [entry["id"] for entry in vm.history(failures=True)]
+    assert code["id"] not in [entry["id"] for entry in vm.history(failures=True)]
 
 
 def test_where_no_daemon_may_be_started_the_error_says_what_to_do(tmp_path: Path) -> None:

@@ -225,6 +225,15 @@ export class Vm implements AsyncDisposable {
     await this.#post(`/contexts/${encodeURIComponent(context)}/restart`);
   }
 
+  /** What was run in it, newest first, also by others and before a restart; `output`: what it said, as far as the record has it. */
+  async history(
+    options: { failures?: boolean; output?: boolean; limit?: number } = {},
+  ): Promise<Schemas["HistoryEntry"][]> {
+    const { failures = false, output = false, limit = 100 } = options;
+    const asked = { vm: this.id, query: { failures, output, limit } };
+    return (await this.#transport.json<Schemas["HistoryList"]>("GET", this.#path("/history"), asked)).entries;
+  }
+
   // Its states
 
   /** Keeps its present state. */

@@ -65,6 +65,18 @@ test("an interpreter keeps its variables and tells its errors", async () => {
   assert.ok((await vm.runCode("while True: pass", { context: "kept", timeoutMs: 300 })).interrupted);
 });
 
+test("what was run is told, newest first", async () => {
+  await vm.exec("exit 3");
+  await vm.runCode("6 * 7", { context: "told" });
+  const until = Date.now() + 10_000;
+  // The record of an end follows it.
+  while ((await vm.history({ limit: 2 })).some((entry) => entry.state === "running")) assert.ok(Date.now() < until);
+  const [code, process] = await vm.history({ output: true, limit: 2 });
+  assert.deepEqual([code?.kind, code?.what, process?.kind, process?.succeeded], ["code", "6 * 7", "exec", false]);
+  const failures = (await vm.history({ failures: true })).map((entry) => entry.id);
+  assert.deepEqual([failures.includes(process!.id), failures.includes(code!.id)], [true, false]);
+});
+
 test("files go both ways, and errors have codes", async () => {
   const content = Buffer.alloc(1_000_000, "abcdefg");
   await vm.files.write("/root/some/a.bin", content, { mode: 0o600 });

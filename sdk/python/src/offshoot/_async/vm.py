@@ -151,6 +151,15 @@ class AsyncVm:
         listed = await self._transport.json("GET", self._path("/execs"), vm=self.id)
         return cast("list[types.ExecSummary]", listed["execs"])
 
+    async def history(
+        self, *, failures: bool = False, output: bool = False, limit: int = 100
+    ) -> builtins.list[types.HistoryEntry]:
+        """What was run in it, newest first, also by others and before a restart; `output`: what it said, as far as the
+        record has it."""
+        query = {"failures": failures, "output": output, "limit": limit}
+        listed = await self._transport.json("GET", self._path("/history"), vm=self.id, query=query)
+        return cast("list[types.HistoryEntry]", listed["entries"])
+
     async def run_code(
         self,
         code: str,
