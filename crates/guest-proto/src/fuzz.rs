@@ -5,9 +5,9 @@
 use crate::{
     codec::{self, CodecError},
     message::{
-        ChangedPath, CodeFrame, CodeInput, Contents, ContextInfo, Entry, EntryEvent, EntryItem, ExecEvent,
-        ExecInput, ExecSummary, FileChunk, FileStat, FromGuest, Frozen, GuestInfo, GuestOpen, HostOpen,
-        ListItem, Paged, ProcessInfo, Reply, Thawed, ToGuest, Usage, WatchEvent,
+        ChangedPath, CodeFrame, CodeInput, Contents, ContextInfo, DiskUse, Entry, EntryEvent, EntryItem,
+        ExecEvent, ExecInput, ExecSummary, FileChunk, FileStat, FromGuest, Frozen, GuestInfo, GuestOpen,
+        HostOpen, ListItem, Paged, ProcessInfo, Reply, Thawed, ToGuest, Usage, WatchEvent,
     },
     resync::{Decoded, Epoch, MAX_CHUNK, Resync, decode},
 };
@@ -79,6 +79,7 @@ pub fn from_guest(body: &[u8]) {
     message::<EntryItem>(body);
     message::<EntryEvent>(body);
     message::<Reply<Usage>>(body);
+    message::<Reply<DiskUse>>(body);
     message::<Reply<()>>(body);
     message::<Reply<FileStat>>(body);
     message::<Reply<GuestInfo>>(body);
@@ -265,6 +266,9 @@ mod tests {
             }),
             body(Reply::Ok(entry)),
             body(HostOpen::Usage),
+            body(HostOpen::Disk(DiskRequest::Keep)),
+            body(HostOpen::Disk(DiskRequest::PutBack)),
+            body(Reply::Ok(DiskUse { bytes: 7 })),
             body(Reply::Ok(stat)),
             body(Reply::<()>::Err(GuestError { kind: GuestErrorKind::NoSpace, message: "m".into() })),
             body(WatchEvent { change: WatchChange::Overflow, path: "/".into() }),

@@ -4,6 +4,7 @@
 //! they were made with: those of another version are refused, and told so by [`other_version`].
 
 mod code;
+mod disk;
 mod entry;
 mod state;
 mod survey;
@@ -13,6 +14,7 @@ pub use code::{
     Language, MAX_CONTEXTS, MAX_DISPLAY_ID, MAX_ENVIRONMENT, MAX_ERROR, MAX_PART, MAX_REPRESENTATIONS,
     MAX_VALUE, RunCode, TEXT_PLAIN, is_context_name,
 };
+pub use disk::{DiskRequest, DiskUse};
 pub use entry::{
     ATTRIBUTE_PREFIX, Entry, EntryChange, EntryEvent, EntryItem, EntryOperation, EntryRequest,
     MAX_ATTRIBUTES, MAX_DEPTH, MAX_ENTRY_PATHS, Usage,
@@ -104,6 +106,8 @@ pub enum HostOpen {
     Entry(EntryRequest),
     /// Answer: [`Reply<Usage>`].
     Usage,
+    /// Of a guest whose disk is its memory; see [`DiskRequest`] for what follows.
+    Disk(DiskRequest),
 }
 
 /// First frame on a stream opened by the guest. The host answers [`Reply<()>`], then a [`crate::Tunnel`]; unknown

@@ -8,6 +8,7 @@
 //!                                                                    +-- contexts  live interpreters
 //!                                                                    +-- freeze, thaw  for snapshots and forks
 //!                                                                    +-- survey  what the VM is made of
+//!                                                                    +-- tree  what was written, out of memory and back
 //!                                                                    +-- tcp, info, clock, shutdown
 //! reaper    every child that ends, ours and orphans
 //! ```
@@ -38,6 +39,7 @@ mod sys;
 mod task;
 mod tcp;
 mod thaw;
+mod tree;
 mod usage;
 mod users;
 

@@ -9,7 +9,7 @@ use crate::{
     files::{self, Files, Reading, Root, Seen, What},
     freeze::Freezer,
     info,
-    init::{self, DataDisk},
+    init::{self, DataDisk, SandboxDisk},
     kernel::Kernel,
     presence::HostPresence,
     reaper::Reaper,
@@ -17,16 +17,17 @@ use crate::{
     survey::{self, Layers},
     tcp::{self, Tunnels},
     thaw::Thawer,
+    tree,
     usage::Meter,
     users::Users,
 };
 use offshoot_guest_proto::{
     CloseReason,
     message::{
-        ContextInfo, EntryItem, EntryOperation, EntryRequest, ExecAttach, ExecInput, ExecStart, ExecSummary,
-        FileChunk, FileOperation, FileRequest, Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo,
-        HostHello, HostTime, Language, ListItem, RunCode, ShutdownKind, SurveyRequest, Thaw, Thawed, Usage,
-        WatchChange, WatchEvent,
+        CHUNK, ContextInfo, DiskRequest, DiskUse, EntryItem, EntryOperation, EntryRequest, ExecAttach,
+        ExecInput, ExecStart, ExecSummary, FileChunk, FileOperation, FileRequest, Frozen, GuestError,
+        GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, ListItem, RunCode,
+        ShutdownKind, SurveyRequest, Thaw, Thawed, Usage, WatchChange, WatchEvent,
     },
     resync::EpochEnd,
     server::{self, CodePeer, Detached, ExecInputs, ExecOutputs, ExecPeer, FilePeer, SurveyPeer, TcpPeer},
@@ -67,6 +68,84 @@ impl Services {
             }
         }
     }
+}
+
+impl Services {
+    async fn keep_disk(&self, disk: &SandboxDisk, peer: &mut FilePeer) -> Result<(), Detached> {
+        if !self.freezer.is_frozen() {
+            let message = "keep the disk: its programs are to stand still first";
+            return peer.reply::<()>(Err(invalid(message))).await;
+        }
+        let upper = match used(disk).and_then(|used| Ok((used, duplicate(&disk.upper)?))) {
+            Ok((used, upper)) => {
+                peer.reply(Ok(used)).await?;
+                upper
+            }
+            Err(error) => return peer.reply::<()>(Err(error)).await,
+        };
+        if peer.chunk().await? != FileChunk::End {
+            return Ok(());
+        }
+        if !shutdown::end_programs(self.kernel, self.reaper.passes()).await {
+            let message = "keep the disk: some of its programs do not end";
+            return peer.send(&FileChunk::Failed(fault(GuestErrorKind::Other, message))).await;
+        }
+        let (to, mut chunks) = tree::outgoing(CHUNK);
+        let packing = tree::on_thread("keep", move || tree::pack(upper, tree::OPAQUE, to));
+        let sending = async {
+            let mut sent = Ok(());
+            while let (Ok(()), Some(chunk)) = (&sent, chunks.recv().await) {
+                sent = peer.send(&FileChunk::Data(chunk)).await;
+            }
+            // Without a reader the thread has nothing to go on for.
+            chunks.close();
+            sent
+        };
+        let (packed, sent) = tokio::join!(packing, sending);
+        sent?;
+        match packed {
+            Ok(()) => peer.send(&FileChunk::End).await,
+            Err(error) => peer.send(&FileChunk::Failed(error)).await,
+        }
+    }
+}
+
+fn duplicate(directory: &OwnedFd) -> Result<OwnedFd, GuestError> {
+    directory.try_clone().context("open", "the disk")
+}
+
+fn used(disk: &SandboxDisk) -> Result<DiskUse, GuestError> {
+    let stat = rustix::fs::fstatvfs(&disk.upper).context("measure", "the disk")?;
+    Ok(DiskUse { bytes: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize) })
+}
+
+async fn put_disk_back(disk: &SandboxDisk, peer: &mut FilePeer) -> Result<(), Detached> {
+    let root = match duplicate(&disk.root) {
+        Ok(root) => root,
+        Err(error) => return peer.reply::<()>(Err(error)).await,
+    };
+    peer.reply(Ok(())).await?;
+    let (to, from) = tree::incoming();
+    let unpacking = tree::on_thread("put back", move || tree::unpack(root, from));
+    let receiving = async {
+        let received = loop {
+            match peer.chunk().await {
+                Ok(FileChunk::Data(data)) => match to.send(data).await {
+                    Ok(()) => {}
+                    // The thread has failed, and says why.
+                    Err(_ended) => break Ok(true),
+                },
+                Ok(FileChunk::End) => break Ok(true),
+                Ok(FileChunk::Failed(_)) => break Ok(false),
+                Err(left) => break Err(left),
+            }
+        };
+        // It waits for more as long as there may be some.
+        drop(to);
+        received
+    };
+    let (unpacked, received) = tokio::join!(unpacking, receiving);
+    if received? { peer.reply(unpacked).await } else { Ok(()) }
 }
 
 impl server::Services for Services {
@@ -230,6 +309,19 @@ impl server::Services for Services {
 
     async fn usage(&self) -> Result<Usage, GuestError> {
         self.meter.read()
+    }
+
+    async fn disk(&self, request: DiskRequest, mut peer: FilePeer) {
+        let outcome = match (&*self.data, request) {
+            (DataDisk::Sandbox(disk), DiskRequest::Keep) => self.keep_disk(disk, &mut peer).await,
+            (DataDisk::Sandbox(disk), DiskRequest::PutBack) => put_disk_back(disk, &mut peer).await,
+            (DataDisk::Ext4(_) | DataDisk::Memory(_), _) => {
+                let message = "carry the disk: this VM has one of its own";
+                peer.reply::<()>(Err(fault(GuestErrorKind::Unsupported, message))).await
+            }
+        };
+        // A host that left has no use for the outcome: everything is where it was.
+        drop(outcome);
     }
 
     fn session_ended(&self, reason: &CloseReason) {

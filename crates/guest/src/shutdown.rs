@@ -24,8 +24,17 @@ pub async fn shut_down(
     kernel: Kernel,
     kind: ShutdownKind,
     data: &DataDisk,
-    mut reaper_passes: watch::Receiver<u64>,
+    reaper_passes: watch::Receiver<u64>,
 ) -> ! {
+    end_programs(kernel, reaper_passes).await;
+    if let Err(error) = data.make_clean() {
+        crate::console::warn(format_args!("leave a clean data disk: {error}"));
+    }
+    leave(kind)
+}
+
+/// Ends all user processes: asks, then kills. Whether none is left.
+pub async fn end_programs(kernel: Kernel, mut reaper_passes: watch::Receiver<u64>) -> bool {
     let user = Path::new(Cgroups::TOP);
     // A process that is stopped gets the signal once it goes on: SIGCONT lets it.
     for pid in cgroup::processes_below(user) {
@@ -34,16 +43,13 @@ pub async fn shut_down(
             let _gone = kill_process(pid, signal);
         }
     }
-    if !emptied(kernel, user, &mut reaper_passes, GRACE).await {
-        if let Err(error) = cgroup::kill(kernel, user) {
-            crate::console::warn(format_args!("kill user processes: {error}"));
-        }
-        emptied(kernel, user, &mut reaper_passes, DEATH).await;
+    if emptied(kernel, user, &mut reaper_passes, GRACE).await {
+        return true;
     }
-    if let Err(error) = data.make_clean() {
-        crate::console::warn(format_args!("leave a clean data disk: {error}"));
+    if let Err(error) = cgroup::kill(kernel, user) {
+        crate::console::warn(format_args!("kill user processes: {error}"));
     }
-    leave(kind)
+    emptied(kernel, user, &mut reaper_passes, DEATH).await
 }
 
 /// Whether no process is left below `cgroup` within `limit`. Each of them is reaped by us in the end: they are

@@ -321,7 +321,7 @@ pub trait Provider: Send + Sync + Debug {
     fn kind(&self) -> ProviderKind;
 
     /// Whether what a VM writes lies on a disk that outlives its process. Where it does not, a state is always one with
-    /// memory, and a stop would lose what was written.
+    /// memory, and before a stop its guest is asked for what was written, which a start gives back to the next one.
     fn keeps_disk(&self) -> bool {
         true
     }

@@ -14,6 +14,7 @@
 mod call;
 mod code;
 mod connect;
+mod disk;
 mod entries;
 mod error;
 mod exec;
@@ -25,6 +26,7 @@ mod survey;
 
 pub use code::CodeHandle;
 pub use connect::ConnectOptions;
+pub use disk::{DiskOffer, DiskReader, DiskWriter};
 pub use entries::{Entries, EntryListing, EntryReader, EntryWatch, EntryWriter};
 pub use error::{ClientError, ConnectError};
 pub use exec::{ExecEvents, ExecHandle, ExecSender};
@@ -140,6 +142,16 @@ impl Client {
     /// all the same, until [`Client::unfreeze`].
     pub async fn freeze(&self, deadline: Duration) -> Result<Frozen, ClientError> {
         state::freeze(self.context("freeze"), deadline).await
+    }
+
+    /// Of a guest whose disk is its memory, with its processes standing still: asks for what it has written.
+    pub async fn keep_disk(&self) -> Result<DiskOffer, ClientError> {
+        disk::keep(self.context("keep-disk")).await
+    }
+
+    /// Hands a guest in which nothing has run what an earlier one had written.
+    pub async fn put_disk_back(&self) -> Result<DiskWriter, ClientError> {
+        disk::put_back(self.context("put-disk-back")).await
     }
 
     /// Lets user processes run again; also fine where nothing was frozen.

@@ -22,9 +22,9 @@ pub use serve::Server;
 
 use crate::{
     message::{
-        ContextInfo, EntryRequest, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen, GuestError,
-        GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, RunCode, ShutdownKind,
-        SurveyRequest, Thaw, Thawed, Usage,
+        ContextInfo, DiskRequest, EntryRequest, ExecAttach, ExecStart, ExecSummary, FileRequest, Frozen,
+        GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, Language, RunCode,
+        ShutdownKind, SurveyRequest, Thaw, Thawed, Usage,
     },
     resync::{EpochEnd, Pipe},
     session::CloseReason,
@@ -133,6 +133,12 @@ pub trait Services: Send + Sync + 'static {
     fn entry(&self, request: EntryRequest, peer: FilePeer) -> impl Future<Output = ()> + Send {
         let _unused = request;
         peer.refuse(unsupported("files by a user's name for them"))
+    }
+
+    /// See [`DiskRequest`] for what is to be sent and received.
+    fn disk(&self, request: DiskRequest, peer: FilePeer) -> impl Future<Output = ()> + Send {
+        let _unused = request;
+        peer.refuse(unsupported("carrying its disk"))
     }
 
     fn usage(&self) -> impl Future<Output = Result<Usage, GuestError>> + Send {

@@ -239,6 +239,7 @@ async fn handle<S: Services>(stream: MuxStream, services: Arc<S>, shutdown: mpsc
         }
         HostOpen::Survey(request) => services.survey(request, SurveyPeer::new(writer)).await,
         HostOpen::Entry(request) => services.entry(request, FilePeer::new(reader, writer)).await,
+        HostOpen::Disk(request) => services.disk(request, FilePeer::new(reader, writer)).await,
         HostOpen::Usage => {
             let usage = services.usage().await;
             answer(&mut writer, usage).await;

@@ -61,12 +61,17 @@ impl Level {
 
 /// `name` in `parent`, with everything below it if it is a directory.
 pub fn tree(parent: OwnedFd, name: &str) -> io::Result<()> {
-    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
-    match unlinkat(&parent, &name, AtFlags::empty()) {
+    named_tree(parent, CString::new(name).map_err(|_| Errno::INVAL)?)
+}
+
+/// As [`tree`], for any name.
+pub fn named_tree(parent: impl AsFd, name: CString) -> io::Result<()> {
+    let parent = parent.as_fd();
+    match unlinkat(parent, &name, AtFlags::empty()) {
         Err(Errno::ISDIR | Errno::PERM) => {}
         result => return Ok(result?),
     }
-    let mut levels = vec![Level::enter(&parent, name)?];
+    let mut levels = vec![Level::enter(parent, name)?];
     while let Some(mut level) = levels.pop() {
         match level.pending.pop() {
             Some(child) => {
@@ -78,7 +83,7 @@ pub fn tree(parent: OwnedFd, name: &str) -> io::Result<()> {
                 levels.push(entered?);
             }
             None => {
-                let above = levels.last().map_or(parent.as_fd(), |level| level.directory.as_fd());
+                let above = levels.last().map_or(parent, |level| level.directory.as_fd());
                 match unlinkat(above, &level.name, AtFlags::REMOVEDIR) {
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(errno) => return Err(errno.into()),

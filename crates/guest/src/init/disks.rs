@@ -24,8 +24,17 @@ pub enum DataDisk {
     Ext4(OwnedFd),
     /// No disk: writes live in memory and end with the VM.
     Memory(OwnedFd),
-    /// As [`Self::Memory`], below a root that the kernel itself lays over the image: it cannot be looked at apart.
-    Kernel,
+    /// As [`Self::Memory`], in a sandbox: carried out by the agent before it ends.
+    Sandbox(SandboxDisk),
+}
+
+/// What a sandbox's programs have written.
+#[derive(Debug)]
+pub struct SandboxDisk {
+    /// What lies over the image, as an overlay keeps it.
+    pub upper: OwnedFd,
+    /// The root without what is mounted in it.
+    pub root: OwnedFd,
 }
 
 impl DataDisk {
@@ -33,15 +42,15 @@ impl DataDisk {
     pub fn flush(&self) -> io::Result<()> {
         match self {
             Self::Ext4(directory) => Ok(rustix::fs::syncfs(directory)?),
-            Self::Memory(_) | Self::Kernel => Ok(()),
+            Self::Memory(_) | Self::Sandbox(_) => Ok(()),
         }
     }
 
-    /// Its root directory.
+    /// Its root directory, where the survey can look at it.
     pub fn directory(&self) -> Option<&OwnedFd> {
         match self {
             Self::Ext4(directory) | Self::Memory(directory) => Some(directory),
-            Self::Kernel => None,
+            Self::Sandbox(_) => None,
         }
     }
 
@@ -83,7 +92,7 @@ pub fn mount_root(device: &Path) -> Result<OwnedFd, InitError> {
     open_directory(LOWER)
 }
 
-fn open_directory(path: &'static str) -> Result<OwnedFd, InitError> {
+pub(super) fn open_directory(path: &'static str) -> Result<OwnedFd, InitError> {
     openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).step("open", path)
 }
 

@@ -17,7 +17,7 @@ mod mounts;
 mod sandbox;
 mod uevents;
 
-pub use disks::DataDisk;
+pub use disks::{DataDisk, SandboxDisk};
 pub use identity::{MACHINE_ID, set_hostname, set_machine_id};
 pub use uevents::Uevents;
 

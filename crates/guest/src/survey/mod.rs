@@ -16,6 +16,7 @@ mod layers;
 mod processes;
 mod walk;
 
+pub use entry::names;
 pub use layers::Layers;
 
 use crate::{

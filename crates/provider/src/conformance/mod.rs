@@ -6,6 +6,7 @@
 
 mod channel;
 mod checkpoint;
+mod disk;
 mod lifecycle;
 mod recovery;
 mod session;
@@ -138,6 +139,7 @@ checks! {
     checkpoint::a_state_of_the_disk_alone_is_booted,
     checkpoint::a_checkpoint_whose_answer_was_lost_is_asked_for_again,
     checkpoint::a_state_that_does_not_fit_is_refused_and_leaves_nothing,
+    disk::a_disk_in_memory_is_carried_into_the_next_vm,
 }
 
 /// Makes one `#[tokio::test]` of each check for the harness that an expression makes.
@@ -169,6 +171,7 @@ macro_rules! conformance_tests {
             a_state_of_the_disk_alone_is_booted
             a_checkpoint_whose_answer_was_lost_is_asked_for_again
             a_state_that_does_not_fit_is_refused_and_leaves_nothing
+            a_disk_in_memory_is_carried_into_the_next_vm
         }
     };
     (@each $harness:expr; $($check:ident)*) => {

@@ -16,14 +16,24 @@ const AGENT: &str = "/run/offshoot-guest";
 const SANDBOX: &str = "sandbox";
 
 /// Before every verb: a network of its own without interfaces; limits that are ours, not its; system calls caught by
-/// seccomp, the one way that works everywhere; writes in memory; files of the host reached by another process alone.
-pub(super) const ARGUMENTS: [&str; 5] = [
-    "--network=none",
-    "--ignore-cgroups",
-    "--platform=systrap",
-    "--overlay2=root:memory",
-    "--directfs=false",
-];
+/// seccomp, the one way that works everywhere; writes where [`Writes`] says; files of the host reached by another process
+/// alone.
+pub(super) const fn arguments(writes: Writes) -> [&'static str; 5] {
+    let overlay = match writes {
+        Writes::Agent => "--overlay2=none",
+        Writes::Kernel => "--overlay2=root:memory",
+    };
+    ["--network=none", "--ignore-cgroups", "--platform=systrap", overlay, "--directfs=false"]
+}
+
+/// Who lays memory over the image, which is only read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writes {
+    /// The agent, which then knows what was written and can carry it out.
+    Agent,
+    /// The sandbox's kernel, which does not tell: for programs that are only tried.
+    Kernel,
+}
 
 /// Everything a root has on a machine of its own. The sandbox's kernel checks them; the host's sees none of them.
 const CAPABILITIES: [&str; 31] = [
@@ -67,6 +77,7 @@ pub(super) struct Contents<'a> {
     pub root: Root<'a>,
     pub arguments: Vec<String>,
     pub mounts: Vec<Mount>,
+    pub writes: Writes,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +164,7 @@ pub(super) fn of_vm<'a>(hostname: &'a str, machine_id: &str, root: &'a Path, age
     Contents {
         hostname,
         root: Root::Image(root),
+        writes: Writes::Agent,
         arguments: vec![
             AGENT.into(),
             SANDBOX.into(),
@@ -178,19 +190,21 @@ impl Contents<'_> {
         let (path, annotations) = match self.root {
             Root::Directory(path) => (path.to_owned(), BTreeMap::new()),
             Root::Image(image) => {
-                let annotations = [
+                let mut annotations = BTreeMap::from([
                     ("dev.gvisor.spec.rootfs.source", image.display().to_string()),
                     ("dev.gvisor.spec.rootfs.type", "erofs".into()),
-                    ("dev.gvisor.spec.rootfs.overlay", "memory".into()),
-                ];
-                (empty, BTreeMap::from(annotations))
+                ]);
+                if self.writes == Writes::Kernel {
+                    annotations.insert("dev.gvisor.spec.rootfs.overlay", "memory".into());
+                }
+                (empty, annotations)
             }
         };
         let sets = ["bounding", "effective", "permitted", "inheritable"];
         let config = Config {
             oci_version: "1.0.2",
             hostname: self.hostname.into(),
-            root: RootDirectory { path, readonly: false },
+            root: RootDirectory { path, readonly: self.writes == Writes::Agent },
             process: Process {
                 terminal: false,
                 user: User { uid: 0, gid: 0 },
@@ -222,9 +236,12 @@ mod tests {
         let text = fs::read(directory.path().join("config.json")).unwrap();
         let config: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(config["annotations"]["dev.gvisor.spec.rootfs.source"], "/images/root");
-        assert_eq!(config["annotations"]["dev.gvisor.spec.rootfs.overlay"], "memory");
-        let arguments = config["process"]["args"].as_array().unwrap();
-        assert_eq!(arguments[1..3], [json!("sandbox"), json!("offshoot.hostname=web")]);
+        // The agent lays its own over it.
+        assert_eq!(config["root"]["readonly"], true);
+        assert_eq!(config["annotations"].as_object().unwrap().len(), 2, "{config}");
+        assert!(arguments(Writes::Agent).contains(&"--overlay2=none"));
+        let words = config["process"]["args"].as_array().unwrap();
+        assert_eq!(words[1..3], [json!("sandbox"), json!("offshoot.hostname=web")]);
         let mounts = config["mounts"].as_array().unwrap();
         let bound: Vec<&Value> = mounts.iter().filter(|mount| mount["type"] == "bind").collect();
         assert_eq!(bound.len(), 1);

@@ -179,7 +179,7 @@ impl GvisorProvider {
             runtime_dir: plan.runtime_dir.clone(),
             monitor: Monitor::Sandbox { bundle },
             program: runsc.program,
-            arguments: bundle::ARGUMENTS.map(Into::into).to_vec(),
+            arguments: bundle::arguments(bundle::Writes::Agent).map(Into::into).to_vec(),
             harmless_stderr: Vec::new(),
             disk: plan.disk.clone(),
             durability: plan.durability,
@@ -278,7 +278,7 @@ impl Provider for GvisorProvider {
                 vmm: Some(runsc.version),
                 notes: vec![
                     "gVisor works: a program was run in a sandbox".into(),
-                    "what a VM of it writes lies in its memory: snapshots and suspension keep it, there is no stop".into(),
+                    "what a VM of it writes lies in its memory: part of every snapshot, and written to this host's disk when it is stopped".into(),
                     "programs in it gain no rights by their set-user-id bit".into(),
                 ],
                 pause: true,

@@ -4,7 +4,7 @@
 //! a platform the processor does not do. The answer is remembered until the host boots again or `runsc` changes.
 
 use super::{
-    bundle::{ARGUMENTS, Contents, Root},
+    bundle::{self, Contents, Root, Writes},
     host::Runsc,
 };
 use crate::{
@@ -97,12 +97,14 @@ pub(super) fn speed(cache: &Path, runsc: &Runsc, agent: &Path) -> Result<Speed, 
 fn in_sandbox(runsc: &Runsc, arguments: Vec<String>, deadline: Duration) -> io::Result<Option<Output>> {
     let place = Place::make()?;
     let root = Root::Directory(Path::new("/"));
-    Contents { hostname: "probe", root, arguments, mounts: Vec::new() }.write(&place.0.join("bundle"))?;
+    let writes = Writes::Kernel;
+    Contents { hostname: "probe", root, arguments, mounts: Vec::new(), writes }
+        .write(&place.0.join("bundle"))?;
     let mut command = Command::new(&runsc.program);
     command
         .arg("--root")
         .arg(place.0.join("run"))
-        .args(ARGUMENTS)
+        .args(bundle::arguments(writes))
         .args(["run", "-bundle"])
         .arg(place.0.join("bundle"))
         .arg("probe")
