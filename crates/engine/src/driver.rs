@@ -452,12 +452,16 @@ impl Driver {
     pub fn change(&self, operation: &offshoot_types::Operation, grace: Duration, input: Input) -> Change {
         let limits = &self.core.options.deadlines;
         let start = limits.boot + limits.thaw + limits.start_overhead;
-        let stop = grace + limits.stop;
+        // A disk that is memory is written, or put back, on the way.
+        let in_memory = self.core.ends_as(self.machine.row.provider) == OperationKind::Suspend;
+        let carry = if in_memory { limits.write } else { Duration::ZERO };
+        let start = if self.machine.row.kept_disk.is_some() { start + carry } else { start };
+        let stop = grace + limits.stop + carry;
         let limit = match operation.kind {
             OperationKind::Create => limits.create,
             OperationKind::Start => start,
             OperationKind::Stop => stop,
-            OperationKind::Restart => stop + start,
+            OperationKind::Restart => stop + start + carry,
             OperationKind::Destroy => limits.destroy,
             OperationKind::Snapshot => limits.snapshot,
             OperationKind::Rollback => limits.snapshot + start + limits.thaw,

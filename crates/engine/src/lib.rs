@@ -32,6 +32,7 @@ mod guest_access;
 mod history;
 mod host_key;
 mod images;
+mod kept_disk;
 mod keys;
 mod layers;
 mod link;

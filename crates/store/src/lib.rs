@@ -90,4 +90,4 @@ pub use store::{Options, Store};
 pub use switch::Switch;
 pub use transactions::{NewTransaction, TransactionRecord};
 pub use tx::{Tx, View};
-pub use vms::{NewVm, VmRecord};
+pub use vms::{KeptDisk, NewVm, VmRecord};

@@ -25,6 +25,7 @@ migrations! {
     5 => "0005_keys.sql",
     6 => "0006_requests.sql",
     7 => "0007_history.sql",
+    8 => "0008_kept_disks.sql",
 }
 
 /// The newest schema this program knows.

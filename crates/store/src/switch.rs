@@ -50,6 +50,7 @@ impl Tx<'_> {
         self.set_vm_layer(*id, *layer)?;
         let suspended = state.name() == VmStateName::Suspended;
         self.set_vm_memory(*id, suspended.then_some(target.id))?;
+        self.set_vm_kept_disk(*id, None)?;
 
         let generation = vm.generation.next();
         let failure = match state {
@@ -135,6 +136,26 @@ mod tests {
         assert_eq!(f.store.audit(audit.seq, 9).await.unwrap().len(), 1);
         let stale = f.store.switch_vm(switch).await.unwrap_err();
         assert!(matches!(stale, StoreError::StaleGeneration { .. }), "{stale}");
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_of_a_disk_in_memory_is_in_the_record_until_the_vm_is_another_state() {
+        let mut f = Fixture::new();
+        let (vm, _, switch) = prepared(&f).await;
+        let kept = crate::KeptDisk {
+            operation: switch.operation,
+            file: "disk-x.kept".into(),
+            length: 7,
+            unpacked: 8,
+            hash: "ab".into(),
+            current: true,
+        };
+        let told = kept.clone();
+        f.store.transaction(move |tx| tx.set_vm_kept_disk(vm, Some(&told))).await.unwrap();
+        f.reopen().await;
+        assert_eq!(f.store.vm(vm).await.unwrap().unwrap().kept_disk, Some(kept));
+        f.store.switch_vm(switch).await.unwrap();
+        assert_eq!(f.store.vm(vm).await.unwrap().unwrap().kept_disk, None);
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use offshoot_types::{
     SnapshotPolicy, SnapshotPolicyChange, VmId, VmName, VmRef, VmSpec, VmState, VmStateName,
 };
 use rusqlite::{Row, params};
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, time::Duration};
 
 /// A VM as recorded. Its driver task is the only one that changes it.
@@ -47,6 +48,26 @@ pub struct VmRecord {
     pub slept: bool,
     /// What its latest process was begun from; `None` before the first one.
     pub last_start: Option<LastStart>,
+    /// Of a VM whose disk is its memory: what was kept of it at its latest stop.
+    pub kept_disk: Option<KeptDisk>,
+}
+
+/// An archive of what a VM had written, in its directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptDisk {
+    /// The stop that made it.
+    pub operation: OperationId,
+    /// A plain file name.
+    pub file: String,
+    /// Of the file, in bytes.
+    pub length: u64,
+    /// What it unpacks to.
+    pub unpacked: u64,
+    /// BLAKE3 of the file, in hexadecimal digits.
+    pub hash: String,
+    /// It is what the next start begins with. Not while the VM runs, nor after it has ended without a stop.
+    pub current: bool,
 }
 
 /// A VM to be made. Name, image, sizes and labels are those of its spec.
@@ -65,7 +86,7 @@ pub struct NewVm {
 }
 
 const COLUMNS: &str = "id, name, owner, labels, node, spec, provider, isolation, state, failure, generation, \
-     created, updated, started, layer, memory, position, policy, life, deadline, slept, last_start";
+     created, updated, started, layer, memory, position, policy, life, deadline, slept, last_start, kept_disk";
 
 fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
     let state = match named::<VmStateName>(row, "state")? {
@@ -103,6 +124,7 @@ fn from_row(row: &Row<'_>) -> Result<VmRecord, rusqlite::Error> {
         deadline: time_option(row, "deadline")?,
         slept: row.get("slept")?,
         last_start: json_option(row, "last_start")?,
+        kept_disk: json_option(row, "kept_disk")?,
     })
 }
 
@@ -319,6 +341,13 @@ impl Tx<'_> {
         self.expect_vm(vm)?;
         let sql = "UPDATE vms SET last_start = ?2 WHERE id = ?1";
         self.execute("set what a VM was begun from", sql, params![vm.to_string(), to_json(start)]).map(drop)
+    }
+
+    /// What is kept of a VM whose disk is its memory; `None`: nothing.
+    pub fn set_vm_kept_disk(&self, vm: VmId, kept: Option<&KeptDisk>) -> Result<(), StoreError> {
+        self.expect_vm(vm)?;
+        let sql = "UPDATE vms SET kept_disk = ?2 WHERE id = ?1";
+        self.execute("set a VM's kept disk", sql, params![vm.to_string(), kept.map(to_json)]).map(drop)
     }
 
     /// VMs that were made for one request belong to nobody but their owner from here on: all of them or, if the

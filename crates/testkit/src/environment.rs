@@ -106,6 +106,11 @@ impl TestEnv {
         Some(env)
     }
 
+    /// What VMs are made with from here on.
+    pub fn set_provider(&mut self, provider: &'static str) {
+        self.provider = provider;
+    }
+
     /// Where a VM of which nothing was asked for so long is moved to a fresh base. Without it none is moved.
     pub fn with_rebase_idle(idle: &'static str) -> Self {
         let mut env = Self::new();

@@ -1,6 +1,6 @@
 //! Whether the processes of a VM's guest stand still, and having them go on.
 
-use super::Machine;
+use super::{Machine, Power};
 use crate::{
     link::{LinkState, chain},
     trace::TraceEvent,
@@ -45,6 +45,11 @@ impl Machine {
     /// The guest stands still since its state was saved, whatever was heard of it.
     pub fn stands_still(&mut self) {
         self.frozen = true;
+    }
+
+    /// Whether its CPUs run, by the handle there is.
+    pub fn is_going(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| matches!(live.power, Some(Power::Running(_))))
     }
 
     /// Sets the guest's processes going. One that does not confirm it is asked again by the driver.

@@ -104,6 +104,10 @@ async fn could_use(machine: &Machine, change: &Change) -> Result<Result<Key, Opt
     if row.memory.is_some() {
         return Ok(Err(None));
     }
+    // Of a disk that is memory no layer tells.
+    if row.last_start.is_some() && !core.provider(row.provider)?.keeps_disk() {
+        return Ok(Err(Some("its disk was written to".into())));
+    }
     if !core.pool.is_on() {
         return Ok(Err(Some("the pool is off".into())));
     }

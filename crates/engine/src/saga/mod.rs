@@ -19,6 +19,7 @@ pub(crate) mod beside;
 mod checkpoint;
 pub(crate) mod create;
 pub(crate) mod destroy;
+mod disk;
 pub(crate) mod pause;
 pub(crate) mod rebase;
 pub(crate) mod rollback;

@@ -220,6 +220,7 @@ fn switch<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
             },
         };
         capture::publish(machine);
+        let kept = machine.row.kept_disk.is_some();
         let (operation, actor) = (change.operation, change.actor.clone());
         let undone = machine
             .write(move |tx| {
@@ -232,6 +233,9 @@ fn switch<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
                 tx.mark_undone(order.vm, to, operation)
             })
             .await?;
+        if kept {
+            super::disk::forget(machine).await;
+        }
         let going = self::going(machine)?;
         ask.answer(Went {
             to,

@@ -6,7 +6,7 @@
 //! has the disk it was made with, so a start that fails leaves nothing of the template.
 
 use super::{
-    Change, Input, OnCrash, Saga, Step, StepFuture, Undo, Unwound, create, quiet, step, thaw::Identity,
+    Change, Input, OnCrash, Saga, Step, StepFuture, Undo, Unwound, create, disk, quiet, step, thaw::Identity,
 };
 use crate::{
     layers,
@@ -16,7 +16,7 @@ use crate::{
     state_dir::{Layout, make_private_dir},
 };
 use offshoot_provider::{BootPlan, InstanceRecord, RestorePlan, vm::Vm};
-use offshoot_store::LayerRecord;
+use offshoot_store::{KeptDisk, LayerRecord};
 use offshoot_types::{
     ErrorCode, Failure, Generation, LastStart, OperationKind, SnapshotId, StartedFrom, VmId, VmState,
     VmStateName,
@@ -28,6 +28,7 @@ pub(crate) const START: Saga = Saga { kind: OperationKind::Start, steps: &[STEPS
 
 pub(super) const STEPS: &[Step] = &[
     step(FIRST, pool::claim, Undo::Run(reclaim)),
+    quiet("disk-is-there", disk::is_there, Undo::Nothing("reads only")),
     // The ledger admits the memory in the transaction of the move. What an earlier failure left is removed first:
     // two processes on one disk would be the end of it.
     quiet("admit", admit, Undo::Nothing("settled by where the start failed: Stopped, Suspended or Failed")),
@@ -39,6 +40,7 @@ pub(super) const STEPS: &[Step] = &[
     quiet("boot", boot, Undo::Nothing("the process is ended with its record")),
     quiet("connect", connect, Undo::Nothing("the link is closed with the record")),
     quiet("thaw", thaw, Undo::Nothing("the process is ended with its record")),
+    quiet("put-disk-back", disk::put_back, Undo::Nothing("the process is ended with its record")),
     quiet("running", running, Undo::Nothing("the last step: nothing fails after it")),
 ];
 
@@ -408,9 +410,15 @@ fn running<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
             (false, None) => StartedFrom::Boot,
         };
         let start = LastStart { from, not_pooled: machine.warm.not_pooled.clone() };
+        // What it writes from here on is not in there.
+        let kept = machine.row.kept_disk.clone().filter(|kept| kept.current);
+        let kept = kept.map(|kept| KeptDisk { current: false, ..kept });
         machine
             .move_with(VmState::Running, change, move |tx| {
                 tx.set_vm_last_start(vm, &start)?;
+                if let Some(kept) = &kept {
+                    tx.set_vm_kept_disk(vm, Some(kept))?;
+                }
                 if let Some(layer) = template {
                     tx.set_vm_layer(vm, layer)?;
                 }

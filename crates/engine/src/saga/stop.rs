@@ -1,34 +1,37 @@
 //! `Running | Paused -> Stopping -> Stopped`, and `restart`, which is this and a start.
 //!
 //! ```text
+//! keep-disk        what was written, of a VM whose disk is its memory: until it is durable, the VM can go on
 //! guest-shutdown   the agent syncs and powers off        (caller's grace)
 //! end-process      VMM quit, TERM, KILL                  (the provider's ladder; each rung is logged)
 //! reclaim          sockets, cgroup, record               only after the process was seen gone
 //! ```
 
-use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, quiet, start, step};
+use super::{Change, OnCrash, Saga, Step, StepFuture, Undo, disk, quiet, start, step};
 use crate::{
     machine::{Machine, Power, exit_words},
     trace::TraceEvent,
 };
 use offshoot_guest_proto::message::ShutdownKind;
 use offshoot_provider::StopStep;
-use offshoot_types::{ErrorCode, Failure, OperationKind, VmState, VmStateName};
+use offshoot_store::KeptDisk;
+use offshoot_types::{OperationKind, VmState, VmStateName};
 use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) const STOP: Saga =
-    Saga { kind: OperationKind::Stop, steps: &[ALLOWED, STEPS], on_crash: OnCrash::Complete };
+    Saga { kind: OperationKind::Stop, steps: &[KEEP, STEPS], on_crash: OnCrash::Complete };
 
-pub(crate) const RESTART: Saga = Saga {
-    kind: OperationKind::Restart,
-    steps: &[ALLOWED, STEPS, start::STEPS],
-    on_crash: OnCrash::Complete,
-};
+pub(crate) const RESTART: Saga =
+    Saga { kind: OperationKind::Restart, steps: &[KEEP, STEPS, start::STEPS], on_crash: OnCrash::Complete };
 
 const NOT_TAKEN_BACK: Undo = Undo::Nothing("memory that is gone does not come back: a stop is completed");
 
-const ALLOWED: &[Step] = &[quiet("disk-outlives", disk_outlives, Undo::Nothing("reads only"))];
+/// Not written down: after a crash it begins anew, with a process that has all it had.
+const KEEP: &[Step] = &[
+    quiet("may-stop", disk::may_stop, Undo::Nothing("reads only")),
+    quiet("keep-disk", disk::keep, Undo::Run(disk::go_on)),
+];
 
 const STEPS: &[Step] = &[
     step("stopping", stopping, NOT_TAKEN_BACK),
@@ -39,31 +42,23 @@ const STEPS: &[Step] = &[
 ];
 
 /// How long the agent may take to say that it will power off; the powering off itself has the grace.
-const SHUTDOWN_ANSWER: Duration = Duration::from_secs(5);
-
-/// A VM whose disk is its memory is not stopped: nothing of it would be left to start again.
-fn disk_outlives<'a>(machine: &'a mut Machine, _change: &'a Change) -> StepFuture<'a> {
-    Box::pin(async move {
-        let (name, provider) = (machine.name(), machine.row.provider);
-        if machine.core.provider(provider)?.keeps_disk() {
-            return Ok(());
-        }
-        let message = format!(
-            "VM `{name}` cannot be stopped: with provider `{provider}` what it has written lies in its memory, and would \
-             be lost"
-        );
-        Err(Failure::new(ErrorCode::Unsupported, message).hint(format!(
-            "`offshoot suspend {name}` keeps all of it; `offshoot destroy {name}` gives it up"
-        )))
-    })
-}
+pub(super) const SHUTDOWN_ANSWER: Duration = Duration::from_secs(5);
 
 pub(super) fn stopping<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFuture<'a> {
     Box::pin(async move {
-        if machine.state().may_become(VmStateName::Stopping) {
-            machine.move_to(VmState::Stopping, change).await?;
+        if !machine.state().may_become(VmStateName::Stopping) {
+            return Ok(());
         }
-        Ok(())
+        // There is no way back from here: what was kept is the VM's disk, whatever becomes of its process.
+        let kept = machine.row.kept_disk.clone().filter(|kept| kept.operation == change.operation);
+        let kept = kept.map(|kept| KeptDisk { current: true, ..kept });
+        let vm = machine.id();
+        machine
+            .move_with(VmState::Stopping, change, move |tx| match &kept {
+                Some(kept) => tx.set_vm_kept_disk(vm, Some(kept)),
+                None => Ok(()),
+            })
+            .await
     })
 }
 
@@ -99,7 +94,7 @@ fn guest_shutdown<'a>(machine: &'a mut Machine, change: &'a Change) -> StepFutur
 }
 
 /// A paused guest cannot write its data back: it runs on until it has.
-async fn resume_if_paused(machine: &mut Machine) {
+pub(super) async fn resume_if_paused(machine: &mut Machine) {
     let Some(live) = &mut machine.live else { return };
     live.power = match live.power.take() {
         Some(Power::Paused(vm)) => Some(match vm.resume().await {

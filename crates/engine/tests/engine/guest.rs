@@ -8,9 +8,9 @@
 
 use offshoot_guest_proto::{
     message::{
-        ExecAttach, ExecCommand, ExecEnd, ExecInput, ExecStart, ExecSummary, ExitKind, FileRequest, Frozen,
-        GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello, HostTime, NewIdentity, OutputStream,
-        Reseeded, ShutdownKind, Thaw, Thawed,
+        DiskRequest, DiskUse, ExecAttach, ExecCommand, ExecEnd, ExecInput, ExecStart, ExecSummary, ExitKind,
+        FileChunk, FileRequest, Frozen, GuestError, GuestErrorKind, GuestHello, GuestInfo, HostHello,
+        HostTime, NewIdentity, OutputStream, Reseeded, ShutdownKind, Thaw, Thawed,
     },
     server::{ExecPeer, FilePeer, Services, TcpPeer},
 };
@@ -43,6 +43,10 @@ pub struct Guest {
     pub restless: AtomicBool,
     /// It cannot write to its disk.
     pub flush_fails: AtomicBool,
+    /// What it writes lies in its memory: it can carry that.
+    pub carries: AtomicBool,
+    /// It gives up half-way.
+    pub carrying_fails: AtomicBool,
     pids: AtomicU32,
     programs: Mutex<HashMap<[u8; 16], Arc<Program>>>,
     notes: Mutex<String>,
@@ -73,6 +77,12 @@ fn behind(layer: &std::fs::File) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(length).unwrap()];
     layer.read_exact_at(&mut bytes, DATA).unwrap();
     bytes
+}
+
+/// What was saved in a layer is gone.
+pub fn forget(layer: &Path) {
+    let file = std::fs::File::options().write(true).open(layer).unwrap();
+    file.set_len(file.metadata().unwrap().len().min(DATA)).unwrap();
 }
 
 /// One layer of several, newest first.
@@ -123,6 +133,8 @@ impl Guest {
             stale: AtomicBool::new(false),
             restless: AtomicBool::new(false),
             flush_fails: AtomicBool::new(false),
+            carries: AtomicBool::new(false),
+            carrying_fails: AtomicBool::new(false),
             pids: AtomicU32::new(1),
             programs: Mutex::new(programs.collect()),
             notes: Mutex::new(state.notes),
@@ -372,6 +384,43 @@ impl Services for Guest {
             return Err(refuse(GuestErrorKind::Other, "flush the data disk: Input/output error"));
         }
         Ok(())
+    }
+
+    async fn disk(&self, request: DiskRequest, mut peer: FilePeer) {
+        self.speak().await;
+        if !self.carries.load(Ordering::SeqCst) {
+            return peer.refuse(refuse(GuestErrorKind::Unsupported, "carry the disk: not by this one")).await;
+        }
+        let fails = self.carrying_fails.load(Ordering::SeqCst);
+        let failure = || refuse(GuestErrorKind::NoSpace, "carry the disk: half of it");
+        match request {
+            DiskRequest::Keep => {
+                assert!(self.is_frozen(), "its programs are to stand still first");
+                let saved = self.saved();
+                peer.reply(Ok(DiskUse { bytes: saved.len() as u64 })).await.unwrap();
+                if !matches!(peer.chunk().await, Ok(FileChunk::End)) {
+                    return;
+                }
+                for program in self.programs.lock().unwrap().values() {
+                    program.end(ExitKind::Signal(15));
+                }
+                if !saved.is_empty() {
+                    let _ = peer.send(&FileChunk::Data(saved)).await;
+                }
+                let last = if fails { FileChunk::Failed(failure()) } else { FileChunk::End };
+                let _ = peer.send(&last).await;
+            }
+            DiskRequest::PutBack => {
+                assert!(self.programs.lock().unwrap().is_empty(), "nothing has run");
+                let top = self.disk.lock().unwrap().layers[0].clone();
+                forget(&top);
+                let _ = peer.reply(Ok(())).await;
+                while let Ok(FileChunk::Data(data)) = peer.chunk().await {
+                    self.save(std::str::from_utf8(&data).unwrap());
+                }
+                let _ = peer.reply(if fails { Err(failure()) } else { Ok(()) }).await;
+            }
+        }
     }
 
     async fn freeze(&self, _: Duration) -> Result<Frozen, GuestError> {

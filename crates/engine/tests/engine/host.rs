@@ -57,6 +57,9 @@ pub struct Faults {
     pub reclaim_fails: bool,
     /// What a VM writes lies in its memory.
     pub no_disk: bool,
+    /// Such a guest carries what it has written; it fails to at the start.
+    pub carries: bool,
+    pub putting_back_fails: bool,
     pub checkpoint_fails: bool,
     pub restore_fails: bool,
     /// The VMM was upgraded.
@@ -259,7 +262,12 @@ impl Provider for MemoryProvider {
                 source: None,
             });
         }
+        if faults.no_disk {
+            crate::guest::forget(&plan.disk.layers[0]);
+        }
         let process = self.host.begin(plan, State::default(), None);
+        process.guest.carries.store(faults.carries, Ordering::SeqCst);
+        process.guest.carrying_fails.store(faults.putting_back_fails, Ordering::SeqCst);
         Ok(Box::new(MemoryInstance { host: self.host.clone(), process }))
     }
 
@@ -297,6 +305,7 @@ impl Provider for MemoryProvider {
         let state: State = serde_json::from_slice(&text).unwrap();
         let process = self.host.begin(boot, state, plan.memory.base_id());
         process.guest.stale.store(faults.guest_stale, Ordering::SeqCst);
+        process.guest.carries.store(faults.carries, Ordering::SeqCst);
         Ok(Box::new(MemoryInstance { host: self.host.clone(), process }))
     }
 

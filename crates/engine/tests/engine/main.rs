@@ -13,6 +13,7 @@ mod forks;
 mod guest;
 mod history;
 mod host;
+mod kept_disk;
 mod life;
 mod lifecycle;
 mod pins;
