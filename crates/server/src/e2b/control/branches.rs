@@ -49,7 +49,7 @@ pub async fn fork(
     };
     // Theirs from the first moment: who leaves before the answer leaves copies that have an end.
     let settings = ForkSettings { life, ..ForkSettings::default() };
-    let made = call.until_cut(call.engine.fork_as(permit, settings)).await;
+    let made = call.until_cut(Box::pin(call.engine.fork_as(permit, settings))).await;
     let made = made.map_err(|failure| Refused::from(failure).once())?;
     let open = async |fork: &ForkedVm| {
         let copy = glance(&call, VmRef::Id(fork.vm)).await?;

@@ -226,7 +226,7 @@ async fn continued(call: &Call, name: VmName, from: SnapshotRef, wanted: Wanted)
     let permit = call.permit(Command::Fork { source, name: Some(name), count: 1 }).await?;
     let life = wanted.change();
     let settings = ForkSettings { labels: Some(wanted.labels), env: Some(wanted.env), life };
-    let forked = call.until_cut(call.engine.fork_as(permit, settings)).await?;
+    let forked = call.until_cut(Box::pin(call.engine.fork_as(permit, settings))).await?;
     Ok(glance(call, VmRef::Id(forked.forks[0].vm)).await?)
 }
 
