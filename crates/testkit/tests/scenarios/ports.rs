@@ -110,6 +110,10 @@ fn programs_in_a_vm_are_reached_by_ports_of_this_host() {
     });
     assert!(get(forwarding.addresses[0], "/page").ends_with("\r\n\r\nhello from the guest\n"));
     closed(forwarding.connect(2));
+    wait_for("the echo to answer", PATIENCE, || {
+        let mut stream = forwarding.connect(1);
+        stream.write_all(b"?").and_then(|()| stream.read_exact(&mut [0])).is_ok()
+    });
 
     // Each direction ends by itself, and nothing is lost on the way.
     let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 11) as u8).collect();
