@@ -26,6 +26,10 @@ pub(super) const fn arguments(writes: Writes) -> [&'static str; 5] {
     ["--network=none", "--ignore-cgroups", "--platform=systrap", overlay, "--directfs=false"]
 }
 
+/// What a saved sandbox was made with besides `runsc`: one that was made with other arguments or another root is refused by
+/// name, where its kernel would find other file systems than it had and end. Whoever changes those changes this.
+pub(super) const MACHINE: &str = "systrap, the root laid over by the agent";
+
 /// Who lays memory over the image, which is only read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Writes {
@@ -239,7 +243,17 @@ mod tests {
         // The agent lays its own over it.
         assert_eq!(config["root"]["readonly"], true);
         assert_eq!(config["annotations"].as_object().unwrap().len(), 2, "{config}");
-        assert!(arguments(Writes::Agent).contains(&"--overlay2=none"));
+        let made_with = [
+            "--network=none",
+            "--ignore-cgroups",
+            "--platform=systrap",
+            "--overlay2=none",
+            "--directfs=false",
+        ];
+        assert_eq!(
+            (arguments(Writes::Agent), MACHINE),
+            (made_with, "systrap, the root laid over by the agent")
+        );
         let words = config["process"]["args"].as_array().unwrap();
         assert_eq!(words[1..3], [json!("sandbox"), json!("offshoot.hostname=web")]);
         let mounts = config["mounts"].as_array().unwrap();

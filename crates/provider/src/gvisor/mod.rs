@@ -311,7 +311,7 @@ impl Provider for GvisorProvider {
             vmm: runsc.version,
             vmm_digest: digest,
             isolation: IsolationClass::UserSpaceKernel,
-            machine: "systrap".into(),
+            machine: bundle::MACHINE.into(),
             cpu,
             // The clock of a sandbox is the host's, whatever its rate.
             tsc_khz: 0,
