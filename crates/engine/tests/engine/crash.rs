@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::mpsc;
 
 /// A stage whose engines stop dead at one checkpoint and say so.
-fn stage_that_stops(at: Arc<Mutex<Option<Checkpoint>>>) -> (Stage, mpsc::UnboundedReceiver<()>) {
+pub fn stage_that_stops(at: Arc<Mutex<Option<Checkpoint>>>) -> (Stage, mpsc::UnboundedReceiver<()>) {
     let (reached, seen) = mpsc::unbounded_channel();
     let stage = Stage::new().at_checkpoints(move |checkpoint| {
         let stop = *at.lock().unwrap() == Some(checkpoint);

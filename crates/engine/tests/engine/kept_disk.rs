@@ -1,6 +1,7 @@
 //! VMs whose disk is their memory: a stop keeps what they have written, and a start puts it back.
 
 use crate::{
+    crash::stage_that_stops,
     host::Faults,
     sagas::{command, newest, perform, state},
     stage::*,
@@ -13,7 +14,6 @@ use std::{
     sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
-use tokio::sync::mpsc;
 
 const IN_MEMORY: Faults = Faults {
     boot_fails: false,
@@ -266,22 +266,8 @@ async fn kill9_leaves_the_running_vm_or_the_stopped_one_with_its_archive() {
         for (step, _) in steps_of(kind) {
             for phase in [Phase::BeforeJournal, Phase::BeforeAct, Phase::AfterAct] {
                 let name = format!("{kind}/{step} {phase:?}");
-                let at: Arc<Mutex<Option<Checkpoint>>> = Arc::default();
-                let (reached, mut seen) = mpsc::unbounded_channel();
-                let stage = Stage::new().at_checkpoints({
-                    let at = at.clone();
-                    move |checkpoint| {
-                        let here = *at.lock().unwrap() == Some(checkpoint);
-                        let reached = reached.clone();
-                        Box::pin(async move {
-                            if here {
-                                reached.send(()).unwrap();
-                                std::future::pending::<()>().await;
-                            }
-                            Fault::Continue
-                        })
-                    }
-                });
+                let at = Arc::new(Mutex::new(None));
+                let (stage, mut reached) = stage_that_stops(at.clone());
                 stage.host.set_faults(IN_MEMORY);
                 let engine = stage.engine().await;
                 prepare(&engine, kind).await;
@@ -290,7 +276,7 @@ async fn kill9_leaves_the_running_vm_or_the_stopped_one_with_its_archive() {
                     let (host, engine) = (stage.host.clone(), engine.clone());
                     async move { perform(&host, &engine, kind).await }
                 });
-                seen.recv().await.unwrap();
+                reached.recv().await.unwrap();
                 asked.abort();
                 let _cancelled = asked.await;
                 let operation = newest(&engine, kind).await.unwrap().id;
