@@ -20,7 +20,7 @@ pub use base::Base;
 pub use delta::{Delta, DeltaWriter};
 pub use pages::{PAGE, Run};
 
-use crate::parts::PartError;
+use crate::parts::{HasChanged, PartError};
 use offshoot_types::{Bytes, SnapshotId};
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -51,6 +51,12 @@ pub enum MemoryError {
     Passed(&'static str),
     #[error(transparent)]
     Part(#[from] PartError),
+}
+
+impl HasChanged for MemoryError {
+    fn has_changed(&self) -> bool {
+        matches!(self, Self::Part(error) if error.has_changed())
+    }
 }
 
 impl MemoryError {

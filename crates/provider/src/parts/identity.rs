@@ -47,6 +47,11 @@ impl Identity {
         self.size
     }
 
+    /// Whether it is the same file, perhaps by another name or with other rights.
+    pub(super) fn is_unwritten_since(&self, before: &Self) -> bool {
+        *self == Self { changed_ns: self.changed_ns, ..before.clone() }
+    }
+
     /// Whether a later write would show.
     pub fn is_settled(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i128;

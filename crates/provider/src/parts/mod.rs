@@ -186,12 +186,36 @@ pub fn hash_file(path: &Path) -> Result<Part, PartError> {
 /// Compares a file with what was written; names the first place that differs. Reads all of it, unless it is the very
 /// file that was verified before: then `known` is that file's identity. Returns its identity now.
 pub fn verify_file(path: &Path, part: &Part, known: Option<&Identity>) -> Result<Identity, PartError> {
-    let mut file = PartFile::open(path, part, known)?;
-    let mut buffer = Vec::new();
-    if !file.is_trusted() {
-        while file.next_chunk(&mut buffer)? {}
+    trusting(known, |known| {
+        let mut file = PartFile::open(path, part, known)?;
+        let mut buffer = Vec::new();
+        if !file.is_trusted() {
+            while file.next_chunk(&mut buffer)? {}
+        }
+        file.finish()
+    })
+}
+
+/// Reads a file with the identity it is known by. If that changes meanwhile, once more with every byte verified.
+pub(crate) fn trusting<T, E: HasChanged>(
+    known: Option<&Identity>,
+    read: impl Fn(Option<&Identity>) -> Result<T, E>,
+) -> Result<T, E> {
+    match read(known) {
+        Err(error) if known.is_some() && error.has_changed() => read(None),
+        read => read,
     }
-    file.finish()
+}
+
+/// Whether a file was not the same one all along.
+pub(crate) trait HasChanged {
+    fn has_changed(&self) -> bool;
+}
+
+impl HasChanged for PartError {
+    fn has_changed(&self) -> bool {
+        matches!(self, Self::Changed { .. })
+    }
 }
 
 /// A file read in order, each chunk verified before it is given out.
@@ -242,13 +266,15 @@ impl<'a> PartFile<'a> {
         Ok(true)
     }
 
-    /// That nobody wrote to it meanwhile.
+    /// That nobody wrote to it meanwhile. A new name is no harm to a file of which each byte was verified, and a snapshot is
+    /// linked while it is read when its disk is merged: what it was known by before comes back, which nothing trusts any more.
     pub fn finish(self) -> Result<Identity, PartError> {
         let now = Identity::of(&self.file).map_err(PartError::io("look at", self.path))?;
-        if now != self.identity {
+        let same = if self.trusted { now == self.identity } else { now.is_unwritten_since(&self.identity) };
+        if !same {
             return Err(PartError::Changed { path: self.path.to_owned() });
         }
-        Ok(now)
+        Ok(self.identity)
     }
 }
 
@@ -296,6 +322,44 @@ mod tests {
         assert!(damaged.to_string().contains(path.to_str().unwrap()));
         file.set_len(3).unwrap();
         assert!(matches!(verify_file(&path, &part, None), Err(PartError::Length { found: 3, .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_linked_while_it_is_read_is_whole_and_one_that_is_written_to_is_not() {
+        let (directory, path) = written(&vec![7; 5 << 20]);
+        let part = hash_file(&path).unwrap();
+        let mut buffer = Vec::new();
+        // As a merge does beside a restore.
+        let read_while = |known: Option<&Identity>, meanwhile: &dyn Fn()| {
+            let mut file = PartFile::open(&path, &part, known)?;
+            while file.next_chunk(&mut Vec::new())? {}
+            // A coarse clock ticks in between.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            meanwhile();
+            file.finish()
+        };
+        let other = directory.path().join("link");
+        let link = || std::fs::hard_link(&path, &other).unwrap();
+        let before = read_while(None, &link).unwrap();
+        std::fs::remove_file(&other).unwrap();
+        let now = verify_file(&path, &part, Some(&before)).unwrap();
+        assert_ne!(now, before, "what was read before it was linked is not what is known");
+
+        // What was not read is not vouched for, and is then read.
+        assert!(matches!(read_while(Some(&now), &link), Err(PartError::Changed { .. })));
+        let known = Identity::of(&File::open(&path).unwrap()).unwrap();
+        let attempts = std::cell::Cell::new(0);
+        let identity = trusting(Some(&known), |known| {
+            attempts.set(attempts.get() + 1);
+            read_while(known, &|| drop(std::fs::remove_file(&other)))
+        });
+        assert_eq!((identity.is_ok(), attempts.get()), (true, 2));
+
+        let file = File::options().write(true).open(&path).unwrap();
+        let write = || file.write_all_at(&[8], 3).unwrap();
+        assert!(matches!(read_while(None, &write), Err(PartError::Changed { .. })));
+        let mut damaged = PartFile::open(&path, &part, None).unwrap();
+        assert!(matches!(damaged.next_chunk(&mut buffer), Err(PartError::Damaged { offset: 0, .. })));
     }
 
     /// Sums and exclusive ors are the same for these; hashes are not.
