@@ -281,7 +281,7 @@ impl<'a> PartFile<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
     fn written(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -333,8 +333,13 @@ mod tests {
         let read_while = |known: Option<&Identity>, meanwhile: &dyn Fn()| {
             let mut file = PartFile::open(&path, &part, known)?;
             while file.next_chunk(&mut Vec::new())? {}
-            // A coarse clock ticks in between.
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            // What comes later has another time, however coarse the clock is.
+            let clock = directory.path().join("clock");
+            let last_change = |path: &Path| {
+                let metadata = std::fs::metadata(path).unwrap();
+                (metadata.ctime(), metadata.ctime_nsec())
+            };
+            while std::fs::write(&clock, b"x").is_ok() && last_change(&clock) == last_change(&path) {}
             meanwhile();
             file.finish()
         };

@@ -4,11 +4,12 @@
 //! keeper --parent of--> runsc run --+-- runsc-sandbox   the kernel in user space, and all of the guest
 //!   |  ^                            `-- runsc-gofer     hands it the agent's executable
 //!   |  `--- one socket: the agent's standard input and output, relayed to whoever opened the channel
-//!   `------ commands: runsc pause | resume | checkpoint | kill, each a process of its own
+//!   `------ another: pause, resume, checkpoint, kill
 //! ```
 //! The two processes below `runsc` die with it (parent-death signal), and it with the keeper. The guest writes to
 //! memory over the image's read-only root: the layers of its disk are only locked, so that a disk has one VM.
 
+mod control;
 mod relay;
 mod runsc;
 mod state;
@@ -30,6 +31,7 @@ use crate::{
     task::{Task, spawn},
 };
 use async_trait::async_trait;
+use control::Control;
 use relay::Relay;
 use runsc::{Runsc, Status};
 use rustix::process::Signal;
@@ -39,7 +41,7 @@ use std::{
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
     process::ExitStatus,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -54,14 +56,24 @@ const QUIT: Duration = Duration::from_secs(5);
 /// After SIGKILL only the host's kernel is left to wait for.
 const KILL: Duration = Duration::from_secs(10);
 
+/// Whether the guest stands still. Its kernel counts and does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Goes,
+    Still,
+    /// It was told, and did not answer.
+    Unknown,
+}
+
 #[derive(Debug)]
 pub(super) struct Sandbox {
     child: Child,
     companions: Vec<ProcessId>,
-    runsc: Runsc,
+    control: Control,
     channel: Relay,
     /// Held by whoever makes the guest stand still or go on.
     disk: AsyncMutex<Disk>,
+    standing: Mutex<Standing>,
     /// What its next state is against, and what it continued from.
     saved: Saved,
     /// One climber at a time; the second finds the sandbox gone.
@@ -99,14 +111,19 @@ pub(super) async fn start(
         // They were made while the first one was on its way there.
         limits.extend(confinement.lock().unwrap_or_else(PoisonError::into_inner).join(&ids));
         companions.into_iter().for_each(|process| child.accompany(process));
-        Ok((ids, limits))
+        let control = runsc.control().map_err(|error| {
+            StartError::new(BootStep::Vmm, "cannot find the way to the sandbox's kernel", error)
+        })?;
+        Ok((ids, limits, control))
     };
     let ready = ready.await;
     drop(image);
     match ready {
-        Ok((companions, limits)) => {
+        Ok((companions, limits, control)) => {
             let (disk, ladder, log) = (AsyncMutex::new(disk), AsyncMutex::new(()), log.clone());
-            Ok((Box::new(Sandbox { child, companions, runsc, channel, disk, saved, ladder, log }), limits))
+            let standing = Mutex::new(Standing::Goes);
+            let sandbox = Sandbox { child, companions, control, channel, disk, standing, saved, ladder, log };
+            Ok((Box::new(sandbox), limits))
         }
         Err(error) => {
             let killed = async { child.signal(Signal::KILL).map_err(|error| error.to_string()) };
@@ -198,6 +215,15 @@ fn judge(status: io::Result<ExitStatus>, last_words: Option<String>) -> Exit {
     }
 }
 
+/// What a guest does that was told to: a kernel that refuses says so.
+fn settled(told: &Result<(), CallError>, then: Standing, before: Standing) -> Standing {
+    match told {
+        Ok(()) => then,
+        Err(CallError::Failed(_) | CallError::Refused(_)) => before,
+        Err(CallError::Late { .. } | CallError::Ended(_)) => Standing::Unknown,
+    }
+}
+
 impl Sandbox {
     /// The end of the sandbox explains a failed call better than the call's own error.
     async fn unless_ended<T>(
@@ -213,16 +239,35 @@ impl Sandbox {
         }
     }
 
-    fn status(&self) -> Result<Status, CallError> {
-        match self.runsc.status() {
-            Ok(Some(status)) => Ok(status),
-            Ok(None) => Err(CallError::Failed("the sandbox has no state".into())),
-            Err(error) => Err(CallError::failed("read the sandbox's state", &error)),
+    fn is_still(&self) -> Result<bool, CallError> {
+        match *self.standing() {
+            Standing::Goes => Ok(false),
+            Standing::Still => Ok(true),
+            Standing::Unknown => {
+                let said = "the sandbox's kernel was told to stand still or to go on, and did not answer";
+                Err(CallError::Failed(said.into()))
+            }
         }
     }
 
-    async fn is_still(&self) -> Result<bool, CallError> {
-        self.unless_ended(async { Ok(self.status()? == Status::Paused) }).await
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// With the disk held, of a guest that goes.
+    async fn hold(&self) -> Result<(), CallError> {
+        *self.standing() = Standing::Unknown;
+        let held = self.unless_ended(self.control.pause()).await;
+        *self.standing() = settled(&held, Standing::Still, Standing::Goes);
+        held
+    }
+
+    /// With the disk held, of a guest that stands still.
+    async fn let_go(&self) -> Result<(), CallError> {
+        *self.standing() = Standing::Unknown;
+        let gone = self.unless_ended(self.control.resume()).await;
+        *self.standing() = settled(&gone, Standing::Goes, Standing::Still);
+        gone
     }
 
     /// With the disk held: nobody else pauses or resumes meanwhile.
@@ -232,14 +277,14 @@ impl Sandbox {
             return Err(CallError::Refused(said.into()));
         }
         let next = disk.take(&plan.next_layer)?;
-        let ran = !self.is_still().await?;
+        let ran = !self.is_still()?;
+        let raw = self.saved.raw(&plan.dir)?;
         let begun = Instant::now();
         let stood = async {
             if ran {
-                self.unless_ended(self.runsc.pause()).await?;
+                self.hold().await?;
             }
-            let raw = self.saved.directory(&plan.dir)?;
-            self.unless_ended(self.runsc.checkpoint(raw.path())).await?;
+            self.unless_ended(self.control.checkpoint(raw.files())).await?;
             Ok(raw)
         };
         let raw: Result<_, CallError> = stood.await;
@@ -249,7 +294,7 @@ impl Sandbox {
         let goes_on = ran && (raw.is_err() || plan.then == AfterCheckpoint::Continue);
         if goes_on {
             disk.in_use();
-            let resumed = self.unless_ended(self.runsc.resume()).await;
+            let resumed = self.let_go().await;
             if let Err(error) = &resumed {
                 self.log.line(format_args!("the sandbox was told to go on and does not: {error}"));
             }
@@ -289,24 +334,24 @@ impl Machine for Sandbox {
 
     async fn pause(&self) -> Result<(), CallError> {
         let _disk = self.disk.lock().await;
-        match self.is_still().await? {
+        match self.is_still()? {
             true => Ok(()),
-            false => self.unless_ended(self.runsc.pause()).await,
+            false => self.hold().await,
         }
     }
 
     async fn resume(&self) -> Result<(), CallError> {
         let mut disk = self.disk.lock().await;
         disk.in_use();
-        match self.is_still().await? {
-            true => self.unless_ended(self.runsc.resume()).await,
+        match self.is_still()? {
+            true => self.let_go().await,
             false => Ok(()),
         }
     }
 
     async fn is_paused(&self) -> Result<bool, CallError> {
         let _disk = self.disk.lock().await;
-        self.is_still().await
+        self.is_still()
     }
 
     async fn checkpoint(&self, plan: &Checkpoint) -> Result<Taken, CallError> {
@@ -327,14 +372,14 @@ impl Machine for Sandbox {
         let _climbing = self.ladder.lock().await;
         let mut ladder = Ladder::new(&self.child, &self.log);
         // A guest that stands still will not power off, however long one waits, nor let itself be killed from inside.
-        let paused = !self.child.has_ended() && matches!(self.is_still().await, Ok(true));
+        let paused = !self.child.has_ended() && !matches!(self.is_still(), Ok(false));
         let grace = if paused { Duration::ZERO } else { grace };
         if (!grace.is_zero() || self.child.has_ended())
             && let Some(report) = ladder.climb(StopStep::GuestShutdown, grace, async { Ok(()) }).await
         {
             return Some(report);
         }
-        let quit = async { self.runsc.kill().await.map_err(|error| error.to_string()) };
+        let quit = async { self.control.kill().await.map_err(|error| error.to_string()) };
         if !paused && let Some(report) = ladder.climb(StopStep::VmmQuit, QUIT, quit).await {
             return Some(report);
         }

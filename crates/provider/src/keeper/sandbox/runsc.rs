@@ -1,18 +1,13 @@
-//! `runsc` as a command: what is run, and what it wrote down of the sandbox.
+//! `runsc` as a command: what runs a sandbox, and what it wrote down of it.
 
-use crate::keeper::{files, machine::CallError, spec::Spec};
+use super::control::Control;
+use crate::keeper::{files, spec::Spec};
 use serde::Deserialize;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    time::Duration,
+    process::Command,
 };
-
-/// A command takes a fiftieth of a second and waits for the guest's processes to stand still.
-const CALL: Duration = Duration::from_secs(10);
-/// A checkpoint writes all of the guest's memory.
-const CHECKPOINT: Duration = Duration::from_secs(100);
 
 /// As in the state file of `runsc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -28,6 +23,13 @@ pub(super) enum Status {
 #[derive(Debug, Deserialize)]
 struct State {
     status: Status,
+    sandbox: Kernel,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kernel {
+    control_socket_path: PathBuf,
 }
 
 #[derive(Debug)]
@@ -76,60 +78,23 @@ impl Runsc {
 
     /// `None` until there is a sandbox. What was written half is read again.
     pub fn status(&self) -> io::Result<Option<Status>> {
+        Ok(self.state()?.map(|state| state.status))
+    }
+
+    /// The way to the kernel of a sandbox that was started.
+    pub fn control(&self) -> io::Result<Control> {
+        let state = self.state()?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Control::new(state.sandbox.control_socket_path, self.id.clone()))
+    }
+
+    fn state(&self) -> io::Result<Option<State>> {
         let path = self.root.join(format!("{id}_sandbox:{id}.state", id = self.id));
         match fs::read(path) {
-            Ok(text) => Ok(serde_json::from_slice::<State>(&text).ok().map(|state| state.status)),
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
-
-    pub async fn pause(&self) -> Result<(), CallError> {
-        self.tell("pause the sandbox", CALL, self.command("pause")).await
-    }
-
-    pub async fn resume(&self) -> Result<(), CallError> {
-        self.tell("resume the sandbox", CALL, self.command("resume")).await
-    }
-
-    /// SIGKILL to PID 1, by the sandbox's own kernel.
-    pub async fn kill(&self) -> Result<(), CallError> {
-        let mut command = self.command("kill");
-        command.arg(&self.id).arg("KILL");
-        run("end the sandbox", CALL, command).await
-    }
-
-    /// Writes the state to files in `directory`. The sandbox stays as it is.
-    pub async fn checkpoint(&self, directory: &Path) -> Result<(), CallError> {
-        let mut command = self.command("checkpoint");
-        command.args(["-leave-running", "-compression", "none", "-image-path"]).arg(directory);
-        self.tell("save the sandbox's state", CHECKPOINT, command).await
-    }
-
-    async fn tell(&self, what: &str, limit: Duration, mut command: Command) -> Result<(), CallError> {
-        command.arg(&self.id);
-        run(what, limit, command).await
-    }
-}
-
-async fn run(what: &str, limit: Duration, mut command: Command) -> Result<(), CallError> {
-    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut command = tokio::process::Command::from(command);
-    command.kill_on_drop(true);
-    let output = match tokio::time::timeout(limit, command.output()).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) => return Err(CallError::failed(what, &error)),
-        Err(_elapsed) => return Err(CallError::Late { after: limit }),
-    };
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(CallError::Failed(format!("cannot {what}: {}", last_words(&output))))
-}
-
-fn last_words(output: &Output) -> String {
-    let lines = crate::keeper::last_lines(&output.stderr);
-    lines.last().cloned().unwrap_or_else(|| format!("`runsc` ended with {}", output.status))
 }
 
 #[cfg(test)]
@@ -148,23 +113,12 @@ mod tests {
         };
         assert_eq!(runsc.status().unwrap(), None);
         let path = directory.path().join("x-g1_sandbox:x-g1.state");
-        fs::write(&path, r#"{"id":"x-g1","spec":{},"status":"paused","sandbox":{}}"#).unwrap();
-        assert_eq!(runsc.status().unwrap(), Some(Status::Paused));
+        assert!(runsc.control().is_err());
+        let state = r#"{"id":"x-g1","spec":{},"status":"running","sandbox":{"controlSocketPath":"/x"}}"#;
+        fs::write(&path, state).unwrap();
+        assert_eq!(runsc.status().unwrap(), Some(Status::Running));
+        runsc.control().unwrap();
         fs::write(&path, r#"{"id":"x-g1","sp"#).unwrap();
         assert_eq!(runsc.status().unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn a_command_that_fails_is_quoted_and_one_that_hangs_is_ended() {
-        let shell = |script: &str| {
-            let mut command = Command::new("/bin/sh");
-            command.args(["-c", script]);
-            command
-        };
-        let limit = Duration::from_secs(10);
-        let failed = run("try", limit, shell("echo no such sandbox >&2; exit 1")).await.unwrap_err();
-        assert_eq!(failed.to_string(), "cannot try: no such sandbox");
-        let late = run("try", Duration::from_millis(50), shell("exec sleep 1000")).await.unwrap_err();
-        assert!(matches!(late, CallError::Late { .. }), "{late:?}");
     }
 }

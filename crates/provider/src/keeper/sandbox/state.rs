@@ -21,9 +21,9 @@ use crate::{
 use offshoot_types::{Bytes, SnapshotId};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::{FileExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -50,9 +50,14 @@ pub(super) struct Saved {
     delta: Option<Arc<Delta>>,
 }
 
-/// A directory that `runsc` writes a state to; gone with this value.
+/// What a sandbox's kernel writes a state to. Files without names, on the disk where the state will be: what is not read
+/// back at once can leave the host's memory, which counts as the sandbox's.
 #[derive(Debug)]
-pub(super) struct Raw(PathBuf);
+pub(super) struct Raw {
+    checkpoint: File,
+    meta: File,
+    pages: File,
+}
 
 /// A directory that `runsc` restores from; gone with this value.
 #[derive(Debug)]
@@ -63,15 +68,9 @@ pub(super) struct Image {
 }
 
 impl Raw {
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        // What cannot be removed goes with the directory of the checkpoint, whose owner removes that.
-        let _left = fs::remove_dir_all(&self.0);
+    /// In the order in which they are passed.
+    pub fn files(&self) -> [BorrowedFd<'_>; 3] {
+        [&self.checkpoint, &self.meta, &self.pages].map(File::as_fd)
     }
 }
 
@@ -195,12 +194,15 @@ impl Saved {
         }
     }
 
-    /// A place for a new state beside where it will be.
-    pub fn directory(&self, beside: &Path) -> Result<Raw, CallError> {
+    /// A place for a new state on the disk of `beside`.
+    pub fn raw(&self, beside: &Path) -> Result<Raw, CallError> {
         let path = beside.join("sandbox");
-        let made = fs::create_dir(&path);
-        made.map_err(|error| CallError::failed(&format!("create `{}`", path.display()), &error))?;
-        Ok(Raw(path))
+        let file = || {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+            fs::remove_file(&path).map(|()| file)
+        };
+        let made = || Ok(Raw { checkpoint: file()?, meta: file()?, pages: file()? });
+        made().map_err(|error| CallError::failed(&format!("make `{}`", path.display()), &error))
     }
 
     /// The state that was written there, as parts.
@@ -212,21 +214,20 @@ impl Saved {
     }
 
     fn collect_now(&self, raw: &Raw, dir: &Path) -> io::Result<(Checkpointed, OwnedFd)> {
-        let open = |name| File::open(raw.0.join(name));
-        let (checkpoint, meta, pages) = (open(CHECKPOINT)?, open(PAGES_META)?, open(PAGES)?);
+        let Raw { checkpoint, meta, pages } = raw;
         let length = |file: &File| file.metadata().map(|metadata| metadata.len());
-        let lengths =
-            Lengths { checkpoint: length(&checkpoint)?, meta: length(&meta)?, pages: length(&pages)? };
+        let lengths = Lengths { checkpoint: length(checkpoint)?, meta: length(meta)?, pages: length(pages)? };
         if lengths.pages > self.size.0 || !lengths.pages.is_multiple_of(PAGE) {
             let held = Bytes(lengths.pages);
             let message =
                 format!("the guest holds {held} in memory, more than the {} it was given", self.size);
             return Err(io::Error::other(message));
         }
-        let delta = self.delta_to(&pages, lengths.pages)?;
+        let delta = self.delta_to(pages, lengths.pages)?;
         let mut state = create(&dir.join(DEVICE_STATE))?;
         state.write_all(&lengths.to_bytes())?;
         for mut part in [checkpoint, meta] {
+            part.rewind()?;
             io::copy(&mut part, &mut state)?;
         }
         let said = Checkpointed {
@@ -297,21 +298,20 @@ mod tests {
         }
     }
 
-    /// As `runsc` leaves one: `pages` by the byte that fills each.
-    fn raw(directory: &Path, pages: &[u8]) -> Raw {
-        let path = directory.join("sandbox");
-        fs::create_dir(&path).unwrap();
+    /// As a kernel leaves one: `pages` by the byte that fills each.
+    fn raw(saved: &Saved, directory: &Path, pages: &[u8]) -> Raw {
+        let raw = saved.raw(directory).unwrap();
         let filled: Vec<u8> = pages.iter().flat_map(|byte| vec![*byte; PAGE as usize]).collect();
-        for (name, content) in
-            [(CHECKPOINT, b"kernel".as_slice()), (PAGES_META, b"meta"), (PAGES, filled.as_slice())]
+        for (mut file, content) in
+            [(&raw.checkpoint, b"kernel".as_slice()), (&raw.meta, b"meta"), (&raw.pages, filled.as_slice())]
         {
-            fs::write(path.join(name), content).unwrap();
+            file.write_all(content).unwrap();
         }
-        Raw(path)
+        raw
     }
 
     fn delta(saved: &Saved, directory: &Path, pages: &[u8]) -> Delta {
-        let (said, file) = saved.collect_now(&raw(directory, pages), directory).unwrap();
+        let (said, file) = saved.collect_now(&raw(saved, directory, pages), directory).unwrap();
         let delta = said.delta.unwrap();
         Delta::received(file, saved.base_id, Bytes(delta.memory), delta.runs).unwrap()
     }
@@ -346,7 +346,8 @@ mod tests {
     fn what_is_no_state_or_does_not_fit_is_refused_and_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        let too_large = saved(None, None).collect_now(&raw(path, &[1; 65]), path).unwrap_err();
+        let larger = saved(None, None);
+        let too_large = larger.collect_now(&raw(&larger, path, &[1; 65]), path).unwrap_err();
         assert!(too_large.to_string().contains("more than"), "{too_large}");
         let whole = Lengths { checkpoint: 6, meta: 4, pages: PAGE }.to_bytes();
         let mut foreign = whole;
