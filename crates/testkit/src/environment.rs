@@ -87,8 +87,13 @@ impl TestEnv {
     /// With a warm pool that keeps so many instances. Without one no process runs that nobody asked for.
     pub fn with_pool(pool: u32) -> Self {
         let mut env = Self::new();
-        env.pool = pool;
+        env.set_pool(pool);
         env
+    }
+
+    /// What the warm pool of a daemon keeps that is started from here on.
+    pub fn set_pool(&mut self, pool: u32) {
+        self.pool = pool;
     }
 
     /// With sandboxes of gVisor instead of virtual machines; `None`, and said why, where it does not work.

@@ -20,11 +20,22 @@ use std::{fs, time::Instant};
 
 /// Written before a snapshot, in MiB.
 const DIRTY: [u64; 3] = [1, 10, 100];
-const MEMORY: [u64; 3] = [256, 1024, 4096];
 const DEPTH: [usize; 3] = [1, 5, 20];
+
+/// How much of it is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Of the guests whose snapshots are measured, in MiB.
+    pub memory: &'static [u64],
+    /// Forks at once.
+    pub forks: &'static [u32],
+    /// At that many the memory of an idle one is read.
+    pub idle: u32,
+}
 
 pub async fn measure(
     plan: &Plan,
+    sizes: Sizes,
     client: &Client,
     env: &TestEnv,
     wanted: &dyn Fn(&str) -> bool,
@@ -39,7 +50,7 @@ pub async fn measure(
             context(plan, client, &source, rows).await;
         }
         if wanted("fork") {
-            forks(plan, client, env, &source, rows).await?;
+            forks(plan, sizes, client, env, &source, rows).await?;
         }
         if wanted("rollback") {
             rollbacks(plan, client, &source, rows).await?;
@@ -52,7 +63,7 @@ pub async fn measure(
         }
     }
     if wanted("snapshot") {
-        for mib in MEMORY {
+        for &mib in sizes.memory {
             snapshots(plan, client, mib, rows).await?;
         }
     }
@@ -109,6 +120,7 @@ async fn context(plan: &Plan, client: &Client, vm: &VmRef, rows: &mut Vec<Row>) 
 
 async fn forks(
     plan: &Plan,
+    sizes: Sizes,
     client: &Client,
     env: &TestEnv,
     source: &VmRef,
@@ -138,7 +150,7 @@ async fn forks(
         }
         rows.push(Row::new(what, Unit::Ms, values, failed));
     }
-    for count in [10_u32, 50, 100] {
+    for &count in sizes.forks {
         let rounds = if count == 100 { 1 } else { plan.samples(5).min(3) };
         let (mut values, mut failed) = (Vec::new(), 0);
         for round in 0..rounds {
@@ -158,8 +170,8 @@ async fn forks(
             let results = join_all(vms.iter().map(|vm| python(client, vm, "x += 1; print(x)"))).await;
             values.push(ms(began));
             failed += results.iter().filter(|r| !matches!(r, Ok(out) if out == "42\n")).count();
-            if count == 50 && round == 0 {
-                rows.push(pss(env, &vms, "memory: PSS per idle fork, 50 alive, VMM")?);
+            if count == sizes.idle && round == 0 {
+                rows.push(pss(env, &vms, &format!("memory: PSS per idle fork, {count} alive, VMM"))?);
                 try_join_all(vms.iter().take(4).map(|vm| python(client, vm, "y = bytearray(64 << 20)")))
                     .await?;
                 rows.push(pss(env, &vms[..4], "memory: PSS of a fork after touching 64 MiB, VMM")?);
@@ -178,21 +190,28 @@ async fn answers(client: &Client, from: &str, name: &str) -> Result<VmRef> {
     Ok(vm)
 }
 
-fn pss(env: &TestEnv, vms: &[VmRef], what: &str) -> Result<Row> {
-    let mut values = Vec::new();
+/// Of all that a VM is made of but its keeper.
+pub fn pss(env: &TestEnv, vms: &[VmRef], what: &str) -> Result<Row> {
     let processes = env.processes();
+    let mut values = Vec::new();
     for vm in vms {
-        let id = vm.to_string();
-        let vmm = processes
-            .iter()
-            .find(|p| p.command_line.contains("qemu-system") && p.command_line.contains(&id))
-            .with_context(|| format!("no VMM of {id}"))?;
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", vmm.pid)).context("read the PSS")?;
-        let kib = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no PSS")?;
-        let kib: f64 = kib.trim().trim_end_matches(" kB").parse().context("a PSS in kB")?;
-        values.push(kib / 1024.0);
+        let (id, simple) = (vm.to_string(), vm.to_string().replace('-', ""));
+        let of_vm = processes.iter().filter(|process| {
+            let line = &process.command_line;
+            !line.contains(" keeper ") && (line.contains(&id) || line.contains(&simple))
+        });
+        let sizes: Vec<f64> = of_vm.map(|process| pss_of(process.pid)).collect::<Result<_>>()?;
+        ensure!(!sizes.is_empty(), "no process of {id}");
+        values.push(sizes.iter().sum());
     }
     Ok(Row::new(what, Unit::MiB, values, 0))
+}
+
+pub fn pss_of(pid: i32) -> Result<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read the PSS")?;
+    let kib = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no PSS")?;
+    let kib: f64 = kib.trim().trim_end_matches(" kB").parse().context("a PSS in kB")?;
+    Ok(kib / 1024.0)
 }
 
 async fn rollbacks(plan: &Plan, client: &Client, vm: &VmRef, rows: &mut Vec<Row>) -> Result<()> {

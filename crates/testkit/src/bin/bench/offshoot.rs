@@ -2,6 +2,7 @@
 
 use crate::{
     Plan,
+    branch::{self, Sizes, python},
     sample::{Row, Unit, ms},
 };
 use anyhow::{Context, Result, bail};
@@ -14,18 +15,46 @@ use offshoot_api::{
 };
 use offshoot_testkit::TestEnv;
 use offshoot_types::VmRef;
-use std::{fs, io::Write, time::Instant};
+use std::{fs, io::Write, process::Command, time::Instant};
 
+/// Prints how many seconds it computed.
+const COMPUTE: &str = "import time\nt = time.perf_counter()\ns = 0\n\
+                       for i in range(1_000_000): s += i * i % 7\n\
+                       print(time.perf_counter() - t)";
+
+/// Virtual machines, then sandboxes where there are some.
 pub async fn measure(
     plan: &Plan,
     wanted: &dyn Fn(&str) -> bool,
     rows: &mut Vec<Row>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
+    let sizes = Sizes { memory: &[256, 1024, 4096], forks: &[10, 50, 100], idle: 50 };
     let env = TestEnv::new();
     if wanted("fsync") {
         rows.push(fsync(plan, &env)?);
     }
+    one(plan, sizes, env, wanted, rows, notes).await?;
+    if let Some(env) = TestEnv::on_gvisor() {
+        let first = rows.len();
+        // What a sandbox may use at most is no part of its state.
+        let sizes = Sizes { memory: &[256], forks: &[10], idle: 10 };
+        one(plan, sizes, env, wanted, rows, notes).await?;
+        for row in &mut rows[first..] {
+            row.what.insert_str(0, "gVisor: ");
+        }
+    }
+    Ok(())
+}
+
+async fn one(
+    plan: &Plan,
+    sizes: Sizes,
+    env: TestEnv,
+    wanted: &dyn Fn(&str) -> bool,
+    rows: &mut Vec<Row>,
+    notes: &mut Vec<String>,
+) -> Result<()> {
     env.run(&["list"]).success();
     if wanted("cold") {
         rows.push(cold_run(plan, &env));
@@ -34,7 +63,7 @@ pub async fn measure(
     if wanted("boot") {
         concurrent_boots(&client, rows).await?;
     }
-    if wanted("api") || wanted("exec") || wanted("files") || wanted("memory") {
+    if wanted("api") || wanted("exec") || wanted("files") || wanted("memory") || wanted("compute") {
         let vm: VmRef = "bench".parse().context("a valid name")?;
         client.create(&CreateVm { name: "bench".into(), start: true, ..CreateVm::default() }).await?;
         if wanted("memory") {
@@ -49,8 +78,11 @@ pub async fn measure(
         if wanted("files") {
             files(plan, &client, &vm, rows).await?;
         }
+        if wanted("compute") {
+            compute(plan, &client, &vm, rows).await?;
+        }
     }
-    crate::branch::measure(plan, &client, &env, wanted, rows).await?;
+    branch::measure(plan, sizes, &client, &env, wanted, rows).await?;
     env.finish();
     Ok(())
 }
@@ -215,21 +247,30 @@ async fn files(plan: &Plan, client: &Client, vm: &VmRef, rows: &mut Vec<Row>) ->
 }
 
 async fn memory(client: &Client, env: &TestEnv, vm: &VmRef, rows: &mut Vec<Row>) -> Result<()> {
-    let id = client.vm(vm).await?.id.to_string();
+    let id = VmRef::Id(client.vm(vm).await?.id);
+    rows.push(branch::pss(env, &[id], "memory: PSS of an idle VM's VMM, 256 MiB guest after cold boot")?);
     for process in env.processes() {
-        let what = if process.command_line.contains("qemu-system") && process.command_line.contains(&id) {
-            "memory: PSS of an idle VM's VMM, 256 MiB guest after cold boot"
-        } else if process.command_line.contains(" keeper ") {
+        let what = if process.command_line.contains(" keeper ") {
             "memory: PSS of its keeper"
         } else if process.command_line.contains(" serve") {
             "memory: PSS of the daemon"
         } else {
             continue;
         };
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid)).unwrap_or_default();
-        let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap_or_default();
-        let kib: f64 = pss.trim().trim_end_matches(" kB").parse().unwrap_or(f64::NAN);
-        rows.push(Row::single(what, Unit::MiB, kib / 1024.0));
+        rows.push(Row::single(what, Unit::MiB, branch::pss_of(process.pid)?));
     }
+    Ok(())
+}
+
+/// The same loop of Python here and there, alternately: how many times as long it takes there.
+async fn compute(plan: &Plan, client: &Client, vm: &VmRef, rows: &mut Vec<Row>) -> Result<()> {
+    let mut ratios = Vec::new();
+    for _ in 0..plan.samples(25) {
+        let host = Command::new("python3").args(["-c", COMPUTE]).output().context("start python3 here")?;
+        let host: f64 = String::from_utf8_lossy(&host.stdout).trim().parse().context("what python3 took")?;
+        let guest: f64 = python(client, vm, COMPUTE).await?.trim().parse().context("what the guest took")?;
+        ratios.push(guest / host);
+    }
+    rows.push(Row::new("compute: a loop of Python in the guest, of the host's time", Unit::Ratio, ratios, 0));
     Ok(())
 }

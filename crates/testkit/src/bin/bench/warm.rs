@@ -49,7 +49,16 @@ pub async fn measure(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
             "warm: size of a template's memory, 256 MiB guest",
         ],
     };
-    ask(&question, rows).await
+    let env = TestEnv::new();
+    ask(&question, env, rows).await?;
+    if let Some(env) = TestEnv::on_gvisor() {
+        let first = rows.len();
+        ask(&question, env, rows).await?;
+        for row in &mut rows[first..] {
+            row.what.insert_str(0, "gVisor: ");
+        }
+    }
+    Ok(())
 }
 
 /// With the image `interpreter`, which must be built: the first figure of a VM that has just been begun.
@@ -66,11 +75,11 @@ pub async fn figures(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
             "figure: size of a template's memory, 512 MiB guest",
         ],
     };
-    ask(&question, rows).await
+    ask(&question, TestEnv::new(), rows).await
 }
 
-async fn ask(question: &Question, rows: &mut Vec<Row>) -> Result<()> {
-    let env = TestEnv::with_pool(POOL);
+async fn ask(question: &Question, mut env: TestEnv, rows: &mut Vec<Row>) -> Result<()> {
+    env.set_pool(POOL);
     env.run(&["list"]).success();
     let client = Client::new(socket(&env)?);
     // The first one that could have used it starts the pool.
