@@ -56,7 +56,7 @@ pub(crate) struct Spec {
 pub(crate) enum Monitor {
     /// By QMP, and it gets the descriptors above.
     Qemu,
-    /// `runsc`: by commands, each a run of the program with the same arguments.
+    /// `runsc` runs it, and its kernel is asked at the socket that `runsc` made.
     Sandbox {
         /// The OCI bundle to run.
         bundle: PathBuf,
