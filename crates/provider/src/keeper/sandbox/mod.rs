@@ -26,7 +26,7 @@ use super::{
     wire::Checkpoint,
 };
 use crate::{
-    AfterCheckpoint, BootStep, Exit, StopReport, StopStep,
+    AfterCheckpoint, BootStep, Exit, StopReport, StopStep, os,
     process::{self, Process, ProcessId},
     task::{Task, spawn},
 };
@@ -151,6 +151,7 @@ fn run(
     let said = blocking(said).map_err(error("cannot pass the console to the sandbox"))?;
     let mut command = runsc.start(image);
     command.stdin(theirs).stdout(output).stderr(said);
+    os::without_membarrier(&mut command);
 
     let last_words = Arc::new(Mutex::new(None));
     let stderr = LastBytes::default();
