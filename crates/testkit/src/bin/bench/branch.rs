@@ -16,7 +16,7 @@ use offshoot_api::{
 };
 use offshoot_testkit::TestEnv;
 use offshoot_types::VmRef;
-use std::{fs, time::Instant};
+use std::{collections::BTreeSet, fs, time::Instant};
 
 /// Written before a snapshot, in MiB.
 const DIRTY: [u64; 3] = [1, 10, 100];
@@ -200,11 +200,26 @@ pub fn pss(env: &TestEnv, vms: &[VmRef], what: &str) -> Result<Row> {
             let line = &process.command_line;
             !line.contains(" keeper ") && (line.contains(&id) || line.contains(&simple))
         });
-        let sizes: Vec<f64> = of_vm.map(|process| pss_of(process.pid)).collect::<Result<_>>()?;
-        ensure!(!sizes.is_empty(), "no process of {id}");
+        // Those in which a sandbox runs its guest have no command line.
+        let all: BTreeSet<i32> = of_vm.flat_map(|process| with_descendants(process.pid)).collect();
+        ensure!(!all.is_empty(), "no process of {id}");
+        let sizes: Vec<f64> = all.into_iter().map(pss_of).collect::<Result<_>>()?;
         values.push(sizes.iter().sum());
     }
     Ok(Row::new(what, Unit::MiB, values, 0))
+}
+
+fn with_descendants(pid: i32) -> Vec<i32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        for thread in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            found.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+        next += 1;
+    }
+    found
 }
 
 pub fn pss_of(pid: i32) -> Result<f64> {
