@@ -96,6 +96,9 @@ struct Edges {
     epoll: Arc<AsyncFd>,
     /// What is reported as of now.
     reported: epoll::EventFlags,
+    /// Those that have forgotten. Not closed: to take out what is wrongly noted as listed empties the runtime's list of all
+    /// that is ready.
+    forgotten: Vec<Arc<AsyncFd>>,
 }
 
 impl Port {
@@ -133,7 +136,8 @@ impl Edges {
     fn of(port: &OwnedFd, reported: epoll::EventFlags) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, port, epoll::EventData::new_u64(0), reported)?;
-        Ok(Self { epoll: Arc::new(sys::async_fd(epoll, Interest::READABLE)?), reported })
+        let epoll = Arc::new(sys::async_fd(epoll, Interest::READABLE)?);
+        Ok(Self { epoll, reported, forgotten: Vec::new() })
     }
 }
 
@@ -174,9 +178,9 @@ impl Watched {
     /// In place of an epoll that has forgotten the port, or that the runtime's own has forgotten.
     fn renew(&self) -> io::Result<()> {
         let mut edges = self.edges();
-        let new = Edges::of(&self.port, edges.reported)?;
-        // Not closed: taking out what is wrongly noted as listed would empty the list of all that is ready.
-        std::mem::forget(std::mem::replace(&mut *edges, new));
+        let new = Edges::of(&self.port, edges.reported)?.epoll;
+        let old = std::mem::replace(&mut edges.epoll, new);
+        edges.forgotten.push(old);
         Ok(())
     }
 
@@ -309,27 +313,28 @@ mod tests {
         let (mut port, host) = port();
         let (mut read, mut write) = host.into_split();
         let data: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8).collect();
-        let echo = tokio::spawn(async move { tokio::io::copy(&mut read, &mut write).await });
+        let echo = async { tokio::io::copy(&mut read, &mut write).await };
         let (mut back, mut chunks) = (Vec::new(), data.chunks(1 << 20));
         // What is on its way fits nowhere, so one direction is stuck until the other moves.
         let (mut reader, mut writer) = tokio::io::split(&mut port);
-        let (_, _) = tokio::join!(
-            async {
-                for chunk in chunks.by_ref() {
-                    writer.write_all(chunk).await.unwrap();
-                }
-            },
-            async {
-                let mut buffer = vec![0; 70_000];
-                while back.len() < SIZE {
-                    let count = reader.read(&mut buffer).await.unwrap();
-                    back.extend_from_slice(&buffer[..count]);
-                }
+        let there = async {
+            for chunk in chunks.by_ref() {
+                writer.write_all(chunk).await.unwrap();
             }
-        );
+        };
+        let and_back = async {
+            let mut buffer = vec![0; 70_000];
+            while back.len() < SIZE {
+                let count = reader.read(&mut buffer).await.unwrap();
+                back.extend_from_slice(&buffer[..count]);
+            }
+        };
+        tokio::select! {
+            _ = async { tokio::join!(there, and_back) } => {}
+            ended = echo => panic!("the echo ended: {ended:?}"),
+        }
         assert!(back == data);
         assert_eq!(port.watched.edges().reported, idle(true));
-        echo.abort();
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -33,11 +34,22 @@ const ANSWER: usize = 64 << 10;
 /// Most that are passed at once.
 const FILES: usize = 3;
 
+/// Whether the guest stands still. Its kernel counts how often it was told to, ends if it is let go once more, and does not
+/// tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Goes,
+    Still,
+    /// It was told, and did not answer.
+    Unknown,
+}
+
 #[derive(Debug)]
 pub(super) struct Control {
     socket: PathBuf,
     /// The sandbox, as `runsc` calls it.
     id: String,
+    standing: Mutex<Standing>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -48,18 +60,59 @@ struct Answer {
 }
 
 impl Control {
+    /// Of a guest that goes.
     pub fn new(socket: PathBuf, id: String) -> Self {
-        Self { socket, id }
+        Self { socket, id, standing: Mutex::new(Standing::Goes) }
     }
 
-    /// Not twice: the kernel counts.
-    pub async fn pause(&self) -> Result<(), CallError> {
-        self.call("pause the sandbox", "Pause", Value::Null, &[], CALL).await
+    /// An error if nobody knows.
+    pub fn is_still(&self) -> Result<bool, CallError> {
+        match *self.standing() {
+            Standing::Goes => Ok(false),
+            Standing::Still => Ok(true),
+            Standing::Unknown => {
+                let said = "the sandbox's kernel was told to stand still or to go on, and did not answer";
+                Err(CallError::Failed(said.into()))
+            }
+        }
     }
 
-    /// Only after [`pause`](Self::pause).
-    pub async fn resume(&self) -> Result<(), CallError> {
-        self.call("resume the sandbox", "Resume", Value::Null, &[], CALL).await
+    /// Makes the guest stand still. One caller of this and of [`let_go`](Self::let_go) at a time.
+    pub async fn hold(&self) -> Result<(), CallError> {
+        if self.is_still()? {
+            return Ok(());
+        }
+        self.tell("pause the sandbox", "Pause", Standing::Goes, Standing::Still).await
+    }
+
+    /// Makes the guest go on if it stands still.
+    pub async fn let_go(&self) -> Result<(), CallError> {
+        if !self.is_still()? {
+            return Ok(());
+        }
+        self.tell("resume the sandbox", "Resume", Standing::Still, Standing::Goes).await
+    }
+
+    async fn tell(
+        &self,
+        what: &str,
+        method: &str,
+        before: Standing,
+        then: Standing,
+    ) -> Result<(), CallError> {
+        // Also when this call is given up half way.
+        *self.standing() = Standing::Unknown;
+        let told = self.call(what, method, Value::Null, &[], CALL).await;
+        *self.standing() = match &told {
+            Ok(()) => then,
+            Err(CallError::Late { .. }) => Standing::Unknown,
+            Err(CallError::Failed(_) | CallError::Refused(_) | CallError::Ended(_)) => before,
+        };
+        told
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// SIGKILL to PID 1, by the sandbox's own kernel.
@@ -180,6 +233,61 @@ mod tests {
         for answer in [b"".as_slice(), b"{\"success\"", b"{pardon?}", &[b' '; 2 * ANSWER]] {
             let (_, answered) = asked(answer, false).await;
             assert!(matches!(answered, Err(CallError::Failed(_))), "{answered:?}");
+        }
+    }
+
+    /// A kernel that answers so, request after request, and then no more; and what it was asked.
+    fn kernel(
+        socket: &std::path::Path,
+        answers: &'static [&'static str],
+    ) -> impl Future<Output = Vec<String>> {
+        let listener = UnixListener::bind(socket).unwrap();
+        async move {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                let request: Value = serde_json::from_slice(&request[..length]).unwrap();
+                asked.push(request["method"].as_str().unwrap().replace("containerManager.", ""));
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            asked
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kernel_is_told_neither_to_stand_still_nor_to_go_on_twice() {
+        const YES: &str = r#"{"success":true}"#;
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("control");
+        let kernel = kernel(&socket, &[r#"{"success":false,"err":"not now"}"#, YES, YES, YES]);
+        let control = Control::new(socket.clone(), "x-g1".into());
+        let told = async {
+            control.let_go().await.unwrap();
+            assert!(control.hold().await.is_err());
+            // What was refused was not done.
+            assert!(!control.is_still().unwrap());
+            control.let_go().await.unwrap();
+            control.hold().await.unwrap();
+            control.hold().await.unwrap();
+            assert!(control.is_still().unwrap());
+            control.let_go().await.unwrap();
+            control.let_go().await.unwrap();
+            control.hold().await.unwrap();
+        };
+        assert_eq!(tokio::join!(kernel, told).0, ["Pause", "Pause", "Resume", "Pause"]);
+    }
+
+    #[tokio::test]
+    async fn of_a_kernel_that_did_not_answer_nobody_knows_whether_its_guest_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("control");
+        let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let control = Control::new(socket, "x-g1".into());
+        assert!(tokio::time::timeout(Duration::from_millis(20), control.hold()).await.is_err());
+        for told in [control.is_still().map(drop), control.hold().await, control.let_go().await] {
+            assert!(told.unwrap_err().to_string().contains("did not answer"));
         }
     }
 

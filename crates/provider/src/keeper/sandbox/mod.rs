@@ -41,7 +41,7 @@ use std::{
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
     process::ExitStatus,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -56,15 +56,6 @@ const QUIT: Duration = Duration::from_secs(5);
 /// After SIGKILL only the host's kernel is left to wait for.
 const KILL: Duration = Duration::from_secs(10);
 
-/// Whether the guest stands still. Its kernel counts and does not tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Goes,
-    Still,
-    /// It was told, and did not answer.
-    Unknown,
-}
-
 #[derive(Debug)]
 pub(super) struct Sandbox {
     child: Child,
@@ -73,7 +64,6 @@ pub(super) struct Sandbox {
     channel: Relay,
     /// Held by whoever makes the guest stand still or go on.
     disk: AsyncMutex<Disk>,
-    standing: Mutex<Standing>,
     /// What its next state is against, and what it continued from.
     saved: Saved,
     /// One climber at a time; the second finds the sandbox gone.
@@ -121,8 +111,7 @@ pub(super) async fn start(
     match ready {
         Ok((companions, limits, control)) => {
             let (disk, ladder, log) = (AsyncMutex::new(disk), AsyncMutex::new(()), log.clone());
-            let standing = Mutex::new(Standing::Goes);
-            let sandbox = Sandbox { child, companions, control, channel, disk, standing, saved, ladder, log };
+            let sandbox = Sandbox { child, companions, control, channel, disk, saved, ladder, log };
             Ok((Box::new(sandbox), limits))
         }
         Err(error) => {
@@ -216,15 +205,6 @@ fn judge(status: io::Result<ExitStatus>, last_words: Option<String>) -> Exit {
     }
 }
 
-/// What a guest does that was told to: a kernel that refuses says so.
-fn settled(told: &Result<(), CallError>, then: Standing, before: Standing) -> Standing {
-    match told {
-        Ok(()) => then,
-        Err(CallError::Failed(_) | CallError::Refused(_)) => before,
-        Err(CallError::Late { .. } | CallError::Ended(_)) => Standing::Unknown,
-    }
-}
-
 impl Sandbox {
     /// The end of the sandbox explains a failed call better than the call's own error.
     async fn unless_ended<T>(
@@ -240,37 +220,6 @@ impl Sandbox {
         }
     }
 
-    fn is_still(&self) -> Result<bool, CallError> {
-        match *self.standing() {
-            Standing::Goes => Ok(false),
-            Standing::Still => Ok(true),
-            Standing::Unknown => {
-                let said = "the sandbox's kernel was told to stand still or to go on, and did not answer";
-                Err(CallError::Failed(said.into()))
-            }
-        }
-    }
-
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// With the disk held, of a guest that goes.
-    async fn hold(&self) -> Result<(), CallError> {
-        *self.standing() = Standing::Unknown;
-        let held = self.unless_ended(self.control.pause()).await;
-        *self.standing() = settled(&held, Standing::Still, Standing::Goes);
-        held
-    }
-
-    /// With the disk held, of a guest that stands still.
-    async fn let_go(&self) -> Result<(), CallError> {
-        *self.standing() = Standing::Unknown;
-        let gone = self.unless_ended(self.control.resume()).await;
-        *self.standing() = settled(&gone, Standing::Goes, Standing::Still);
-        gone
-    }
-
     /// With the disk held: nobody else pauses or resumes meanwhile.
     async fn take(&self, plan: &Checkpoint, disk: &mut Disk) -> Result<Taken, CallError> {
         if !plan.memory {
@@ -278,13 +227,11 @@ impl Sandbox {
             return Err(CallError::Refused(said.into()));
         }
         let next = disk.take(&plan.next_layer)?;
-        let ran = !self.is_still()?;
+        let ran = !self.control.is_still()?;
         let raw = self.saved.raw(&plan.dir)?;
         let begun = Instant::now();
         let stood = async {
-            if ran {
-                self.hold().await?;
-            }
+            self.unless_ended(self.control.hold()).await?;
             self.unless_ended(self.control.checkpoint(raw.files())).await?;
             Ok(raw)
         };
@@ -295,7 +242,7 @@ impl Sandbox {
         let goes_on = ran && (raw.is_err() || plan.then == AfterCheckpoint::Continue);
         if goes_on {
             disk.in_use();
-            let resumed = self.let_go().await;
+            let resumed = self.unless_ended(self.control.let_go()).await;
             if let Err(error) = &resumed {
                 self.log.line(format_args!("the sandbox was told to go on and does not: {error}"));
             }
@@ -335,24 +282,18 @@ impl Machine for Sandbox {
 
     async fn pause(&self) -> Result<(), CallError> {
         let _disk = self.disk.lock().await;
-        match self.is_still()? {
-            true => Ok(()),
-            false => self.hold().await,
-        }
+        self.unless_ended(self.control.hold()).await
     }
 
     async fn resume(&self) -> Result<(), CallError> {
         let mut disk = self.disk.lock().await;
         disk.in_use();
-        match self.is_still()? {
-            true => self.let_go().await,
-            false => Ok(()),
-        }
+        self.unless_ended(self.control.let_go()).await
     }
 
     async fn is_paused(&self) -> Result<bool, CallError> {
         let _disk = self.disk.lock().await;
-        self.is_still()
+        self.control.is_still()
     }
 
     async fn checkpoint(&self, plan: &Checkpoint) -> Result<Taken, CallError> {
@@ -373,7 +314,7 @@ impl Machine for Sandbox {
         let _climbing = self.ladder.lock().await;
         let mut ladder = Ladder::new(&self.child, &self.log);
         // A guest that stands still will not power off, however long one waits, nor let itself be killed from inside.
-        let paused = !self.child.has_ended() && !matches!(self.is_still(), Ok(false));
+        let paused = !self.child.has_ended() && !matches!(self.control.is_still(), Ok(false));
         let grace = if paused { Duration::ZERO } else { grace };
         if (!grace.is_zero() || self.child.has_ended())
             && let Some(report) = ladder.climb(StopStep::GuestShutdown, grace, async { Ok(()) }).await
