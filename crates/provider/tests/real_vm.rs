@@ -123,15 +123,10 @@ async fn real_vm_survives_the_death_of_its_daemon() {
     let ids = [support::keeper(&record), support::vmm(&record)];
     let used = || ids.iter().map(|id| cpu_time(id.pid)).sum::<Duration>();
     settle(used).await;
-    let mut shares = Vec::new();
-    // A host with other work takes longer for the little there is; what spins does so all the time.
-    for _ in 0..3 {
-        let (before, begun) = (used(), Instant::now());
-        tokio::time::sleep(Duration::from_secs(4)).await;
-        shares.push((used() - before).as_secs_f64() / begun.elapsed().as_secs_f64());
-    }
-    let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
-    assert!(least < 0.01, "a VM without a daemon uses these shares of a processor: {shares:?}");
+    let (before, begun) = (used(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let share = (used() - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    assert!(share < 0.01, "a VM without a daemon uses {:.1} % of a processor", share * 100.0);
 
     let Adoption::Running(instance) = real.provider().adopt(&record).await.unwrap() else {
         panic!("it does not run any more");
