@@ -93,7 +93,7 @@ pub(crate) fn bind_to_this_thread(command: &mut Command, passed: Vec<OwnedFd>) -
 }
 
 /// Has the host's kernel say to `command`, and to what it starts, that there is no `membarrier`. Programs do without it;
-/// `runsc` registers for it at the start of each of its six processes, which waits some 10 ms for every CPU to be idle once.
+/// `runsc` registers for it whenever it starts itself, seven times for a sandbox, and waits some 10 ms each time.
 pub(crate) fn without_membarrier(command: &mut Command) {
     #[cfg(target_arch = "x86_64")]
     const ARCH: u32 = 0xC000_003E;
